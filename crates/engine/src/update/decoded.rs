@@ -1,0 +1,128 @@
+//! An update after decoding, in the compact form that the merge reads.
+
+use super::chunks::Chunks;
+
+/// An update that passed every check of its codec: all values are integers in units of 2⁻³⁰, below 1.0 in magnitude.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct DecodedUpdate {
+    pub(super) chunks: Chunks,
+    pub(super) body: Body,
+}
+
+/// The values by codec.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) enum Body {
+    Sparse(SparseBody),
+    Dense(DenseBody),
+}
+
+/// Two bytes a value: position in the chunk × 4 + class.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(super) struct SparseBody {
+    pub(super) chunks: Vec<SparseChunk>,
+    pub(super) entries: Vec<u16>,
+}
+
+/// Where a chunk's entries end, and its two magnitudes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct SparseChunk {
+    pub(super) end: usize,
+    pub(super) low: u32,
+    pub(super) high: u32,
+}
+
+/// Class bit: the value is negative.
+pub(super) const NEGATIVE: u16 = 1;
+
+/// Class bit: the value has the chunk's higher magnitude.
+pub(super) const HIGH: u16 = 2;
+
+/// Bits of a class.
+pub(super) const CLASS_BITS: u32 = 2;
+
+/// One integer a parameter and one shift a chunk.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(super) struct DenseBody {
+    pub(super) shifts: Vec<u8>,
+    pub(super) values: Vec<i16>,
+}
+
+impl SparseBody {
+    /// The entries of chunk `index` with the values of the four classes.
+    #[inline]
+    pub(super) fn chunk(&self, index: usize) -> (&[u16], [i32; 4]) {
+        let start = index
+            .checked_sub(1)
+            .map_or(0, |before| self.chunks[before].end);
+        let SparseChunk { end, low, high } = self.chunks[index];
+        let (low, high) = (low as i32, high as i32);
+        (&self.entries[start..end], [low, -low, high, -high])
+    }
+}
+
+impl DecodedUpdate {
+    /// How the parameters are cut.
+    pub fn chunks(&self) -> &Chunks {
+        &self.chunks
+    }
+
+    /// How many values the update sends.
+    pub fn sent(&self) -> usize {
+        match &self.body {
+            Body::Sparse(body) => body.entries.len(),
+            Body::Dense(body) => body.values.len(),
+        }
+    }
+
+    /// Calls `each` with the index of every parameter that the update sends and its value in units of 2⁻³⁰, in rising
+    /// order of index.
+    pub fn for_each(&self, mut each: impl FnMut(usize, i32)) {
+        for (index, span) in self.chunks.spans().enumerate() {
+            match &self.body {
+                Body::Sparse(body) => {
+                    let (entries, values) = body.chunk(index);
+                    for &entry in entries {
+                        each(
+                            span.start + usize::from(entry >> CLASS_BITS),
+                            values[usize::from(entry & 3)],
+                        );
+                    }
+                }
+                Body::Dense(body) => {
+                    for at in span.start..span.start + span.length {
+                        each(at, i32::from(body.values[at]) << body.shifts[index]);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The squared norm of each tensor, exact, in units of 2⁻⁶⁰.
+    pub fn squared_norms(&self) -> Vec<u128> {
+        let mut norms = vec![0; self.chunks.lengths().len()];
+        for (index, span) in self.chunks.spans().enumerate() {
+            norms[span.tensor] += match &self.body {
+                Body::Sparse(body) => {
+                    let SparseChunk { low, high, .. } = body.chunks[index];
+                    let entries = body.chunk(index).0;
+                    let highs = entries.iter().filter(|&&entry| entry & HIGH != 0).count();
+                    square(low) * (entries.len() - highs) as u128 + square(high) * highs as u128
+                }
+                Body::Dense(body) => {
+                    let values = &body.values[span.start..span.start + span.length];
+                    // At most 2³⁰ each and 2¹⁴ of them: the sum fits.
+                    let sum: u64 = values
+                        .iter()
+                        .map(|&value| i64::from(value).pow(2) as u64)
+                        .sum();
+                    u128::from(sum) << (2 * u32::from(body.shifts[index]))
+                }
+            };
+        }
+        norms
+    }
+}
+
+fn square(magnitude: u32) -> u128 {
+    u128::from(u64::from(magnitude) * u64::from(magnitude))
+}

@@ -1,0 +1,310 @@
+//! The merge: the updates of a round become one step, added to the public residual.
+//!
+//! For each coordinate, with weights `w` normalised to Q24 and clip factors `c` of its tensor:
+//!
+//! ```text
+//! f_i = (w_i · c_i) >> 24                       S = Σ f_i · value_i     over the updates that send the coordinate
+//! P   = Σ w_i over the same updates             G = S / max(P, floor)   rounded, halves away from zero
+//! step = rate · G                               or, with momentum:  m ← μ·m + G,  step = rate · (G + μ·m)
+//! residual ← residual + step                    saturating at ±(2³¹ − 1)
+//! ```
+//!
+//! Sums of integers don't depend on their order. Bounds: Σ f_i ≤ 2²⁴ and |value| < 2³⁰, so |S| < 2⁵⁴, and |G| < 2³⁰.
+//! The floor lies between "mean over senders" (lonely coordinates overshoot when rounds are short) and "mean over all"
+//! (they starve); one half converged best (engine reference, section 6).
+//!
+//! Chunk by chunk, all updates of a chunk before the next one: the accumulators stay in the cache.
+
+use thiserror::Error;
+
+use super::chunks::{CHUNK_MAX, Span};
+use super::decoded::{Body, CLASS_BITS, DecodedUpdate};
+use super::norms::{self, ONE_Q24};
+use super::outer::OuterState;
+use super::settings::{MergeSettings, SettingsError};
+
+/// An update and what it counts.
+#[derive(Clone, Copy, Debug)]
+pub struct Weighted<'a> {
+    /// The update.
+    pub update: &'a DecodedUpdate,
+    /// Its weight: accepted tokens × what its lateness leaves; any unit, at least 1.
+    pub weight: u64,
+}
+
+/// What the merge made of one update.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct UpdateReport {
+    /// Its part of all weights, Q24.
+    pub weight_q24: u32,
+    /// The norm of the whole update, rounded down, units of 2⁻³⁰.
+    pub norm: u64,
+    /// How many tensors were clipped.
+    pub tensors_clipped: usize,
+    /// The smallest clip factor of its tensors, Q24.
+    pub clip_factor_min_q24: u32,
+}
+
+/// What a merge did.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct MergeReport {
+    /// For each update, in the caller's order.
+    pub updates: Vec<UpdateReport>,
+    /// How often the residual or the momentum was cut at ±2.0: zero in a run that works.
+    pub saturated: u64,
+}
+
+/// Why updates can't be merged. Nothing was changed.
+#[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
+pub enum MergeError {
+    /// A round without updates has no step.
+    #[error("no updates")]
+    NoUpdates,
+    /// An update that counts for nothing must not take part: it would take part in the medians.
+    #[error("update {update} has no weight")]
+    ZeroWeight {
+        /// Its place in the list.
+        update: usize,
+    },
+    /// Updates of different models or chunk lengths.
+    #[error("update {update} is cut differently from the first")]
+    ShapeMismatch {
+        /// Its place in the list.
+        update: usize,
+    },
+    /// Parameters or outer state of another length than the updates.
+    #[error("{found} elements for {expected} parameters")]
+    Length {
+        /// Parameters that the updates are of.
+        expected: usize,
+        /// Elements of the vector given.
+        found: usize,
+    },
+    /// The settings name a momentum that the state doesn't have, or the other way round.
+    #[error("the settings and the outer state disagree on momentum")]
+    Momentum,
+    /// The settings can't be used.
+    #[error("the settings can't be used")]
+    Settings(#[source] SettingsError),
+}
+
+/// Adds the step that these updates make to `outer`'s residual. The order of the updates changes only that of the report.
+///
+/// # Errors
+/// [`MergeError`]; `outer` is then unchanged.
+pub fn merge(
+    updates: &[Weighted<'_>],
+    settings: &MergeSettings,
+    outer: &mut OuterState,
+) -> Result<MergeReport, MergeError> {
+    check(updates, settings, outer)?;
+    let weights_q24 = normalise(updates);
+    let squared: Vec<Vec<u128>> = updates
+        .iter()
+        .map(|weighted| weighted.update.squared_norms())
+        .collect();
+    let norms: Vec<Vec<u64>> = squared
+        .iter()
+        .map(|of_update| {
+            of_update
+                .iter()
+                .map(|&squared| norms::norm(squared))
+                .collect()
+        })
+        .collect();
+    let clips_q24 = norms::clip_factors_q24(&norms);
+
+    let mut accumulator = Accumulator::new();
+    let mut saturated = 0;
+    for (chunk, span) in updates[0].update.chunks().spans().enumerate() {
+        for ((weighted, &weight), clips) in updates.iter().zip(&weights_q24).zip(&clips_q24) {
+            let factor = (u64::from(weight) * u64::from(clips[span.tensor])) >> 24;
+            accumulator.add(weighted.update, chunk, span, factor as i64, weight);
+        }
+        saturated += accumulator.finish(span, settings, outer);
+    }
+
+    let reports =
+        weights_q24
+            .iter()
+            .zip(&squared)
+            .zip(&clips_q24)
+            .map(|((&weight_q24, squared), clips)| UpdateReport {
+                weight_q24,
+                norm: norms::norm(squared.iter().sum()),
+                tensors_clipped: clips.iter().filter(|&&clip| clip < ONE_Q24).count(),
+                clip_factor_min_q24: clips.iter().copied().min().unwrap_or(ONE_Q24),
+            });
+    Ok(MergeReport {
+        updates: reports.collect(),
+        saturated,
+    })
+}
+
+fn check(
+    updates: &[Weighted<'_>],
+    settings: &MergeSettings,
+    outer: &OuterState,
+) -> Result<(), MergeError> {
+    settings.check().map_err(MergeError::Settings)?;
+    let first = updates
+        .first()
+        .ok_or(MergeError::NoUpdates)?
+        .update
+        .chunks();
+    for (update, weighted) in updates.iter().enumerate() {
+        if weighted.weight == 0 {
+            return Err(MergeError::ZeroWeight { update });
+        }
+        if weighted.update.chunks() != first {
+            return Err(MergeError::ShapeMismatch { update });
+        }
+    }
+    if settings.momentum_q16.is_some() != outer.momentum.is_some() {
+        return Err(MergeError::Momentum);
+    }
+    for vector in std::iter::once(&outer.residual).chain(&outer.momentum) {
+        if vector.len() != first.total() {
+            return Err(MergeError::Length {
+                expected: first.total(),
+                found: vector.len(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Each weight as a part of all, Q24, rounded down; their sum is at most 1.0.
+fn normalise(updates: &[Weighted<'_>]) -> Vec<u32> {
+    let sum: u128 = updates
+        .iter()
+        .map(|weighted| u128::from(weighted.weight))
+        .sum();
+    updates
+        .iter()
+        .map(|weighted| (u128::from(weighted.weight) * u128::from(ONE_Q24) / sum) as u32)
+        .collect()
+}
+
+/// Weighted sum and weight of the senders for each coordinate of one chunk; zero between chunks.
+struct Accumulator {
+    sums: Box<[i64; CHUNK_MAX]>,
+    weights: Box<[u32; CHUNK_MAX]>,
+}
+
+impl Accumulator {
+    fn new() -> Self {
+        Self {
+            sums: Box::new([0; CHUNK_MAX]),
+            weights: Box::new([0; CHUNK_MAX]),
+        }
+    }
+
+    /// Adds an update's part of a chunk.
+    fn add(&mut self, update: &DecodedUpdate, chunk: usize, span: Span, factor: i64, weight: u32) {
+        match &update.body {
+            Body::Sparse(body) => {
+                let (entries, values) = body.chunk(chunk);
+                let products = values.map(|value| factor * i64::from(value));
+                for &entry in entries {
+                    let position = usize::from(entry >> CLASS_BITS);
+                    self.sums[position] += products[usize::from(entry & 3)];
+                    self.weights[position] += weight;
+                }
+            }
+            Body::Dense(body) => {
+                let factor = factor << body.shifts[chunk];
+                let values = &body.values[span.start..span.start + span.length];
+                for (sum, &value) in self.sums.iter_mut().zip(values) {
+                    *sum += factor * i64::from(value);
+                }
+                for sender in &mut self.weights[..span.length] {
+                    *sender += weight;
+                }
+            }
+        }
+    }
+
+    /// Adds the chunk's step to the residual, goes back to zero, and counts saturations.
+    fn finish(&mut self, span: Span, settings: &MergeSettings, outer: &mut OuterState) -> u64 {
+        let floor = (settings.denominator_floor_q16 << 8).max(1);
+        let rate = i64::from(settings.outer_rate_q16);
+        let sums = &mut self.sums[..span.length];
+        let weights = &mut self.weights[..span.length];
+        let range = span.start..span.start + span.length;
+        let residual = &mut outer.residual[range.clone()];
+        let mut saturated = 0;
+        match (&mut outer.momentum, settings.momentum_q16) {
+            (Some(momentum), Some(decay)) => {
+                let decay = i64::from(decay);
+                let rows = sums
+                    .iter()
+                    .zip(weights.iter())
+                    .zip(residual)
+                    .zip(&mut momentum[range]);
+                for (((&sum, &weight), residual), momentum) in rows {
+                    let mean = divide(sum, weight.max(floor));
+                    let kept = times_q16(i64::from(*momentum), decay) + mean;
+                    *momentum = saturate(kept, &mut saturated);
+                    let step = times_q16(mean + times_q16(i64::from(*momentum), decay), rate);
+                    *residual = saturate(i64::from(*residual) + step, &mut saturated);
+                }
+            }
+            _ => {
+                for ((&sum, &weight), residual) in sums.iter().zip(weights.iter()).zip(residual) {
+                    if sum != 0 {
+                        let step = times_q16(divide(sum, weight.max(floor)), rate);
+                        *residual = saturate(i64::from(*residual) + step, &mut saturated);
+                    }
+                }
+            }
+        }
+        sums.fill(0);
+        weights.fill(0);
+        saturated
+    }
+}
+
+/// `sum / denominator` to the nearest, halves away from zero.
+#[inline]
+fn divide(sum: i64, denominator: u32) -> i64 {
+    let denominator = u64::from(denominator);
+    let magnitude = ((sum.unsigned_abs() + denominator / 2) / denominator) as i64;
+    if sum < 0 { -magnitude } else { magnitude }
+}
+
+/// `value · factor` for a factor in Q16, to the nearest, halves away from zero.
+#[inline]
+fn times_q16(value: i64, factor: i64) -> i64 {
+    let product = value * factor;
+    let magnitude = ((product.unsigned_abs() + (1 << 15)) >> 16) as i64;
+    if product < 0 { -magnitude } else { magnitude }
+}
+
+/// Cuts to ±(2³¹ − 1) and counts when it had to.
+#[inline]
+fn saturate(value: i64, saturated: &mut u64) -> i32 {
+    let cut = value.clamp(-i64::from(i32::MAX), i64::from(i32::MAX));
+    *saturated += u64::from(cut != value);
+    cut as i32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_is_symmetric() {
+        assert_eq!([5, 6, -5, -6].map(|sum| divide(sum, 4)), [1, 2, -1, -2]);
+        assert_eq!([7, -7].map(|sum| divide(sum, 2)), [4, -4]);
+        assert_eq!(
+            [1, -1, 3].map(|value| times_q16(value, 1 << 15)),
+            [1, -1, 2]
+        );
+        let mut saturated = 0;
+        assert_eq!(saturate(1 << 40, &mut saturated), i32::MAX);
+        assert_eq!(saturate(-(1 << 40), &mut saturated), -i32::MAX);
+        assert_eq!(saturate(-7, &mut saturated), -7);
+        assert_eq!(saturated, 2);
+    }
+}
