@@ -1,0 +1,245 @@
+//! The events of a run. Everything else about a run is a fold over these.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Hash,
+    charter::Charter,
+    command::SignedCommand,
+    identity::Binding,
+    units::{BlobReference, MilliCredits, WorkerId},
+};
+
+/// Longest sample text kept in the log.
+pub const SAMPLE_BYTES_MAX: usize = 4096;
+
+/// One thing that happened to a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// The run began with this charter and this model.
+    RunCreated {
+        /// The charter; its hash is the run's id.
+        charter: Box<Charter>,
+        /// The model that round 1 starts from.
+        model: ModelState,
+        /// The whole checkpoint of that model.
+        checkpoint: Checkpoint,
+    },
+    /// A worker joined, or joined again.
+    WorkerJoined {
+        /// Its signed command.
+        command: SignedCommand,
+    },
+    /// A worker left.
+    WorkerLeft {
+        /// Its signed command.
+        command: SignedCommand,
+    },
+    /// A key was bound to an account.
+    IdentityBound {
+        /// The statement signed by both.
+        binding: Binding,
+    },
+    /// A round opened.
+    RoundOpened {
+        /// Number, from 1.
+        round: u64,
+        /// The model it starts from.
+        base: ModelState,
+        /// Seed of its samples.
+        seed: Hash,
+        /// Accepted tokens of the run so far; sets the learning rate.
+        tokens_before: u64,
+        /// Last moment for commitments, Unix milliseconds.
+        deadline_ms: u64,
+        /// Workers by slot.
+        assignments: Vec<WorkerId>,
+    },
+    /// A worker joined a round that was open already.
+    SlotAdded {
+        /// The round.
+        round: u64,
+        /// Its new slot.
+        slot: u32,
+        /// The worker.
+        worker: WorkerId,
+    },
+    /// A worker committed to an update.
+    UpdateCommitted {
+        /// Its signed command, a [`crate::command::Command::Commit`].
+        command: SignedCommand,
+    },
+    /// No further commitments: the deadline passed, or all have committed.
+    CommitmentsClosed {
+        /// The round.
+        round: u64,
+        /// Last moment for the committed bytes, Unix milliseconds.
+        reveal_deadline_ms: u64,
+    },
+    /// An update's bytes arrived and passed every check.
+    UpdateAccepted {
+        /// The round.
+        round: u64,
+        /// Its maker.
+        worker: WorkerId,
+        /// Its weight in the merge: accepted tokens, less for staleness.
+        weight: u64,
+    },
+    /// An update was refused.
+    UpdateRefused {
+        /// The round.
+        round: u64,
+        /// Its maker.
+        worker: WorkerId,
+        /// Why.
+        reason: RefusalReason,
+    },
+    /// The accepted updates became the next model.
+    RoundMerged {
+        /// The round.
+        round: u64,
+        /// What was merged, by slot.
+        updates: Vec<MergedUpdate>,
+        /// The published delta.
+        delta: BlobReference,
+        /// The model after it.
+        model: ModelState,
+    },
+    /// A round ended below its quorum; the model stays.
+    RoundEmpty {
+        /// The round.
+        round: u64,
+    },
+    /// A checkpoint was stored whole.
+    CheckpointPublished {
+        /// The round whose merge it follows.
+        round: u64,
+        /// What was stored.
+        checkpoint: Checkpoint,
+    },
+    /// A checkpoint was evaluated on the held-out tokens.
+    ModelEvaluated {
+        /// The round whose merge it follows.
+        round: u64,
+        /// What came out.
+        evaluation: Evaluation,
+    },
+    /// A checkpoint wrote a text.
+    SampleDrawn {
+        /// The round whose merge it follows.
+        round: u64,
+        /// What it was given.
+        prompt: String,
+        /// What it wrote.
+        text: String,
+    },
+    /// All tokens of the charter are spent.
+    RunFinished {
+        /// The last round.
+        round: u64,
+    },
+}
+
+/// What a model is, by hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelState {
+    /// The round whose merge made it; 0 for the first.
+    pub round: u64,
+    /// Hash of the f32 parameters.
+    pub parameters: Hash,
+    /// Hash of the public residual and outer momentum.
+    pub outer: Hash,
+}
+
+/// Where a whole checkpoint lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// The parameters as safetensors.
+    pub parameters: BlobReference,
+    /// The public residual and outer momentum.
+    pub outer: BlobReference,
+}
+
+/// A loss over held-out text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// Mean loss in 10^-6 nats a token.
+    pub loss_micronats: u64,
+    /// Tokens predicted.
+    pub tokens: u64,
+    /// Bits per byte of text in 10^-6.
+    pub microbits_per_byte: u64,
+}
+
+/// One update's part in a merge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MergedUpdate {
+    /// The slot.
+    pub slot: u32,
+    /// Its maker.
+    pub worker: WorkerId,
+    /// The update file.
+    pub update: BlobReference,
+    /// Tokens accepted.
+    pub tokens: u64,
+    /// Weight in the merge.
+    pub weight: u64,
+    /// Credit granted.
+    pub credits: MilliCredits,
+}
+
+/// Why an update does not count.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusalReason {
+    /// The bytes did not arrive in time.
+    NotRevealed,
+    /// The file's envelope is broken, or is not the one committed to.
+    Envelope(String),
+    /// The payload does not decode: shape, bounds, encoding.
+    Payload(String),
+    /// The norm is far from the round's median, or zero.
+    Norm(String),
+}
+
+impl RefusalReason {
+    /// A sentence for people.
+    #[must_use]
+    pub fn sentence(&self) -> String {
+        match self {
+            Self::NotRevealed => "the update's bytes did not arrive in time".to_owned(),
+            Self::Envelope(detail) => format!("the update's envelope was refused: {detail}"),
+            Self::Payload(detail) => format!("the update's content was refused: {detail}"),
+            Self::Norm(detail) => format!("the update's size is out of range: {detail}"),
+        }
+    }
+}
+
+impl Event {
+    /// The event's name as it stands in JSON.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::RunCreated { .. } => "run_created",
+            Self::WorkerJoined { .. } => "worker_joined",
+            Self::WorkerLeft { .. } => "worker_left",
+            Self::IdentityBound { .. } => "identity_bound",
+            Self::RoundOpened { .. } => "round_opened",
+            Self::SlotAdded { .. } => "slot_added",
+            Self::UpdateCommitted { .. } => "update_committed",
+            Self::CommitmentsClosed { .. } => "commitments_closed",
+            Self::UpdateAccepted { .. } => "update_accepted",
+            Self::UpdateRefused { .. } => "update_refused",
+            Self::RoundMerged { .. } => "round_merged",
+            Self::RoundEmpty { .. } => "round_empty",
+            Self::CheckpointPublished { .. } => "checkpoint_published",
+            Self::ModelEvaluated { .. } => "model_evaluated",
+            Self::SampleDrawn { .. } => "sample_drawn",
+            Self::RunFinished { .. } => "run_finished",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,200 @@
+//! Golden bytes of every event: a change of any of these is a change of the protocol.
+
+use super::*;
+use crate::{
+    SecretKey, canonical,
+    charter::tests::sample_charter,
+    command::{Command, Commitment, Device},
+    identity::KeyRole,
+    units::RunId,
+    update::tests::sample_header,
+};
+
+fn worker() -> WorkerId {
+    WorkerId(SecretKey::from_entropy([2; 32]).public())
+}
+
+fn command(command: Command) -> SignedCommand {
+    SignedCommand::sign(
+        &SecretKey::from_entropy([2; 32]),
+        RunId(Hash([1; 32])),
+        1,
+        command,
+    )
+}
+
+fn blob() -> BlobReference {
+    BlobReference::of(b"blob")
+}
+
+fn model() -> ModelState {
+    ModelState {
+        round: 1,
+        parameters: Hash([3; 32]),
+        outer: Hash([4; 32]),
+    }
+}
+
+fn checkpoint() -> Checkpoint {
+    Checkpoint {
+        parameters: blob(),
+        outer: blob(),
+    }
+}
+
+/// One of each, in the order of the declaration.
+fn samples() -> Vec<Event> {
+    vec![
+        Event::RunCreated {
+            charter: Box::new(sample_charter()),
+            model: model(),
+            checkpoint: checkpoint(),
+        },
+        Event::WorkerJoined {
+            command: command(Command::Join {
+                name: "worker".into(),
+                device: Device {
+                    arithmetic: "portable".into(),
+                    threads: 1,
+                    memory_mib: 2,
+                    tokens_per_s: 3,
+                },
+            }),
+        },
+        Event::WorkerLeft {
+            command: command(Command::Leave {
+                reason: "sleep".into(),
+            }),
+        },
+        Event::IdentityBound {
+            binding: Binding::sign(
+                RunId(Hash([1; 32])),
+                &SecretKey::from_entropy([5; 32]),
+                &SecretKey::from_entropy([6; 32]),
+                KeyRole::Payout,
+            ),
+        },
+        Event::RoundOpened {
+            round: 1,
+            base: model(),
+            seed: Hash([7; 32]),
+            tokens_before: 8,
+            deadline_ms: 9,
+            assignments: vec![worker()],
+        },
+        Event::SlotAdded {
+            round: 1,
+            slot: 1,
+            worker: worker(),
+        },
+        Event::UpdateCommitted {
+            command: command(Command::Commit(Box::new(Commitment {
+                update: blob(),
+                header: sample_header(),
+            }))),
+        },
+        Event::CommitmentsClosed {
+            round: 1,
+            reveal_deadline_ms: 10,
+        },
+        Event::UpdateAccepted {
+            round: 1,
+            worker: worker(),
+            weight: 11,
+        },
+        Event::UpdateRefused {
+            round: 1,
+            worker: worker(),
+            reason: RefusalReason::Payload("short".into()),
+        },
+        Event::RoundMerged {
+            round: 1,
+            updates: vec![MergedUpdate {
+                slot: 0,
+                worker: worker(),
+                update: blob(),
+                tokens: 12,
+                weight: 13,
+                credits: MilliCredits(14),
+            }],
+            delta: blob(),
+            model: model(),
+        },
+        Event::RoundEmpty { round: 1 },
+        Event::CheckpointPublished {
+            round: 1,
+            checkpoint: checkpoint(),
+        },
+        Event::ModelEvaluated {
+            round: 1,
+            evaluation: Evaluation {
+                loss_micronats: 15,
+                tokens: 16,
+                microbits_per_byte: 17,
+            },
+        },
+        Event::SampleDrawn {
+            round: 1,
+            prompt: "We".into(),
+            text: " the people".into(),
+        },
+        Event::RunFinished { round: 1 },
+    ]
+}
+
+#[test]
+fn golden_bytes_of_every_event() {
+    let lines: Vec<String> = samples()
+        .iter()
+        .map(|it| {
+            let bytes = canonical::encode(it);
+            let shown = if bytes.len() <= 48 {
+                data_encoding::HEXLOWER.encode(&bytes)
+            } else {
+                Hash::of_blob(&bytes).to_string()
+            };
+            format!("{} {} {shown}", it.name(), bytes.len())
+        })
+        .collect();
+    expect_test::expect![[r#"
+        run_created 455 2d7a6229fb426feed9e790de6936108bdabf22d93d8435e29c921ee2df1e1124
+        worker_joined 150 6f2241d0c9517672c8d4b2bb9b3d361d6bd6e15980e07ffa256d65cb6f3a92e7
+        worker_left 137 c7eb9ca10000adb3c1afe39a817170f5efe8607109c7b9b9c2342141d9c33528
+        identity_bound 226 fc6949362984b66b18279383a1250b6501c26804f09c71e67d8f21cca172d3a5
+        round_opened 134 55b0aa0d999401f66f7c0cc51c1f66c195acd6143c2c3507bcdecec4eb61a496
+        slot_added 35 0501018139770ea87d175f56a35466c34c7ecccb8d8a91b4ee37a25df60f5b8fc9b394
+        update_committed 399 1d5e729f2d926402bbdc22635b438ee56e88bc6df97e170767e816c0b51bd986
+        commitments_closed 3 07010a
+        update_accepted 35 08018139770ea87d175f56a35466c34c7ecccb8d8a91b4ee37a25df60f5b8fc9b3940b
+        update_refused 41 09018139770ea87d175f56a35466c34c7ecccb8d8a91b4ee37a25df60f5b8fc9b394020573686f7274
+        round_merged 170 e6eaf8cc7caa250766f18aa60241556fe40ff3bb98a28a42fb366552e9a2e0dc
+        round_empty 2 0b01
+        checkpoint_published 68 ecb0b385809be611b685968b86c88123c8adb27899f9863324f5cc6daa04571f
+        model_evaluated 5 0d010f1011
+        sample_drawn 17 0e010257650b207468652070656f706c65
+        run_finished 2 0f01"#]].assert_eq(&lines.join("\n"));
+}
+
+#[test]
+fn every_event_round_trips_and_has_its_own_tag() {
+    for (tag, event) in samples().into_iter().enumerate() {
+        let bytes = canonical::encode(&event);
+        assert_eq!(usize::from(bytes[0]), tag);
+        assert_eq!(canonical::decode(&bytes, 1 << 16), Ok(event));
+    }
+}
+
+#[test]
+fn random_bytes_never_panic() {
+    let mut seed = Hash::of_blob(b"fuzz");
+    for _ in 0..5_000 {
+        seed = Hash::of_blob(&seed.0);
+        let _ = canonical::decode::<Event>(&seed.0[..usize::from(seed.0[0] % 33)], 64);
+    }
+    for event in samples() {
+        let bytes = canonical::encode(&event);
+        for length in 0..bytes.len() {
+            assert!(canonical::decode::<Event>(&bytes[..length], 1 << 16).is_err());
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! One identity: an account's key and the keys bound to it, by statements that both sides sign.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    PublicKey, SecretKey, Signature, canonical,
+    key::KeyError,
+    units::{AccountId, RunId},
+};
+
+const DOMAIN: &str = "AI@home 2026 identity binding v1";
+
+/// What a bound key is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyRole {
+    /// Signs a worker's commands.
+    Worker,
+    /// Signs in a BOINC client or a web session.
+    Session,
+    /// Receives money.
+    Payout,
+    /// Repairs the account when another key is lost.
+    Recovery,
+}
+
+/// The statement "this key acts for this account in this role", signed by both.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Binding {
+    /// The run whose log carries it.
+    pub run: RunId,
+    /// The account.
+    pub account: AccountId,
+    /// The key.
+    pub key: PublicKey,
+    /// What for.
+    pub role: KeyRole,
+    /// The account's signature.
+    pub account_signature: Signature,
+    /// The key's own signature.
+    pub key_signature: Signature,
+}
+
+impl Binding {
+    /// Makes the statement; both secret keys are at hand.
+    #[must_use]
+    pub fn sign(run: RunId, account: &SecretKey, key: &SecretKey, role: KeyRole) -> Self {
+        let account_id = AccountId(account.public());
+        let message = message(run, account_id, key.public(), role);
+        Self {
+            run,
+            account: account_id,
+            key: key.public(),
+            role,
+            account_signature: account.sign(DOMAIN, &message),
+            key_signature: key.sign(DOMAIN, &message),
+        }
+    }
+
+    /// Checks both signatures.
+    pub fn check(&self) -> Result<(), KeyError> {
+        let message = message(self.run, self.account, self.key, self.role);
+        self.account
+            .0
+            .verify(DOMAIN, &message, &self.account_signature)?;
+        self.key.verify(DOMAIN, &message, &self.key_signature)
+    }
+}
+
+fn message(run: RunId, account: AccountId, key: PublicKey, role: KeyRole) -> Vec<u8> {
+    canonical::encode(&(run, account, key, role))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Hash;
+
+    #[test]
+    fn both_sides_must_have_signed() {
+        let account = SecretKey::from_entropy([1; 32]);
+        let key = SecretKey::from_entropy([2; 32]);
+        let run = RunId(Hash([3; 32]));
+        let binding = Binding::sign(run, &account, &key, KeyRole::Worker);
+        assert_eq!(binding.check(), Ok(()));
+        let mut stolen = binding.clone();
+        stolen.account = AccountId(SecretKey::from_entropy([4; 32]).public());
+        assert!(stolen.check().is_err());
+        let mut promoted = binding.clone();
+        promoted.role = KeyRole::Payout;
+        assert!(promoted.check().is_err());
+        let mut half = binding;
+        half.key_signature = half.account_signature;
+        assert!(half.check().is_err());
+    }
+}

@@ -1,0 +1,194 @@
+//! The hash chain: each entry names the hash of the one before it, and the hub signs each entry's hash.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Hash, PublicKey, SecretKey, Signature,
+    canonical::{self, CanonicalError},
+    event::Event,
+    key::KeyError,
+    units::RunId,
+};
+
+/// Longest encoded entry; the charter's limit and a merge of 65,536 updates both fit.
+pub const ENTRY_BYTES_MAX: usize = 16 * 1024 * 1024;
+const HASH_DOMAIN: &str = "AI@home 2026 log entry v1";
+const SIGNATURE_DOMAIN: &str = "AI@home 2026 log head v1";
+
+/// One entry of a run's log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The run.
+    pub run: RunId,
+    /// Position, from 0 without gaps.
+    pub index: u64,
+    /// Hash of the entry before; zeros for the first.
+    pub previous: Hash,
+    /// When, in Unix milliseconds by the hub's clock; never decreasing.
+    pub time_ms: u64,
+    /// What happened.
+    pub event: Event,
+    /// The hub's signature over this entry's hash.
+    pub signature: Signature,
+}
+
+/// The part of an entry that is hashed.
+#[derive(Serialize)]
+struct Unsigned<'a> {
+    run: RunId,
+    index: u64,
+    previous: Hash,
+    time_ms: u64,
+    event: &'a Event,
+}
+
+/// Where a chain stands: what the next entry must continue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Entries so far; the next entry's index.
+    pub length: u64,
+    /// Hash of the last entry.
+    pub hash: Hash,
+    /// Its time.
+    pub time_ms: u64,
+}
+
+/// Why an entry does not continue a chain.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ChainError {
+    /// The bytes are no entry.
+    #[error("log entry {index}: {source}")]
+    Encoding {
+        /// Position expected.
+        index: u64,
+        /// What is wrong with the bytes.
+        source: CanonicalError,
+    },
+    /// The entry belongs to another run.
+    #[error("log entry {index} belongs to run {run}")]
+    OtherRun {
+        /// Position.
+        index: u64,
+        /// The run it names.
+        run: RunId,
+    },
+    /// The entry does not follow.
+    #[error("log entry {index} does not follow: {problem}")]
+    NotNext {
+        /// Position expected.
+        index: u64,
+        /// What does not fit.
+        problem: &'static str,
+    },
+    /// The hub's signature does not hold.
+    #[error("log entry {index}: {source}")]
+    Signature {
+        /// Position.
+        index: u64,
+        /// What is wrong with it.
+        source: KeyError,
+    },
+}
+
+impl Head {
+    /// The head of an empty chain.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self {
+            length: 0,
+            hash: Hash::default(),
+            time_ms: 0,
+        }
+    }
+
+    /// Makes and signs the next entry; the time never goes back even if the clock did.
+    #[must_use]
+    pub fn next(&self, key: &SecretKey, run: RunId, now_ms: u64, event: Event) -> Entry {
+        let time_ms = now_ms.max(self.time_ms);
+        let hash = entry_hash(run, self.length, self.hash, time_ms, &event);
+        Entry {
+            run,
+            index: self.length,
+            previous: self.hash,
+            time_ms,
+            event,
+            signature: key.sign(SIGNATURE_DOMAIN, &hash.0),
+        }
+    }
+
+    /// Checks that `entry` is the next of `run`'s chain, signed by `hub`, and moves the head onto it.
+    pub fn advance(
+        &mut self,
+        run: RunId,
+        hub: &PublicKey,
+        entry: &Entry,
+    ) -> Result<(), ChainError> {
+        let index = self.length;
+        if entry.run != run {
+            return Err(ChainError::OtherRun {
+                index,
+                run: entry.run,
+            });
+        }
+        let problem = if entry.index != index {
+            Some("its index is not the next")
+        } else if entry.previous != self.hash {
+            Some("it names another predecessor")
+        } else if entry.time_ms < self.time_ms {
+            Some("its time is before its predecessor's")
+        } else {
+            None
+        };
+        if let Some(problem) = problem {
+            return Err(ChainError::NotNext { index, problem });
+        }
+        let hash = entry.hash();
+        hub.verify(SIGNATURE_DOMAIN, &hash.0, &entry.signature)
+            .map_err(|source| ChainError::Signature { index, source })?;
+        *self = Self {
+            length: index + 1,
+            hash,
+            time_ms: entry.time_ms,
+        };
+        Ok(())
+    }
+}
+
+impl Entry {
+    /// The entry's hash: over everything but the signature.
+    #[must_use]
+    pub fn hash(&self) -> Hash {
+        entry_hash(
+            self.run,
+            self.index,
+            self.previous,
+            self.time_ms,
+            &self.event,
+        )
+    }
+
+    /// The bytes that are stored and served.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        canonical::encode(self)
+    }
+
+    /// Reads an entry; [`Head::advance`] says whether it belongs.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, CanonicalError> {
+        canonical::decode(bytes, ENTRY_BYTES_MAX)
+    }
+}
+
+fn entry_hash(run: RunId, index: u64, previous: Hash, time_ms: u64, event: &Event) -> Hash {
+    let unsigned = Unsigned {
+        run,
+        index,
+        previous,
+        time_ms,
+        event,
+    };
+    Hash::in_domain(HASH_DOMAIN, &canonical::encode(&unsigned))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,548 @@
+//! The state machine, driven as a hub drives it.
+
+use super::{
+    apply::merged_updates,
+    decide::{Refusal, RefusalCode, Request, decide, fresh, round_to_merge},
+    *,
+};
+use crate::{
+    SecretKey,
+    charter::tests::sample_charter,
+    command::{Command, SignedCommand},
+    event::{Event, ModelState},
+    log::Entry,
+    units::BlobReference,
+    update::UpdateHeader,
+};
+
+/// A hub without a world: clock, log and state.
+struct Driver {
+    key: SecretKey,
+    state: State,
+    log: Vec<Entry>,
+    now_ms: u64,
+}
+
+fn worker_key(number: u8) -> SecretKey {
+    SecretKey::from_entropy([100 + number; 32])
+}
+
+fn worker(number: u8) -> WorkerId {
+    WorkerId(worker_key(number).public())
+}
+
+impl Driver {
+    fn new(change: impl FnOnce(&mut Charter)) -> Self {
+        let key = SecretKey::from_entropy([1; 32]);
+        let mut charter = sample_charter();
+        change(&mut charter);
+        let run = charter.id();
+        let event = Event::RunCreated {
+            charter: Box::new(charter),
+            model: ModelState {
+                round: 0,
+                parameters: Hash([20; 32]),
+                outer: Hash([21; 32]),
+            },
+            checkpoint: Checkpoint {
+                parameters: BlobReference::of(b"parameters"),
+                outer: BlobReference::of(b"outer"),
+            },
+        };
+        let entry = Head::empty().next(&key, run, 1_000_000, event);
+        Self {
+            key,
+            state: State::create(&entry).unwrap(),
+            log: vec![entry],
+            now_ms: 1_000_000,
+        }
+    }
+
+    fn ask(&mut self, request: &Request<'_>) -> Result<Vec<&'static str>, Refusal> {
+        let events = decide(&self.state, request, self.now_ms)?;
+        let mut names = Vec::new();
+        for event in events {
+            names.push(event.name());
+            let entry = self
+                .state
+                .head
+                .next(&self.key, self.state.run, self.now_ms, event);
+            self.state.apply(&entry).unwrap();
+            self.log.push(entry);
+        }
+        Ok(names)
+    }
+
+    fn command(&mut self, number: u8, command: Command) -> Result<Vec<&'static str>, Refusal> {
+        let sequence = self
+            .state
+            .workers
+            .get(&worker(number))
+            .map_or(1, |it| it.sequence + 1);
+        let signed = SignedCommand::sign(&worker_key(number), self.state.run, sequence, command);
+        self.ask(&Request::Worker(&signed))
+    }
+
+    fn join(&mut self, number: u8) {
+        let join = Command::Join {
+            name: format!("worker {number}"),
+            device: Device {
+                arithmetic: "portable".into(),
+                threads: 1,
+                memory_mib: 1,
+                tokens_per_s: 10_000,
+            },
+        };
+        assert_eq!(self.command(number, join), Ok(vec!["worker_joined"]));
+    }
+
+    fn clock(&mut self, present: &[u8]) -> Vec<&'static str> {
+        let present: Vec<WorkerId> = present.iter().map(|&it| worker(it)).collect();
+        self.ask(&Request::Clock { present: &present }).unwrap()
+    }
+
+    fn commitment(&self, number: u8, steps: u32) -> Commitment {
+        let round = self.state.current_round().expect("a round is open");
+        let (slot, _) = round.slot_of(&worker(number)).expect("it has a slot");
+        let carried = self.state.workers[&worker(number)].carried;
+        Commitment {
+            update: BlobReference::of(&[number, steps as u8]),
+            header: UpdateHeader {
+                run: self.state.run,
+                worker: worker(number),
+                round: round.round,
+                slot,
+                base_round: round.base.round,
+                base: round.base.parameters,
+                steps,
+                head_start_steps: 0,
+                tokens: u64::from(steps) * self.state.charter.tokens_per_step(),
+                loss_micronats: 4_000_000,
+                carried_before: carried.unwrap_or(fresh()),
+                carried_after: Hash([number; 32]),
+                carried_if_refused: Hash([number + 50; 32]),
+                steps_root: Hash::default(),
+            },
+        }
+    }
+
+    fn commit(&mut self, number: u8, steps: u32) -> Result<Vec<&'static str>, Refusal> {
+        let commitment = self.commitment(number, steps);
+        self.command(number, Command::Commit(Box::new(commitment)))
+    }
+
+    fn judge(
+        &mut self,
+        number: u8,
+        verdict: Result<(), RefusalReason>,
+    ) -> Result<Vec<&'static str>, Refusal> {
+        let round = self.state.round;
+        self.ask(&Request::Judged {
+            round,
+            worker: worker(number),
+            verdict,
+        })
+    }
+
+    fn merge(&mut self) -> Result<Vec<&'static str>, Refusal> {
+        let round = self.state.round;
+        self.ask(&Request::Merged {
+            round,
+            delta: BlobReference::of(b"delta"),
+            model: ModelState {
+                round,
+                parameters: Hash([round as u8; 32]),
+                outer: Hash([round as u8 + 1; 32]),
+            },
+        })
+    }
+
+    fn replayed(&self) -> State {
+        let mut state = State::create(&self.log[0]).unwrap();
+        for entry in &self.log[1..] {
+            state.apply(entry).unwrap();
+        }
+        state
+    }
+}
+
+#[test]
+fn a_round_from_opening_to_merge() {
+    let mut hub = Driver::new(|_| {});
+    assert_eq!(hub.clock(&[]), Vec::<&str>::new());
+    hub.join(1);
+    hub.join(2);
+    assert_eq!(hub.clock(&[1, 2]), ["round_opened"]);
+    assert_eq!(hub.commit(1, 3), Ok(vec!["update_committed"]));
+    // Worker 2 still trains.
+    assert_eq!(hub.clock(&[1, 2]), Vec::<&str>::new());
+    assert_eq!(hub.judge(1, Ok(())), Ok(vec!["update_accepted"]));
+    assert_eq!(hub.commit(2, 1), Ok(vec!["update_committed"]));
+    assert_eq!(hub.clock(&[1, 2]), ["commitments_closed"]);
+    assert!(round_to_merge(&hub.state).is_none());
+    assert_eq!(hub.judge(2, Ok(())), Ok(vec!["update_accepted"]));
+    let round = round_to_merge(&hub.state).unwrap();
+    let merged = merged_updates(&hub.state.charter, round);
+    assert_eq!(merged.iter().map(|it| it.weight).sum::<u64>(), 4 * 4 * 32);
+    assert_eq!(hub.merge(), Ok(vec!["round_merged"]));
+    assert_eq!(hub.state.tokens, 4 * 4 * 32);
+    assert_eq!(hub.state.model.round, 1);
+    assert_eq!(
+        hub.state.workers[&worker(1)].carried,
+        Some(Hash([1; 32])),
+        "a merged update leaves what it said it would"
+    );
+    assert_eq!(hub.clock(&[1, 2]), ["round_opened"]);
+    assert_eq!(hub.replayed(), hub.state);
+}
+
+#[test]
+fn who_does_not_come_is_not_waited_for() {
+    let mut hub = Driver::new(|_| {});
+    hub.join(1);
+    hub.join(2);
+    hub.clock(&[1, 2]);
+    hub.commit(1, 1).unwrap();
+    // Worker 2 fell silent: the round closes at once for those who are there.
+    assert_eq!(hub.clock(&[1]), ["commitments_closed"]);
+    // Nobody's bytes: the round ends empty when the time to reveal is over.
+    hub.now_ms += hub.state.charter.round.reveal_ms;
+    assert_eq!(hub.clock(&[1]), ["update_refused", "round_empty"]);
+    assert_eq!(hub.state.workers[&worker(1)].updates_refused, 1);
+    assert_eq!(
+        hub.state.workers[&worker(1)].carried,
+        Some(Hash([51; 32])),
+        "a refused update's work stays in the error feedback"
+    );
+    assert_eq!(hub.clock(&[1]), ["round_opened"]);
+    assert_eq!(hub.state.round, 2);
+    assert_eq!(hub.replayed(), hub.state);
+}
+
+#[test]
+fn a_silent_committer_does_not_hold_up_the_others() {
+    let mut hub = Driver::new(|_| {});
+    hub.join(1);
+    hub.join(2);
+    hub.clock(&[1, 2]);
+    hub.commit(1, 1).unwrap();
+    hub.commit(2, 1).unwrap();
+    hub.clock(&[1, 2]);
+    hub.judge(1, Ok(())).unwrap();
+    hub.now_ms += hub.state.charter.round.reveal_ms;
+    assert_eq!(hub.clock(&[1, 2]), ["update_refused"]);
+    assert_eq!(hub.merge(), Ok(vec!["round_merged"]));
+    assert_eq!(hub.state.workers[&worker(2)].tokens, 0);
+}
+
+#[test]
+fn below_the_quorum_nothing_is_merged() {
+    let mut hub = Driver::new(|it| it.round.quorum = 2);
+    hub.join(1);
+    assert_eq!(hub.clock(&[1]), Vec::<&str>::new());
+    hub.join(2);
+    hub.clock(&[1, 2]);
+    hub.commit(1, 1).unwrap();
+    hub.commit(2, 1).unwrap();
+    hub.clock(&[1, 2]);
+    hub.judge(1, Ok(())).unwrap();
+    hub.judge(2, Err(RefusalReason::Payload("garbage".into())))
+        .unwrap();
+    assert_eq!(hub.clock(&[1, 2]), ["round_empty"]);
+    assert_eq!(hub.state.model.round, 0);
+    assert_eq!(hub.state.workers[&worker(1)].carried, Some(Hash([51; 32])));
+}
+
+#[test]
+fn a_latecomer_gets_a_slot_in_the_first_half_of_a_window() {
+    let mut hub = Driver::new(|_| {});
+    hub.join(1);
+    hub.clock(&[1]);
+    hub.join(2);
+    assert_eq!(hub.clock(&[1, 2]), ["slot_added"]);
+    hub.join(3);
+    hub.now_ms += hub.state.charter.round.window_ms * 3 / 4;
+    assert_eq!(hub.clock(&[1, 2, 3]), Vec::<&str>::new());
+}
+
+#[test]
+fn the_deadline_closes_the_round() {
+    let mut hub = Driver::new(|_| {});
+    hub.join(1);
+    hub.clock(&[1]);
+    hub.now_ms += hub.state.charter.round.window_ms + 1;
+    let refusal = hub.commit(1, 1).unwrap_err();
+    assert_eq!(refusal.code, RefusalCode::Late);
+    assert_eq!(hub.clock(&[1]), ["round_empty"]);
+}
+
+#[track_caller]
+fn refused(change: impl FnOnce(&mut Commitment), expected: RefusalCode) {
+    let mut hub = Driver::new(|_| {});
+    hub.join(1);
+    hub.join(2);
+    hub.clock(&[1, 2]);
+    let mut commitment = hub.commitment(1, 3);
+    change(&mut commitment);
+    let before = hub.state.clone();
+    let refusal = hub
+        .command(1, Command::Commit(Box::new(commitment)))
+        .unwrap_err();
+    assert_eq!(refusal.code, expected, "{refusal}");
+    assert_eq!(hub.state, before);
+}
+
+#[test]
+fn commitments_that_do_not_fit_are_refused() {
+    refused(|it| it.header.round = 2, RefusalCode::Late);
+    refused(|it| it.header.slot ^= 1, RefusalCode::NotAssigned);
+    refused(|it| it.header.worker = worker(2), RefusalCode::NotAssigned);
+    refused(
+        |it| it.header.run = RunId::default(),
+        RefusalCode::NotAssigned,
+    );
+    refused(|it| it.header.base = Hash([1; 32]), RefusalCode::WrongBase);
+    refused(|it| it.header.base_round = 1, RefusalCode::WrongBase);
+    refused(|it| it.header.tokens += 1, RefusalCode::Claim);
+    refused(|it| it.header.head_start_steps = 4, RefusalCode::Claim);
+    refused(|it| it.header.steps = 0, RefusalCode::Claim);
+    refused(|it| it.update.bytes = 0, RefusalCode::Claim);
+    // A thousandfold of what the machine measured of itself.
+    refused(
+        |it| {
+            it.header.steps = 100_000;
+            it.header.tokens = 100_000 * 128;
+        },
+        RefusalCode::Claim,
+    );
+}
+
+#[test]
+fn more_work_than_the_machine_can_do_is_refused() {
+    let mut hub = Driver::new(|it| it.round.steps_max = 1_000_000);
+    hub.join(1);
+    hub.clock(&[1]);
+    hub.now_ms += 500;
+    // 10,000 tokens/s × (0.5 s + 1 s of reveal) × 2, and three steps of 128 tokens.
+    let refusal = hub.commit(1, 30_000 / 128 + 5).unwrap_err();
+    assert_eq!(refusal.code, RefusalCode::Claim);
+    assert!(hub.commit(1, 30_000 / 128).is_ok());
+}
+
+#[test]
+fn carried_state_must_be_the_one_last_left() {
+    let mut hub = Driver::new(|_| {});
+    hub.join(1);
+    hub.clock(&[1]);
+    hub.commit(1, 1).unwrap();
+    hub.clock(&[1]);
+    hub.judge(1, Ok(())).unwrap();
+    hub.merge().unwrap();
+    hub.clock(&[1]);
+    let mut commitment = hub.commitment(1, 1);
+    commitment.header.carried_before = Hash([77; 32]);
+    let refusal = hub
+        .command(1, Command::Commit(Box::new(commitment.clone())))
+        .unwrap_err();
+    assert_eq!(refusal.code, RefusalCode::WrongBase);
+    // Who lost its folder starts afresh.
+    commitment.header.carried_before = fresh();
+    assert!(
+        hub.command(1, Command::Commit(Box::new(commitment)))
+            .is_ok()
+    );
+}
+
+#[test]
+fn a_lost_reply_is_answered_again_and_a_replay_is_not() {
+    let mut hub = Driver::new(|_| {});
+    hub.join(1);
+    hub.clock(&[1]);
+    let run = hub.state.run;
+    let commit = SignedCommand::sign(
+        &worker_key(1),
+        run,
+        5,
+        Command::Commit(Box::new(hub.commitment(1, 1))),
+    );
+    assert_eq!(
+        hub.ask(&Request::Worker(&commit)),
+        Ok(vec!["update_committed"])
+    );
+    assert_eq!(hub.ask(&Request::Worker(&commit)), Ok(vec![]));
+    let leave = |sequence| {
+        SignedCommand::sign(
+            &worker_key(1),
+            run,
+            sequence,
+            Command::Leave {
+                reason: "sleep".into(),
+            },
+        )
+    };
+    assert_eq!(
+        hub.ask(&Request::Worker(&leave(4))).unwrap_err().code,
+        RefusalCode::Replayed
+    );
+    assert_eq!(
+        hub.ask(&Request::Worker(&leave(6))),
+        Ok(vec!["worker_left"])
+    );
+}
+
+#[test]
+fn verdicts_only_count_once_and_in_time() {
+    let mut hub = Driver::new(|_| {});
+    hub.join(1);
+    hub.clock(&[1]);
+    assert_eq!(
+        hub.judge(1, Ok(())).unwrap_err().code,
+        RefusalCode::NotAssigned
+    );
+    hub.commit(1, 1).unwrap();
+    hub.judge(1, Ok(())).unwrap();
+    assert_eq!(hub.judge(1, Ok(())), Ok(vec![]));
+    // An accepted update may still prove out of bounds at the merge.
+    assert_eq!(
+        hub.judge(1, Err(RefusalReason::Norm("zero".into()))),
+        Ok(vec!["update_refused"])
+    );
+    assert_eq!(hub.judge(1, Ok(())), Ok(vec![]));
+}
+
+#[test]
+fn one_identity_is_capped() {
+    let mut hub = Driver::new(|it| it.round.weight_cap_q16 = 1 << 14);
+    hub.join(1);
+    hub.join(2);
+    hub.clock(&[1, 2]);
+    hub.commit(1, 7).unwrap();
+    hub.commit(2, 1).unwrap();
+    hub.clock(&[1, 2]);
+    hub.judge(1, Ok(())).unwrap();
+    hub.judge(2, Ok(())).unwrap();
+    let merged = merged_updates(&hub.state.charter, hub.state.current_round().unwrap());
+    let mut weights: Vec<u64> = merged.iter().map(|it| it.weight).collect();
+    weights.sort_unstable();
+    assert_eq!(weights, [128, 256]);
+}
+
+#[test]
+fn a_run_ends_when_its_tokens_are_spent() {
+    let mut hub = Driver::new(|it| {
+        it.inner.warmup_tokens = 10;
+        it.inner.tokens_max = 128;
+    });
+    hub.join(1);
+    hub.clock(&[1]);
+    hub.commit(1, 1).unwrap();
+    hub.clock(&[1]);
+    hub.judge(1, Ok(())).unwrap();
+    hub.merge().unwrap();
+    assert_eq!(hub.clock(&[1]), ["run_finished"]);
+    assert!(hub.state.is_finished());
+    assert_eq!(hub.clock(&[1]), Vec::<&str>::new());
+}
+
+#[test]
+fn a_forged_log_is_refused_where_it_lies() {
+    let mut hub = Driver::new(|_| {});
+    hub.join(1);
+    hub.clock(&[1]);
+    // A hub that grants a slot to somebody who never joined, properly signed.
+    let entry = hub.state.head.next(
+        &hub.key,
+        hub.state.run,
+        hub.now_ms,
+        Event::SlotAdded {
+            round: 1,
+            slot: 1,
+            worker: worker(9),
+        },
+    );
+    let before = hub.state.clone();
+    let message = hub.state.apply(&entry).unwrap_err().to_string();
+    assert!(message.contains("log entry 3: slot_added"), "{message}");
+    assert_eq!(hub.state, before);
+    // A merge of an update that nobody made.
+    hub.commit(1, 1).unwrap();
+    hub.clock(&[1]);
+    hub.judge(1, Ok(())).unwrap();
+    let mut updates = merged_updates(&hub.state.charter, hub.state.current_round().unwrap());
+    updates[0].tokens += 1;
+    let entry = hub.state.head.next(
+        &hub.key,
+        hub.state.run,
+        hub.now_ms,
+        Event::RoundMerged {
+            round: 1,
+            updates,
+            delta: BlobReference::of(b"delta"),
+            model: ModelState {
+                round: 1,
+                ..hub.state.model
+            },
+        },
+    );
+    assert!(hub.state.apply(&entry).is_err());
+}
+
+#[test]
+fn bindings_need_both_signatures_and_do_not_move() {
+    let mut hub = Driver::new(|_| {});
+    let run = hub.state.run;
+    let account = SecretKey::from_entropy([60; 32]);
+    let thief = SecretKey::from_entropy([61; 32]);
+    let binding = crate::identity::Binding::sign(
+        run,
+        &account,
+        &worker_key(1),
+        crate::identity::KeyRole::Worker,
+    );
+    assert_eq!(
+        hub.ask(&Request::Bind(binding.clone())),
+        Ok(vec!["identity_bound"])
+    );
+    assert_eq!(hub.ask(&Request::Bind(binding)), Ok(vec![]));
+    let stolen = crate::identity::Binding::sign(
+        run,
+        &thief,
+        &worker_key(1),
+        crate::identity::KeyRole::Worker,
+    );
+    assert_eq!(
+        hub.ask(&Request::Bind(stolen)).unwrap_err().code,
+        RefusalCode::Signature
+    );
+}
+
+#[test]
+fn golden_hash_of_a_log_with_the_common_events() {
+    let mut hub = Driver::new(|_| {});
+    hub.join(1);
+    hub.clock(&[1]);
+    hub.commit(1, 1).unwrap();
+    hub.clock(&[1]);
+    hub.judge(1, Ok(())).unwrap();
+    hub.merge().unwrap();
+    let hashes: Vec<String> = hub
+        .log
+        .iter()
+        .map(|it| {
+            format!(
+                "{} {}",
+                it.event.name(),
+                Hash::of_blob(&it.to_bytes()).short()
+            )
+        })
+        .collect();
+    expect_test::expect![[r#"
+        run_created 069c2e3f
+        worker_joined 050b0219
+        round_opened bfc8b659
+        update_committed c18b0134
+        commitments_closed 490100a2
+        update_accepted 6d91edd1
+        round_merged 8525f81e"#]]
+    .assert_eq(&hashes.join("\n"));
+}
