@@ -1,0 +1,278 @@
+//! A folder of blobs on disk, by hash, of bounded size: what was used longest ago goes first.
+//!
+//! Files are written beside their place and renamed into it, and hashed on every read: a power cut or a failing disk
+//! costs a download, never a wrong byte. One process uses a folder at a time (the worker's lock sees to it).
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard},
+    time::{Duration, SystemTime},
+};
+
+use protocol::{Hash, units::BlobReference};
+
+/// Suffix of a download in progress.
+const PART: &str = "part";
+/// Suffix of a file that is being written at once.
+const FRESH: &str = "new";
+/// A download that was not touched for so long is not waited for any more.
+const PART_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Blobs on disk. Cheap to clone; clones are the same cache.
+#[derive(Clone, Debug)]
+pub struct BlobCache {
+    folder: Arc<PathBuf>,
+    inner: Arc<Mutex<Inner>>,
+    transfers: Arc<Mutex<Transfers>>,
+}
+
+/// One lock for each blob that is being fetched, so that two tasks do not write one file.
+type Transfers = HashMap<Hash, Arc<tokio::sync::Mutex<()>>>;
+
+#[derive(Debug)]
+struct Inner {
+    bytes_max: u64,
+    bytes: u64,
+    /// Size and last use by hash.
+    blobs: HashMap<Hash, (u64, SystemTime)>,
+}
+
+/// Why the cache did not keep or give a blob.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// The disk.
+    #[error("{doing} {path:?} failed")]
+    Disk {
+        /// What was being done.
+        doing: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// What happened.
+        #[source]
+        source: io::Error,
+    },
+    /// One blob larger than the whole cache may be.
+    #[error("{bytes} bytes are more than the cache's limit of {bytes_max}: allow it more space")]
+    TooLarge {
+        /// Size of the blob.
+        bytes: u64,
+        /// Size of the cache.
+        bytes_max: u64,
+    },
+    /// The bytes do not hash to the name that they came under.
+    #[error("the bytes are not those of blob {}", hash.short())]
+    WrongHash {
+        /// The name.
+        hash: Hash,
+    },
+}
+
+impl BlobCache {
+    /// Opens or makes the cache at `folder`, at most `bytes_max` bytes large.
+    ///
+    /// # Errors
+    /// [`CacheError::Disk`].
+    pub fn open(folder: &Path, bytes_max: u64) -> Result<Self, CacheError> {
+        fs::create_dir_all(folder).map_err(disk("making the folder", folder))?;
+        let mut inner = Inner {
+            bytes_max,
+            bytes: 0,
+            blobs: HashMap::new(),
+        };
+        for item in fs::read_dir(folder).map_err(disk("reading the folder", folder))? {
+            let item = item.map_err(disk("reading the folder", folder))?;
+            let (path, name) = (item.path(), item.file_name());
+            let meta = item.metadata().map_err(disk("looking at", &path))?;
+            let Some(name) = name.to_str().filter(|_| meta.is_file()) else {
+                continue;
+            };
+            if let Ok(hash) = name.parse::<Hash>() {
+                let used = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+                inner.bytes += meta.len();
+                inner.blobs.insert(hash, (meta.len(), used));
+            } else if name.ends_with(FRESH) || name.ends_with(PART) && is_old(&meta) {
+                remove(&path)?;
+            }
+        }
+        let cache = Self {
+            folder: Arc::new(folder.to_owned()),
+            inner: Arc::new(Mutex::new(inner)),
+            transfers: Arc::default(),
+        };
+        cache.make_room(0, None)?;
+        Ok(cache)
+    }
+
+    /// Whether the blob is here, as far as its name and size tell.
+    #[must_use]
+    pub fn contains(&self, reference: &BlobReference) -> bool {
+        let inner = self.lock();
+        matches!(inner.blobs.get(&reference.hash), Some((bytes, _)) if *bytes == reference.bytes)
+    }
+
+    /// Bytes of all blobs.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.lock().bytes
+    }
+
+    /// Most bytes that the cache keeps.
+    #[must_use]
+    pub fn bytes_max(&self) -> u64 {
+        self.lock().bytes_max
+    }
+
+    /// A blob's bytes, hashed; `None` if it is not here. One that has gone bad is thrown away and is not here.
+    ///
+    /// # Errors
+    /// [`CacheError::Disk`].
+    pub fn get(&self, hash: &Hash) -> Result<Option<Vec<u8>>, CacheError> {
+        if !self.lock().blobs.contains_key(hash) {
+            return Ok(None);
+        }
+        let path = self.path(hash);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.forget(hash);
+                return Ok(None);
+            }
+            Err(source) => return Err(disk("reading", &path)(source)),
+        };
+        if Hash::of_blob(&bytes) != *hash {
+            tracing::warn!(blob = %hash, "a cached blob has gone bad on disk and is dropped");
+            remove(&path)?;
+            self.forget(hash);
+            return Ok(None);
+        }
+        self.touch(hash, &path);
+        Ok(Some(bytes))
+    }
+
+    /// Keeps these bytes under `hash`.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub fn insert(&self, hash: &Hash, bytes: &[u8]) -> Result<(), CacheError> {
+        if Hash::of_blob(bytes) != *hash {
+            return Err(CacheError::WrongHash { hash: *hash });
+        }
+        let fresh = self.folder.join(format!("{hash}.{FRESH}"));
+        self.make_room(bytes.len() as u64, Some(hash))?;
+        fs::write(&fresh, bytes).map_err(disk("writing", &fresh))?;
+        self.adopt(hash, &fresh, bytes.len() as u64)
+    }
+
+    /// Waits until nobody else fetches this blob, and keeps others from it until the guard is dropped.
+    pub(super) async fn claim(&self, hash: &Hash) -> tokio::sync::OwnedMutexGuard<()> {
+        let transfer = {
+            let mut transfers = self
+                .transfers
+                .lock()
+                .expect("nothing panics while the list is locked");
+            transfers.retain(|_, transfer| Arc::strong_count(transfer) > 1);
+            Arc::clone(transfers.entry(*hash).or_default())
+        };
+        transfer.lock_owned().await
+    }
+
+    /// Where a download of this blob is gathered.
+    pub(super) fn part_path(&self, hash: &Hash) -> PathBuf {
+        self.folder.join(format!("{hash}.{PART}"))
+    }
+
+    /// Makes a gathered and checked file one of the cache's blobs.
+    pub(super) fn adopt(&self, hash: &Hash, file: &Path, bytes: u64) -> Result<(), CacheError> {
+        self.make_room(bytes, Some(hash))?;
+        let path = self.path(hash);
+        fs::rename(file, &path).map_err(disk("moving into place", &path))?;
+        let mut inner = self.lock();
+        let before = inner.blobs.insert(*hash, (bytes, SystemTime::now()));
+        inner.bytes += bytes;
+        inner.bytes -= before.map_or(0, |(bytes, _)| bytes);
+        Ok(())
+    }
+
+    /// Removes the blobs used longest ago until `bytes` more fit.
+    pub(super) fn make_room(&self, bytes: u64, keep: Option<&Hash>) -> Result<(), CacheError> {
+        let mut inner = self.lock();
+        if bytes > inner.bytes_max {
+            return Err(CacheError::TooLarge {
+                bytes,
+                bytes_max: inner.bytes_max,
+            });
+        }
+        while inner.bytes + bytes > inner.bytes_max {
+            let oldest = inner
+                .blobs
+                .iter()
+                .filter(|(hash, _)| Some(*hash) != keep)
+                .min_by_key(|(hash, (_, used))| (*used, **hash))
+                .map(|(hash, (bytes, _))| (*hash, *bytes));
+            // Only the blob itself is left: its new bytes take the place of the old ones.
+            let Some((hash, gone)) = oldest else { break };
+            remove(&self.path(&hash))?;
+            inner.blobs.remove(&hash);
+            inner.bytes -= gone;
+        }
+        Ok(())
+    }
+
+    fn path(&self, hash: &Hash) -> PathBuf {
+        self.folder.join(hash.to_string())
+    }
+
+    fn touch(&self, hash: &Hash, path: &Path) {
+        let now = SystemTime::now();
+        if let Some((_, used)) = self.lock().blobs.get_mut(hash) {
+            *used = now;
+        }
+        // Only the order of eviction after a restart depends on it.
+        let touched = fs::File::options()
+            .write(true)
+            .open(path)
+            .and_then(|file| file.set_modified(now));
+        if let Err(error) = touched {
+            tracing::debug!(blob = %hash, "the time of use was not noted: {error}");
+        }
+    }
+
+    fn forget(&self, hash: &Hash) {
+        let mut inner = self.lock();
+        if let Some((bytes, _)) = inner.blobs.remove(hash) {
+            inner.bytes -= bytes;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner
+            .lock()
+            .expect("nothing panics while the index is locked")
+    }
+}
+
+fn is_old(meta: &fs::Metadata) -> bool {
+    let age = meta.modified().ok().and_then(|it| it.elapsed().ok());
+    age.is_some_and(|age| age > PART_AGE_MAX)
+}
+
+pub(super) fn disk<'a>(
+    doing: &'static str,
+    path: &'a Path,
+) -> impl FnOnce(io::Error) -> CacheError + 'a {
+    move |source| CacheError::Disk {
+        doing,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// Removes a file that may be gone already.
+pub(super) fn remove(path: &Path) -> Result<(), CacheError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(disk("removing", path)(error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}

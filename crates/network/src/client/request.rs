@@ -1,0 +1,191 @@
+//! One HTTP call: limits, repetition, and what its failure is called.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::{Method, Response, StatusCode, header::HeaderMap};
+use serde::de::DeserializeOwned;
+
+use super::{ClientError, HubClient, refusal};
+use crate::retry::RetryPolicy;
+
+/// Longest JSON answer read: 500 rounds of a thousand contributions stay below it.
+pub(crate) const JSON_BYTES_MAX: usize = 64 << 20;
+/// Longest error body read.
+const ERROR_BYTES_MAX: usize = 64 << 10;
+
+/// A call before it is made.
+#[derive(Debug)]
+pub(crate) struct Call {
+    method: Method,
+    url: String,
+    headers: Vec<(&'static str, String)>,
+    body: Option<(&'static str, Bytes)>,
+    timeout: Option<Duration>,
+    body_max: usize,
+    retry: RetryPolicy,
+}
+
+impl Call {
+    pub(crate) fn new(method: Method, url: String) -> Self {
+        Self {
+            method,
+            url,
+            headers: Vec::new(),
+            body: None,
+            timeout: None,
+            body_max: JSON_BYTES_MAX,
+            retry: RetryPolicy::once(),
+        }
+    }
+
+    pub(crate) fn header(mut self, name: &'static str, value: String) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+
+    pub(crate) fn bytes(mut self, media_type: &'static str, body: impl Into<Bytes>) -> Self {
+        self.body = Some((media_type, body.into()));
+        self
+    }
+
+    /// For the whole call, the body included.
+    pub(crate) fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// For the connection and each silence, not for the whole.
+    pub(crate) fn without_timeout(mut self) -> Self {
+        self.timeout = None;
+        self
+    }
+
+    pub(crate) fn body_max(mut self, bytes: usize) -> Self {
+        self.body_max = bytes;
+        self
+    }
+
+    pub(crate) fn retry(mut self, retry: RetryPolicy) -> Self {
+        self.retry = retry;
+        self
+    }
+
+    pub(crate) fn once(self) -> Self {
+        self.retry(RetryPolicy::once())
+    }
+}
+
+impl HubClient {
+    /// The answer's JSON.
+    pub(crate) async fn json<T: DeserializeOwned>(&self, call: Call) -> Result<T, ClientError> {
+        let body = self.bytes(call).await?;
+        serde_json::from_slice(&body).map_err(|error| ClientError::Malformed {
+            what: "an answer",
+            problem: error.to_string(),
+        })
+    }
+
+    /// The answer's bytes.
+    pub(crate) async fn bytes(&self, call: Call) -> Result<Vec<u8>, ClientError> {
+        Ok(self.headers_and_bytes(call).await?.1)
+    }
+
+    /// The answer's headers and bytes, after as many attempts as the call allows.
+    pub(crate) async fn headers_and_bytes(
+        &self,
+        call: Call,
+    ) -> Result<(HeaderMap, Vec<u8>), ClientError> {
+        let mut failures = 0;
+        loop {
+            let error = match self.attempt(&call).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            failures += 1;
+            if failures >= call.retry.attempts || !error.is_temporary() {
+                return Err(error);
+            }
+            let wait = call.retry.wait_after(failures);
+            tracing::debug!(
+                url = call.url,
+                wait_ms = wait.as_millis() as u64,
+                "repeating: {error}"
+            );
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    async fn attempt(&self, call: &Call) -> Result<(HeaderMap, Vec<u8>), ClientError> {
+        let response = self.send(call).await?;
+        let status = response.status();
+        let headers = response.headers().clone();
+        if !status.is_success() {
+            return Err(self.refused(response).await);
+        }
+        Ok((headers, self.read_body(response, call.body_max).await?))
+    }
+
+    /// Sends a call once; any status is an answer.
+    pub(crate) async fn send(&self, call: &Call) -> Result<Response, ClientError> {
+        let mut request = self.http.request(call.method.clone(), &call.url);
+        for (name, value) in &call.headers {
+            request = request.header(*name, value);
+        }
+        if let Some((media_type, body)) = &call.body {
+            request = request
+                .header("content-type", *media_type)
+                .body(body.clone());
+        }
+        if let Some(timeout) = call.timeout {
+            request = request.timeout(timeout);
+        }
+        request
+            .send()
+            .await
+            .map_err(|error| self.unreachable(error))
+    }
+
+    /// What an answer that is no success says.
+    pub(crate) async fn refused(&self, response: Response) -> ClientError {
+        let status: StatusCode = response.status();
+        match self.read_body(response, ERROR_BYTES_MAX).await {
+            Ok(body) => refusal(status, &body),
+            Err(ClientError::TooLong { .. }) => refusal(status, &[]),
+            Err(error) => error,
+        }
+    }
+
+    async fn read_body(
+        &self,
+        mut response: Response,
+        bytes_max: usize,
+    ) -> Result<Vec<u8>, ClientError> {
+        let too_long = || ClientError::TooLong {
+            bytes_max: bytes_max as u64,
+        };
+        let announced = response.content_length().unwrap_or(0);
+        if announced > bytes_max as u64 {
+            return Err(too_long());
+        }
+        let mut body = Vec::new();
+        while let Some(chunk) = response
+            .chunk()
+            .await
+            .map_err(|error| self.unreachable(error))?
+        {
+            if body.len() + chunk.len() > bytes_max {
+                return Err(too_long());
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
+    }
+
+    pub(crate) fn unreachable(&self, source: reqwest::Error) -> ClientError {
+        ClientError::Unreachable {
+            address: self.address().to_owned(),
+            source: source.without_url(),
+        }
+    }
+}

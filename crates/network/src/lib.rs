@@ -1,0 +1,14 @@
+//! The client of the hub's API: typed calls, the log and its events, content-addressed blobs.
+//!
+//! Nothing that a hub sends is believed for being sent: bodies have limits, a charter must hash to its run's id, log
+//! entries must continue a signed chain, and blobs must hash to their names. Calls that can be repeated safely are
+//! repeated a few times; what then still fails is the caller's to wait for.
+
+pub mod blobs;
+pub mod client;
+pub mod events;
+pub mod log;
+pub mod retry;
+
+pub use blobs::{BlobCache, UploadAuthorisation};
+pub use client::{ClientError, HubClient};
