@@ -1,0 +1,41 @@
+//! `cargo xtask bench`: figures with the command, the commit and the processor they come from.
+//!
+//! Each figure is printed as `figure value unit` and written to docs/measurements.md.
+//! Nobody edits that file by hand: the next run replaces the part of the bench that ran and keeps the others.
+
+mod demo;
+mod engine;
+mod merge;
+mod report;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+
+/// What to measure.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// The part.
+    #[arg(value_enum)]
+    part: Part,
+}
+
+/// The benches.
+#[derive(Clone, Copy, ValueEnum)]
+enum Part {
+    /// Training speed and memory on one core against PyTorch.
+    Engine,
+    /// Time from `up` to the first merged round and to a model that has learnt something.
+    Demo,
+    /// Time to merge updates.
+    Merge,
+}
+
+/// Measures, prints and records.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let (name, figures) = match options.part {
+        Part::Engine => ("engine", engine::measure()?),
+        Part::Demo => ("demo", demo::measure()?),
+        Part::Merge => ("merge", merge::measure()?),
+    };
+    report::record(name, &figures)
+}
