@@ -2,7 +2,7 @@
 //!
 //! A delta takes the largest values of each chunk out of the public residual and leaves the rest there, exactly:
 //! `residual before = residual after + delta`, in integers. In the bit stream after the header, for each chunk:
-//! - the count ([`super::entries`]); nothing else if it is zero;
+//! - the count (`entries.rs`); nothing else if it is zero;
 //! - the shift, 5 bits;
 //! - the entries, each with its sign (1 is negative) and the 3-bit index of its level, below.
 //!

@@ -104,10 +104,10 @@ impl EntryCode {
         let rest = word >> zeros >> 1;
         let gap = ((zeros as usize) << self.rice) + (rest & ((1 << self.rice) - 1)) as usize;
         let position = next + gap;
+        reader.skip(zeros + 1 + tail);
         if position >= self.length {
             return Err(EntryFault::of(reader));
         }
-        reader.skip(zeros + 1 + tail);
         Ok((
             position,
             ((rest >> self.rice) & ((1 << self.value_bits) - 1)) as u32,

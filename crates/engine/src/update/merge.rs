@@ -186,17 +186,26 @@ fn normalise(updates: &[Weighted<'_>]) -> Vec<u32> {
         .collect()
 }
 
-/// Weighted sum and weight of the senders for each coordinate of one chunk; zero between chunks.
+/// One coordinate of the chunk being merged.
+#[derive(Clone, Copy, Default)]
+struct Cell {
+    /// The weighted sum of its values, S.
+    sum: i64,
+    /// The weight of its senders, P.
+    weight: u32,
+}
+
+/// The coordinates of one chunk; all zero between chunks. Sum and weight side by side: one cache line for each value.
 struct Accumulator {
-    sums: Box<[i64; CHUNK_MAX]>,
-    weights: Box<[u32; CHUNK_MAX]>,
+    cells: Box<[Cell; CHUNK_MAX]>,
+    touched: Box<[u16; CHUNK_MAX]>,
 }
 
 impl Accumulator {
     fn new() -> Self {
         Self {
-            sums: Box::new([0; CHUNK_MAX]),
-            weights: Box::new([0; CHUNK_MAX]),
+            cells: Box::new([Cell::default(); CHUNK_MAX]),
+            touched: Box::new([0; CHUNK_MAX]),
         }
     }
 
@@ -207,19 +216,17 @@ impl Accumulator {
                 let (entries, values) = body.chunk(chunk);
                 let products = values.map(|value| factor * i64::from(value));
                 for &entry in entries {
-                    let position = usize::from(entry >> CLASS_BITS);
-                    self.sums[position] += products[usize::from(entry & 3)];
-                    self.weights[position] += weight;
+                    let cell = &mut self.cells[usize::from(entry >> CLASS_BITS)];
+                    cell.sum += products[usize::from(entry & 3)];
+                    cell.weight += weight;
                 }
             }
             Body::Dense(body) => {
                 let factor = factor << body.shifts[chunk];
                 let values = &body.values[span.start..span.start + span.length];
-                for (sum, &value) in self.sums.iter_mut().zip(values) {
-                    *sum += factor * i64::from(value);
-                }
-                for sender in &mut self.weights[..span.length] {
-                    *sender += weight;
+                for (cell, &value) in self.cells.iter_mut().zip(values) {
+                    cell.sum += factor * i64::from(value);
+                    cell.weight += weight;
                 }
             }
         }
@@ -227,41 +234,51 @@ impl Accumulator {
 
     /// Adds the chunk's step to the residual, goes back to zero, and counts saturations.
     fn finish(&mut self, span: Span, settings: &MergeSettings, outer: &mut OuterState) -> u64 {
-        let floor = (settings.denominator_floor_q16 << 8).max(1);
         let rate = i64::from(settings.outer_rate_q16);
-        let sums = &mut self.sums[..span.length];
-        let weights = &mut self.weights[..span.length];
         let range = span.start..span.start + span.length;
         let residual = &mut outer.residual[range.clone()];
         let mut saturated = 0;
-        match (&mut outer.momentum, settings.momentum_q16) {
-            (Some(momentum), Some(decay)) => {
-                let decay = i64::from(decay);
-                let rows = sums
-                    .iter()
-                    .zip(weights.iter())
-                    .zip(residual)
-                    .zip(&mut momentum[range]);
-                for (((&sum, &weight), residual), momentum) in rows {
-                    let mean = divide(sum, weight.max(floor));
-                    let kept = times_q16(i64::from(*momentum), decay) + mean;
-                    *momentum = saturate(kept, &mut saturated);
-                    let step = times_q16(mean + times_q16(i64::from(*momentum), decay), rate);
-                    *residual = saturate(i64::from(*residual) + step, &mut saturated);
-                }
+        if let (Some(momentum), Some(decay)) = (&mut outer.momentum, settings.momentum_q16) {
+            let decay = i64::from(decay);
+            for ((cell, momentum), residual) in self
+                .cells
+                .iter_mut()
+                .zip(&mut momentum[range])
+                .zip(residual)
+            {
+                let mean = std::mem::take(cell).mean(settings);
+                let kept = times_q16(i64::from(*momentum), decay) + mean;
+                *momentum = saturate(kept, &mut saturated);
+                let step = times_q16(mean + times_q16(i64::from(*momentum), decay), rate);
+                *residual = saturate(i64::from(*residual) + step, &mut saturated);
             }
-            _ => {
-                for ((&sum, &weight), residual) in sums.iter().zip(weights.iter()).zip(residual) {
-                    if sum != 0 {
-                        let step = times_q16(divide(sum, weight.max(floor)), rate);
-                        *residual = saturate(i64::from(*residual) + step, &mut saturated);
-                    }
-                }
-            }
+            return saturated;
         }
-        sums.fill(0);
-        weights.fill(0);
+        // Listing what was touched before dividing costs a pass, and saves a branch that no processor can guess.
+        let mut count = 0;
+        for (position, cell) in self.cells[..span.length].iter().enumerate() {
+            self.touched[count] = position as u16;
+            // Without weight there is no sum: factors are at most weights.
+            count += usize::from(cell.weight != 0);
+        }
+        for &position in &self.touched[..count] {
+            let position = usize::from(position);
+            let mean = std::mem::take(&mut self.cells[position]).mean(settings);
+            let residual = &mut residual[position];
+            *residual = saturate(i64::from(*residual) + times_q16(mean, rate), &mut saturated);
+        }
         saturated
+    }
+}
+
+impl Cell {
+    /// G = S / max(P, floor).
+    #[inline]
+    fn mean(self, settings: &MergeSettings) -> i64 {
+        divide(
+            self.sum,
+            self.weight.max(settings.denominator_floor_q16 << 8).max(1),
+        )
     }
 }
 

@@ -3,7 +3,7 @@
 //! A chunk sends the positions of its largest values ([`super::settings::SparseSettings::kept_of`] of them at most,
 //! never a zero), and for each its sign and one of two magnitudes: the values are split at their mean magnitude, and
 //! each group is sent as its own mean. In the bit stream after the header, for each chunk:
-//! - the count ([`super::entries`]); nothing else if it is zero;
+//! - the count (`entries.rs`); nothing else if it is zero;
 //! - the lower and the higher magnitude, 13 bits each; the higher is zero if one magnitude serves all;
 //! - the entries, with one bit for the sign (1 is negative) and, if there are two magnitudes, one that is 1 for the
 //!   higher.
@@ -162,11 +162,14 @@ fn read_chunk(
     if count == 0 {
         return Ok((0, 0));
     }
+    let (low, high) = (reader.read(MAGNITUDE_BITS), reader.read(MAGNITUDE_BITS));
+    if reader.overran() {
+        return Err(DecodeError::Truncated);
+    }
     let magnitude = |code| {
         magnitude::from_code(code).ok_or(DecodeError::NonCanonicalMagnitude { chunk: index })
     };
-    let low = magnitude(reader.read(MAGNITUDE_BITS))?;
-    let high = magnitude(reader.read(MAGNITUDE_BITS))?;
+    let (low, high) = (magnitude(low)?, magnitude(high)?);
     if low == 0 {
         return Err(DecodeError::NonCanonicalMagnitude { chunk: index });
     }
