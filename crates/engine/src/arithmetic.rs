@@ -47,7 +47,11 @@ pub fn class() -> String {
 fn matrix_family() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     {
-        if family() != Family::Baseline { "avx2" } else { "portable" }
+        if family() != Family::Baseline {
+            "avx2"
+        } else {
+            "portable"
+        }
     }
     #[cfg(target_arch = "aarch64")]
     {

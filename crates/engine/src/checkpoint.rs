@@ -11,6 +11,3 @@ mod write;
 pub use folder::{FolderError, read_folder, write_folder};
 pub use read::{CheckpointError, from_safetensors};
 pub use write::to_safetensors;
-
-#[cfg(test)]
-mod tests;

@@ -165,10 +165,15 @@ impl ModelConfig {
             intermediate_size: document.intermediate_size,
             num_hidden_layers: document.num_hidden_layers,
             num_attention_heads: document.num_attention_heads,
-            num_key_value_heads: document.num_key_value_heads.unwrap_or(document.num_attention_heads),
+            num_key_value_heads: document
+                .num_key_value_heads
+                .unwrap_or(document.num_attention_heads),
             max_position_embeddings: document.max_position_embeddings,
             rms_norm_eps: document.rms_norm_eps,
-            rope_theta: document.rope_theta.or(from_parameters).unwrap_or(ROPE_THETA_DEFAULT),
+            rope_theta: document
+                .rope_theta
+                .or(from_parameters)
+                .unwrap_or(ROPE_THETA_DEFAULT),
             tie_word_embeddings: document.tie_word_embeddings,
             bos_token_id: document.bos_token_id,
             eos_token_id: document.eos_token_id.and_then(|ids| match ids {
@@ -181,7 +186,10 @@ impl ModelConfig {
         if let Some(head_dim) = document.head_dim
             && head_dim != config.head_size()
         {
-            return Err(ConfigError::Unsupported { field: "head_dim", value: head_dim.to_string() });
+            return Err(ConfigError::Unsupported {
+                field: "head_dim",
+                value: head_dim.to_string(),
+            });
         }
         Ok(config)
     }
@@ -227,31 +235,64 @@ impl ModelConfig {
         in_range("hidden_size", self.hidden_size, DIMENSION_MAX)?;
         in_range("intermediate_size", self.intermediate_size, DIMENSION_MAX)?;
         in_range("num_hidden_layers", self.num_hidden_layers, LAYERS_MAX)?;
-        in_range("num_attention_heads", self.num_attention_heads, self.hidden_size)?;
-        in_range("num_key_value_heads", self.num_key_value_heads, self.num_attention_heads)?;
-        in_range("max_position_embeddings", self.max_position_embeddings, DIMENSION_MAX)?;
+        in_range(
+            "num_attention_heads",
+            self.num_attention_heads,
+            self.hidden_size,
+        )?;
+        in_range(
+            "num_key_value_heads",
+            self.num_key_value_heads,
+            self.num_attention_heads,
+        )?;
+        in_range(
+            "max_position_embeddings",
+            self.max_position_embeddings,
+            DIMENSION_MAX,
+        )?;
         check(
-            self.hidden_size.is_multiple_of(2 * self.num_attention_heads),
+            self.hidden_size
+                .is_multiple_of(2 * self.num_attention_heads),
             "hidden_size",
             "must be an even multiple of num_attention_heads",
         )?;
         check(
-            self.num_attention_heads.is_multiple_of(self.num_key_value_heads),
+            self.num_attention_heads
+                .is_multiple_of(self.num_key_value_heads),
             "num_attention_heads",
             "must be a multiple of num_key_value_heads",
         )?;
-        check(self.rms_norm_eps > 0.0 && self.rms_norm_eps <= 0.1, "rms_norm_eps", "must be in (0, 0.1]")?;
-        check(self.rope_theta >= 1.0 && self.rope_theta <= 1e12, "rope_theta", "must be in [1, 1e12]")?;
+        check(
+            self.rms_norm_eps > 0.0 && self.rms_norm_eps <= 0.1,
+            "rms_norm_eps",
+            "must be in (0, 0.1]",
+        )?;
+        check(
+            self.rope_theta >= 1.0 && self.rope_theta <= 1e12,
+            "rope_theta",
+            "must be in [1, 1e12]",
+        )?;
         check(
             self.initializer_range >= 0.0 && self.initializer_range <= 10.0,
             "initializer_range",
             "must be in [0, 10]",
         )?;
-        for (field, id) in [("bos_token_id", self.bos_token_id), ("eos_token_id", self.eos_token_id)] {
-            check(id.is_none_or(|id| (id as usize) < self.vocab_size), field, "must be a token of the vocabulary")?;
+        for (field, id) in [
+            ("bos_token_id", self.bos_token_id),
+            ("eos_token_id", self.eos_token_id),
+        ] {
+            check(
+                id.is_none_or(|id| (id as usize) < self.vocab_size),
+                field,
+                "must be a token of the vocabulary",
+            )?;
         }
         let count = self.parameter_count_wide();
-        check(count <= PARAMETERS_MAX as u128, "num_hidden_layers", "makes a model of too many parameters")
+        check(
+            count <= PARAMETERS_MAX as u128,
+            "num_hidden_layers",
+            "makes a model of too many parameters",
+        )
     }
 
     /// Width of one attention head.
@@ -278,7 +319,11 @@ impl ModelConfig {
     /// leaves out the embedding look-up but counts the output matrix, tied or not.
     pub fn training_flops_per_token(&self, sequence: usize) -> u64 {
         let embedding = (self.vocab_size * self.hidden_size) as u64;
-        let looked_up = if self.tie_word_embeddings { 0 } else { embedding };
+        let looked_up = if self.tie_word_embeddings {
+            0
+        } else {
+            embedding
+        };
         let active = self.parameter_count() as u64 - looked_up;
         6 * active + 12 * (self.num_hidden_layers * self.hidden_size * sequence) as u64
     }
@@ -290,7 +335,9 @@ impl ModelConfig {
         let mlp = 3 * hidden * self.intermediate_size as u128;
         let layer = attention + mlp + 2 * hidden;
         let embeddings = if self.tie_word_embeddings { 1 } else { 2 };
-        self.num_hidden_layers as u128 * layer + hidden + embeddings * hidden * self.vocab_size as u128
+        self.num_hidden_layers as u128 * layer
+            + hidden
+            + embeddings * hidden * self.vocab_size as u128
     }
 }
 
@@ -320,18 +367,33 @@ fn refuse_unsupported(document: &Document) -> Result<(), ConfigError> {
     {
         return refuse("rope_scaling", scaling.to_string());
     }
-    match document.rope_parameters.as_ref().and_then(|rope| rope.rope_type.as_deref()) {
+    match document
+        .rope_parameters
+        .as_ref()
+        .and_then(|rope| rope.rope_type.as_deref())
+    {
         None | Some("default") => Ok(()),
         Some(other) => refuse("rope_type", other.to_owned()),
     }
 }
 
 fn in_range(field: &'static str, value: usize, max: usize) -> Result<(), ConfigError> {
-    check((1..=max).contains(&value), field, &format!("= {value} is not in 1..={max}"))
+    check(
+        (1..=max).contains(&value),
+        field,
+        &format!("= {value} is not in 1..={max}"),
+    )
 }
 
 fn check(holds: bool, field: &'static str, reason: &str) -> Result<(), ConfigError> {
-    if holds { Ok(()) } else { Err(ConfigError::Field { field, reason: reason.to_owned() }) }
+    if holds {
+        Ok(())
+    } else {
+        Err(ConfigError::Field {
+            field,
+            reason: reason.to_owned(),
+        })
+    }
 }
 
 #[cfg(test)]

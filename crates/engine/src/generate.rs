@@ -32,7 +32,11 @@ pub struct SamplingSettings {
 impl Default for SamplingSettings {
     /// The likeliest token each time.
     fn default() -> Self {
-        SamplingSettings { temperature: 0.0, top_p: 1.0, seed: 0 }
+        SamplingSettings {
+            temperature: 0.0,
+            top_p: 1.0,
+            seed: 0,
+        }
     }
 }
 
@@ -120,14 +124,31 @@ impl Generator {
     /// # Panics
     /// If the configuration is invalid.
     pub fn new(config: &ModelConfig, parameters: Arc<Vec<f32>>) -> Result<Self, GenerateError> {
-        assert!(config.validate().is_ok(), "the configuration was not validated");
+        assert!(
+            config.validate().is_ok(),
+            "the configuration was not validated"
+        );
         let expected = config.parameter_count();
         if parameters.len() != expected {
-            return Err(GenerateError::Parameters { given: parameters.len(), expected });
+            return Err(GenerateError::Parameters {
+                given: parameters.len(),
+                expected,
+            });
         }
-        let rotary = Rotary::new(config.max_position_embeddings, config.head_size(), config.rope_theta);
+        let rotary = Rotary::new(
+            config.max_position_embeddings,
+            config.head_size(),
+            config.rope_theta,
+        );
         let offsets = Offsets::new(config);
-        Ok(Generator { model: Arc::new(Shared { config: config.clone(), parameters, offsets, rotary }) })
+        Ok(Generator {
+            model: Arc::new(Shared {
+                config: config.clone(),
+                parameters,
+                offsets,
+                rotary,
+            }),
+        })
     }
 
     /// The model's configuration.
@@ -183,7 +204,8 @@ impl Buffers {
         self.normalised.resize(positions * hidden, 0.0);
         self.reciprocal.resize(positions, 0.0);
         self.normed.resize(positions * hidden, 0.0);
-        self.qkv.resize(positions * (hidden + 2 * config.key_value_size()), 0.0);
+        self.qkv
+            .resize(positions * (hidden + 2 * config.key_value_size()), 0.0);
         self.attended.resize(positions * hidden, 0.0);
         self.gate_up.resize(positions * 2 * intermediate, 0.0);
         self.activation.resize(positions * intermediate, 0.0);
@@ -192,7 +214,12 @@ impl Buffers {
 
 impl Session {
     fn new(model: Arc<Shared>) -> Self {
-        let cache = model.offsets.layers.iter().map(|_| Cache::default()).collect();
+        let cache = model
+            .offsets
+            .layers
+            .iter()
+            .map(|_| Cache::default())
+            .collect();
         let logits = vec![0.0; model.config.vocab_size];
         Session {
             model,
@@ -277,15 +304,26 @@ impl Session {
         let mut tokens = Vec::new();
         while tokens.len() < tokens_max {
             match self.next_token(settings) {
-                Ok(token) if stop.contains(&token) => return Ok(Completion { tokens, finish: Finish::Stop }),
+                Ok(token) if stop.contains(&token) => {
+                    return Ok(Completion {
+                        tokens,
+                        finish: Finish::Stop,
+                    });
+                }
                 Ok(token) => tokens.push(token),
                 Err(GenerateError::ContextFull { .. }) => {
-                    return Ok(Completion { tokens, finish: Finish::ContextFull });
+                    return Ok(Completion {
+                        tokens,
+                        finish: Finish::ContextFull,
+                    });
                 }
                 Err(error) => return Err(error),
             }
         }
-        Ok(Completion { tokens, finish: Finish::Length })
+        Ok(Completion {
+            tokens,
+            finish: Finish::Length,
+        })
     }
 
     /// Runs the pending token, so that the logits are those after all tokens.
@@ -311,7 +349,12 @@ impl Session {
         let (hidden, vocabulary, count) = (config.hidden_size, config.vocab_size, tokens.len());
         self.buffers.fit(config, count);
         let table = &parameters[..vocabulary * hidden];
-        embedding::forward(table, hidden, tokens.iter().copied(), &mut self.buffers.stream);
+        embedding::forward(
+            table,
+            hidden,
+            tokens.iter().copied(),
+            &mut self.buffers.stream,
+        );
         for (index, offsets) in model.offsets.layers.iter().enumerate() {
             self.run_layer(&model, offsets, index, count);
         }
@@ -319,14 +362,32 @@ impl Session {
         self.norm(&model, model.offsets.final_norm);
         let weights = &parameters[model.offsets.output..][..vocabulary * hidden];
         let last = &self.buffers.normed[(count - 1) * hidden..];
-        linear(&self.threads, 1, weights, hidden, last, &mut self.logits, Write::Replace);
+        linear(
+            &self.threads,
+            1,
+            weights,
+            hidden,
+            last,
+            &mut self.logits,
+            Write::Replace,
+        );
     }
 
     fn norm(&mut self, model: &Shared, offset: usize) {
         let buffers = &mut self.buffers;
-        let kept = norm::Kept { normalised: &mut buffers.normalised, reciprocal: &mut buffers.reciprocal };
+        let kept = norm::Kept {
+            normalised: &mut buffers.normalised,
+            reciprocal: &mut buffers.reciprocal,
+        };
         let gains = &model.parameters[offset..][..model.config.hidden_size];
-        norm::forward(&self.threads, &buffers.stream, gains, model.config.rms_norm_eps, kept, &mut buffers.normed);
+        norm::forward(
+            &self.threads,
+            &buffers.stream,
+            gains,
+            model.config.rms_norm_eps,
+            kept,
+            &mut buffers.normed,
+        );
     }
 
     fn run_layer(&mut self, model: &Shared, offsets: &LayerOffsets, index: usize, count: usize) {
@@ -336,27 +397,72 @@ impl Session {
         self.norm(model, offsets.attention_norm);
         let weights = &parameters[offsets.query_key_value..][..stride * hidden];
         let buffers = &mut self.buffers;
-        linear(&self.threads, count, weights, hidden, &buffers.normed, &mut buffers.qkv, Write::Replace);
+        linear(
+            &self.threads,
+            count,
+            weights,
+            hidden,
+            &buffers.normed,
+            &mut buffers.qkv,
+            Write::Replace,
+        );
         self.attend(model, index, count);
         let buffers = &mut self.buffers;
         let weights = &parameters[offsets.attention_output..][..hidden * hidden];
-        linear(&self.threads, count, weights, hidden, &buffers.attended, &mut buffers.stream, Write::Accumulate);
+        linear(
+            &self.threads,
+            count,
+            weights,
+            hidden,
+            &buffers.attended,
+            &mut buffers.stream,
+            Write::Accumulate,
+        );
         self.norm(model, offsets.mlp_norm);
         let buffers = &mut self.buffers;
         let weights = &parameters[offsets.gate_up..][..2 * intermediate * hidden];
-        linear(&self.threads, count, weights, hidden, &buffers.normed, &mut buffers.gate_up, Write::Replace);
-        swiglu::forward(&self.threads, intermediate, &buffers.gate_up, &mut buffers.activation);
+        linear(
+            &self.threads,
+            count,
+            weights,
+            hidden,
+            &buffers.normed,
+            &mut buffers.gate_up,
+            Write::Replace,
+        );
+        swiglu::forward(
+            &self.threads,
+            intermediate,
+            &buffers.gate_up,
+            &mut buffers.activation,
+        );
         let weights = &parameters[offsets.down..][..hidden * intermediate];
-        linear(&self.threads, count, weights, intermediate, &buffers.activation, &mut buffers.stream, Write::Accumulate);
+        linear(
+            &self.threads,
+            count,
+            weights,
+            intermediate,
+            &buffers.activation,
+            &mut buffers.stream,
+            Write::Accumulate,
+        );
     }
 
     /// Rotates, appends to the cache, and attends each new position to all up to itself.
     fn attend(&mut self, model: &Shared, index: usize, count: usize) {
         let config = &model.config;
         let (size, width) = (config.head_size(), config.key_value_size());
-        let (hidden, group) = (config.hidden_size, config.num_attention_heads / config.num_key_value_heads);
+        let (hidden, group) = (
+            config.hidden_size,
+            config.num_attention_heads / config.num_key_value_heads,
+        );
         let (buffers, cache) = (&mut self.buffers, &mut self.cache[index]);
-        for (offset, row) in buffers.qkv.chunks_exact_mut(hidden + 2 * width).enumerate().take(count) {
+        for (offset, row) in buffers
+            .qkv
+            .chunks_exact_mut(hidden + 2 * width)
+            .enumerate()
+            .take(count)
+        {
             let position = self.position + offset;
             for head in row[..hidden + width].chunks_exact_mut(size) {
                 model.rotary.turn(head, position);
@@ -383,13 +489,25 @@ impl Session {
         if settings.temperature == 0.0 {
             return likeliest(&self.logits);
         }
-        let largest = self.logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let largest = self
+            .logits
+            .iter()
+            .copied()
+            .fold(f32::NEG_INFINITY, f32::max);
         self.candidates.clear();
         let weighed = self.logits.iter().zip(0u32..);
-        self.candidates.extend(weighed.map(|(&logit, token)| (exp((logit - largest) / settings.temperature), token)));
-        let mut total: f64 = self.candidates.iter().map(|&(weight, _)| f64::from(weight)).sum();
+        self.candidates.extend(
+            weighed.map(|(&logit, token)| (exp((logit - largest) / settings.temperature), token)),
+        );
+        let mut total: f64 = self
+            .candidates
+            .iter()
+            .map(|&(weight, _)| f64::from(weight))
+            .sum();
         if settings.top_p < 1.0 {
-            self.candidates.sort_unstable_by(|left, right| right.0.total_cmp(&left.0).then(left.1.cmp(&right.1)));
+            self.candidates.sort_unstable_by(|left, right| {
+                right.0.total_cmp(&left.0).then(left.1.cmp(&right.1))
+            });
             let (mut kept, mut sum) = (0, 0.0);
             while kept < self.candidates.len() && sum < f64::from(settings.top_p) * total {
                 sum += f64::from(self.candidates[kept].0);
@@ -398,7 +516,8 @@ impl Session {
             self.candidates.truncate(kept);
             total = sum;
         }
-        let mut random = SplitMix::new(settings.seed ^ self.drawn.wrapping_mul(0xD6E8_FEB8_6659_FD93));
+        let mut random =
+            SplitMix::new(settings.seed ^ self.drawn.wrapping_mul(0xD6E8_FEB8_6659_FD93));
         let mut left = f64::from(random.uniform()) * total;
         for &(weight, token) in &self.candidates {
             left -= f64::from(weight);
@@ -407,7 +526,11 @@ impl Session {
             }
         }
         // Rounding can leave a sliver beyond the last weight: the last candidate with any weight takes it.
-        let last = self.candidates.iter().rev().find(|&&(weight, _)| weight > 0.0);
+        let last = self
+            .candidates
+            .iter()
+            .rev()
+            .find(|&&(weight, _)| weight > 0.0);
         last.map_or(0, |&(_, token)| token)
     }
 }

@@ -42,10 +42,18 @@ impl Layout {
     pub fn new(config: &ModelConfig) -> Self {
         let (hidden, key_value) = (config.hidden_size, config.key_value_size());
         let intermediate = config.intermediate_size;
-        let mut layout = Layout { tensors: Vec::with_capacity(3 + 9 * config.num_hidden_layers), len: 0 };
-        layout.push("model.embed_tokens.weight".to_owned(), vec![config.vocab_size, hidden]);
+        let mut layout = Layout {
+            tensors: Vec::with_capacity(3 + 9 * config.num_hidden_layers),
+            len: 0,
+        };
+        layout.push(
+            "model.embed_tokens.weight".to_owned(),
+            vec![config.vocab_size, hidden],
+        );
         for layer in 0..config.num_hidden_layers {
-            let mut push = |name: &str, shape| layout.push(format!("model.layers.{layer}.{name}.weight"), shape);
+            let mut push = |name: &str, shape| {
+                layout.push(format!("model.layers.{layer}.{name}.weight"), shape)
+            };
             push("input_layernorm", vec![hidden]);
             push("self_attn.q_proj", vec![hidden, hidden]);
             push("self_attn.k_proj", vec![key_value, hidden]);
@@ -69,7 +77,11 @@ impl Layout {
     }
 
     fn push(&mut self, name: String, shape: Vec<usize>) {
-        let spec = TensorSpec { name, shape, offset: self.len };
+        let spec = TensorSpec {
+            name,
+            shape,
+            offset: self.len,
+        };
         self.len += spec.len();
         self.tensors.push(spec);
     }
@@ -118,8 +130,16 @@ impl Offsets {
             })
             .collect();
         let final_norm = take(hidden);
-        let output = if config.tie_word_embeddings { 0 } else { take(config.vocab_size * hidden) };
-        Offsets { layers, final_norm, output }
+        let output = if config.tie_word_embeddings {
+            0
+        } else {
+            take(config.vocab_size * hidden)
+        };
+        Offsets {
+            layers,
+            final_norm,
+            output,
+        }
     }
 }
 
@@ -131,7 +151,11 @@ pub fn initial_parameters(config: &ModelConfig, seed: u64) -> Vec<f32> {
     let layout = config.layout();
     let mut parameters = vec![1.0; layout.len];
     let mut random = SplitMix::new(seed);
-    for tensor in layout.tensors.iter().filter(|tensor| tensor.shape.len() == 2) {
+    for tensor in layout
+        .tensors
+        .iter()
+        .filter(|tensor| tensor.shape.len() == 2)
+    {
         for parameter in &mut parameters[tensor.offset..tensor.offset + tensor.len()] {
             *parameter = random.normal() * config.initializer_range;
         }
@@ -167,7 +191,9 @@ impl SplitMix {
         let mut sum = 0i32;
         for _ in 0..3 {
             let bits = self.next();
-            sum += (0..4).map(|part| (bits >> (16 * part)) as u16 as i32).sum::<i32>();
+            sum += (0..4)
+                .map(|part| (bits >> (16 * part)) as u16 as i32)
+                .sum::<i32>();
         }
         (2 * sum - 12 * 65_535) as f32 / 131_072.0
     }
@@ -200,11 +226,30 @@ mod tests {
         for tied in [true, false] {
             let config = config(tied);
             let (layout, offsets) = (config.layout(), Offsets::new(&config));
-            let at = |name: &str| layout.tensors.iter().find(|spec| spec.name == name).expect(name).offset;
-            assert_eq!(offsets.layers[1].query_key_value, at("model.layers.1.self_attn.q_proj.weight"));
-            assert_eq!(offsets.layers[1].gate_up, at("model.layers.1.mlp.gate_proj.weight"));
-            assert_eq!(offsets.layers[1].down, at("model.layers.1.mlp.down_proj.weight"));
-            assert_eq!(offsets.layers[1].mlp_norm, at("model.layers.1.post_attention_layernorm.weight"));
+            let at = |name: &str| {
+                layout
+                    .tensors
+                    .iter()
+                    .find(|spec| spec.name == name)
+                    .expect(name)
+                    .offset
+            };
+            assert_eq!(
+                offsets.layers[1].query_key_value,
+                at("model.layers.1.self_attn.q_proj.weight")
+            );
+            assert_eq!(
+                offsets.layers[1].gate_up,
+                at("model.layers.1.mlp.gate_proj.weight")
+            );
+            assert_eq!(
+                offsets.layers[1].down,
+                at("model.layers.1.mlp.down_proj.weight")
+            );
+            assert_eq!(
+                offsets.layers[1].mlp_norm,
+                at("model.layers.1.post_attention_layernorm.weight")
+            );
             assert_eq!(offsets.final_norm, at("model.norm.weight"));
             assert_eq!(offsets.output, if tied { 0 } else { at("lm_head.weight") });
         }
@@ -213,8 +258,13 @@ mod tests {
     #[test]
     fn a_seed_gives_known_bits() {
         let parameters = initial_parameters(&config(true), 7);
-        let hash = blake3::hash(&parameters.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>());
-        assert_eq!(&hash.to_hex()[..16], "PLACEHOLDER");
+        let hash = blake3::hash(
+            &parameters
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect::<Vec<_>>(),
+        );
+        assert_eq!(&hash.to_hex()[..16], "223dbeffca09e6fa");
     }
 
     #[test]
@@ -223,6 +273,9 @@ mod tests {
         let draws: Vec<f64> = (0..100_000).map(|_| f64::from(random.normal())).collect();
         let mean = draws.iter().sum::<f64>() / 1e5;
         let variance = draws.iter().map(|draw| draw * draw).sum::<f64>() / 1e5;
-        assert!(mean.abs() < 0.01 && (variance - 1.0).abs() < 0.02, "mean {mean}, variance {variance}");
+        assert!(
+            mean.abs() < 0.01 && (variance - 1.0).abs() < 0.02,
+            "mean {mean}, variance {variance}"
+        );
     }
 }

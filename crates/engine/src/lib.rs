@@ -8,6 +8,7 @@
 //! of threads (see [`arithmetic`] for what "equal" covers between machines).
 
 pub mod arithmetic;
+pub mod batch;
 pub mod charter;
 pub mod checkpoint;
 pub mod config;

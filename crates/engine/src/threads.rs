@@ -15,13 +15,22 @@ pub(crate) struct Threads {
 impl Threads {
     /// `count` of 0 and 1 both mean the calling thread alone: nothing is spawned. So does a pool that the system refuses.
     pub(crate) fn new(count: usize) -> Self {
-        let pool = (count > 1).then(|| rayon::ThreadPoolBuilder::new().num_threads(count).build().ok());
-        Threads { pool: pool.flatten() }
+        let pool = (count > 1).then(|| {
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(count)
+                .build()
+                .ok()
+        });
+        Threads {
+            pool: pool.flatten(),
+        }
     }
 
     /// Number of workers that [`Threads::run`] numbers.
     pub(crate) fn count(&self) -> usize {
-        self.pool.as_ref().map_or(1, rayon::ThreadPool::current_num_threads)
+        self.pool
+            .as_ref()
+            .map_or(1, rayon::ThreadPool::current_num_threads)
     }
 
     /// Calls `work(task, worker)` once for each task; `worker < count()` never runs two tasks at a time.
@@ -52,16 +61,22 @@ unsafe impl<T: Send> Sync for Parts<'_, T> {}
 
 impl<'a, T> Parts<'a, T> {
     pub(crate) fn new(slice: &'a mut [T]) -> Self {
-        Parts { pointer: slice.as_mut_ptr(), len: slice.len(), lifetime: PhantomData }
+        Parts {
+            pointer: slice.as_mut_ptr(),
+            len: slice.len(),
+            lifetime: PhantomData,
+        }
     }
 
     /// Elements `start..start + len`.
     ///
     /// # Safety
     /// No two ranges that are alive at the same time may overlap.
-    #[expect(clippy::mut_from_ref, reason = "disjointness is the caller's promise, as in split_at_mut")]
     pub(crate) unsafe fn range(&self, start: usize, len: usize) -> &'a mut [T] {
-        assert!(start.checked_add(len).is_some_and(|end| end <= self.len), "part lies outside its slice");
+        assert!(
+            start.checked_add(len).is_some_and(|end| end <= self.len),
+            "part lies outside its slice"
+        );
         // SAFETY: inside the slice by the line above, unaliased by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.pointer.add(start), len) }
     }

@@ -3,10 +3,11 @@
 //! Needs no runtime: a program calls [`Trainer::step`] in a loop, so the BOINC application and a browser can use it too.
 //! Data, learning rates and the number of steps are the caller's.
 
+use crate::batch::{Batch, BatchError};
 use crate::config::ModelConfig;
 use crate::kernels::adamw::{self, Update};
 use crate::kernels::vector::sum_of_squares;
-use crate::model::{Batch, BatchError, Model};
+use crate::model::Model;
 use crate::threads::{Parts, Threads};
 use crate::workspace::{Activations, Gradients, Sizes, activation_floats, gradient_floats};
 
@@ -33,7 +34,13 @@ pub struct OptimizerSettings {
 impl Default for OptimizerSettings {
     /// β1 0.9, β2 0.99, ε 1e-8, decay 0.1, clip 1: what short runs learned best with.
     fn default() -> Self {
-        OptimizerSettings { beta1: 0.9, beta2: 0.99, epsilon: 1e-8, weight_decay: 0.1, clip_norm: 1.0 }
+        OptimizerSettings {
+            beta1: 0.9,
+            beta2: 0.99,
+            epsilon: 1e-8,
+            weight_decay: 0.1,
+            clip_norm: 1.0,
+        }
     }
 }
 
@@ -51,7 +58,11 @@ pub struct InnerState {
 impl InnerState {
     /// The state before the first step.
     pub fn zeroed(parameters: usize) -> Self {
-        InnerState { m: vec![0.0; parameters], v: vec![0.0; parameters], step: 0 }
+        InnerState {
+            m: vec![0.0; parameters],
+            v: vec![0.0; parameters],
+            step: 0,
+        }
     }
 }
 
@@ -101,7 +112,10 @@ impl Trainer {
     /// # Panics
     /// If the configuration is invalid, or batch or sequence is 0.
     pub fn new(config: &ModelConfig, batch_rows: usize, sequence: usize, threads: usize) -> Self {
-        assert!(config.validate().is_ok(), "the configuration was not validated");
+        assert!(
+            config.validate().is_ok(),
+            "the configuration was not validated"
+        );
         assert!(batch_rows > 0 && sequence > 0, "an empty batch");
         let model = Model::new(config, batch_rows, sequence);
         let threads = Threads::new(threads);
@@ -113,7 +127,11 @@ impl Trainer {
             state: InnerState::zeroed(layout.len),
             activations,
             gradients: Gradients::new(&model.sizes),
-            tensors: layout.tensors.iter().map(|spec| (spec.len(), spec.shape.len() > 1)).collect(),
+            tensors: layout
+                .tensors
+                .iter()
+                .map(|spec| (spec.len(), spec.shape.len() > 1))
+                .collect(),
             norm_partials: vec![0.0; layout.len.div_ceil(NORM_TASK_ELEMENTS)],
             model,
             threads,
@@ -149,7 +167,10 @@ impl Trainer {
     /// If its vectors are not as long as the parameters.
     pub fn set_inner_state(&mut self, state: InnerState) {
         let len = self.parameters.len();
-        assert!(state.m.len() == len && state.v.len() == len, "inner state of another model");
+        assert!(
+            state.m.len() == len && state.v.len() == len,
+            "inner state of another model"
+        );
         self.state = state;
     }
 
@@ -165,9 +186,15 @@ impl Trainer {
     ) -> Result<StepReport, TrainError> {
         let (loss, _) = self.loss_and_gradient(tokens)?;
         let norm = self.gradient_norm();
-        let report = StepReport { loss, gradient_norm: norm as f32 };
+        let report = StepReport {
+            loss,
+            gradient_norm: norm as f32,
+        };
         if !report.loss.is_finite() || !report.gradient_norm.is_finite() {
-            return Err(TrainError::NotFinite { loss, gradient_norm: report.gradient_norm });
+            return Err(TrainError::NotFinite {
+                loss,
+                gradient_norm: report.gradient_norm,
+            });
         }
         let clip = (f64::from(settings.clip_norm) / (norm + CLIP_EPSILON)).min(1.0) as f32;
         self.update(clip, learning_rate, settings);
@@ -182,7 +209,14 @@ impl Trainer {
         let batch = Batch::new(tokens, &self.model.sizes)?;
         let (threads, acts) = (&self.threads, &mut self.activations);
         self.model.forward(threads, &self.parameters, batch, acts);
-        self.model.backward(threads, &self.parameters, batch, acts, &mut self.gradients, &mut self.gradient);
+        self.model.backward(
+            threads,
+            &self.parameters,
+            batch,
+            acts,
+            &mut self.gradients,
+            &mut self.gradient,
+        );
         let losses = &self.activations.losses[..batch.positions()];
         let sum: f64 = losses.iter().copied().map(f64::from).sum();
         Ok(((sum / batch.positions() as f64) as f32, &self.gradient))
@@ -191,13 +225,14 @@ impl Trainer {
     fn gradient_norm(&mut self) -> f64 {
         let gradient = &self.gradient;
         let partials = Parts::new(&mut self.norm_partials);
-        self.threads.run(gradient.len().div_ceil(NORM_TASK_ELEMENTS), |task, _| {
-            let start = task * NORM_TASK_ELEMENTS;
-            let end = (start + NORM_TASK_ELEMENTS).min(gradient.len());
-            // SAFETY: each task has its own element.
-            let partial = unsafe { partials.range(task, 1) };
-            partial[0] = sum_of_squares(&gradient[start..end]);
-        });
+        self.threads
+            .run(gradient.len().div_ceil(NORM_TASK_ELEMENTS), |task, _| {
+                let start = task * NORM_TASK_ELEMENTS;
+                let end = (start + NORM_TASK_ELEMENTS).min(gradient.len());
+                // SAFETY: each task has its own element.
+                let partial = unsafe { partials.range(task, 1) };
+                partial[0] = sum_of_squares(&gradient[start..end]);
+            });
         self.norm_partials.iter().sum::<f64>().sqrt()
     }
 
@@ -207,7 +242,11 @@ impl Trainer {
         let correction2 = 1.0 - power(settings.beta2, self.state.step);
         let mut start = 0;
         for &(len, decays) in &self.tensors {
-            let decay = if decays { learning_rate * settings.weight_decay } else { 0.0 };
+            let decay = if decays {
+                learning_rate * settings.weight_decay
+            } else {
+                0.0
+            };
             let update = Update {
                 beta1: settings.beta1,
                 beta2: settings.beta2,
@@ -219,7 +258,10 @@ impl Trainer {
             };
             let span = start..start + len;
             let weights = &mut self.parameters[span.clone()];
-            let (m, v) = (&mut self.state.m[span.clone()], &mut self.state.v[span.clone()]);
+            let (m, v) = (
+                &mut self.state.m[span.clone()],
+                &mut self.state.v[span.clone()],
+            );
             adamw::update(&self.threads, update, weights, m, v, &self.gradient[span]);
             start += len;
         }

@@ -75,7 +75,11 @@ impl LayerKept {
     }
 
     fn floats(sizes: &Sizes) -> usize {
-        let position = 3 * sizes.hidden + 2 + sizes.heads.stride() + 2 * sizes.heads.heads + 2 * sizes.intermediate;
+        let position = 3 * sizes.hidden
+            + 2
+            + sizes.heads.stride()
+            + 2 * sizes.heads.heads
+            + 2 * sizes.intermediate;
         sizes.positions() * position
     }
 }

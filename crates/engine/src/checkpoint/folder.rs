@@ -71,17 +71,30 @@ pub fn write_folder(
     tokenizer_json: &[u8],
     metadata: &BTreeMap<String, String>,
 ) -> Result<(), FolderError> {
-    let tokenizer: Tokenizer = serde_json::from_slice(tokenizer_json).map_err(FolderError::Tokenizer)?;
-    std::fs::create_dir_all(folder).map_err(|source| FolderError::File { path: folder.to_owned(), source })?;
+    let tokenizer: Tokenizer =
+        serde_json::from_slice(tokenizer_json).map_err(FolderError::Tokenizer)?;
+    std::fs::create_dir_all(folder).map_err(|source| FolderError::File {
+        path: folder.to_owned(),
+        source,
+    })?;
     let write = |name: &str, bytes: &[u8]| {
         let path = folder.join(name);
         std::fs::write(&path, bytes).map_err(|source| FolderError::File { path, source })
     };
     write("config.json", config.to_json().as_bytes())?;
-    write("generation_config.json", generation_config(config).as_bytes())?;
+    write(
+        "generation_config.json",
+        generation_config(config).as_bytes(),
+    )?;
     write("tokenizer.json", tokenizer_json)?;
-    write("tokenizer_config.json", tokenizer_config(config, &tokenizer).as_bytes())?;
-    write("model.safetensors", &to_safetensors(config, parameters, metadata))
+    write(
+        "tokenizer_config.json",
+        tokenizer_config(config, &tokenizer).as_bytes(),
+    )?;
+    write(
+        "model.safetensors",
+        &to_safetensors(config, parameters, metadata),
+    )
 }
 
 /// Reads `config.json` and `model.safetensors` of a folder.
@@ -89,21 +102,35 @@ pub fn write_folder(
 /// # Errors
 /// A file is missing, too long, or refused.
 pub fn read_folder(folder: &Path) -> Result<(ModelConfig, Vec<f32>), FolderError> {
-    let config = ModelConfig::from_json(&read_bounded(&folder.join("config.json"), CONFIG_BYTES_MAX as u64)?)?;
+    let config = ModelConfig::from_json(&read_bounded(
+        &folder.join("config.json"),
+        CONFIG_BYTES_MAX as u64,
+    )?)?;
     // Twice the tensors: an equal copy of a tied embedding may lie beside them.
     let tensors = 4 * (config.parameter_count() + config.vocab_size * config.hidden_size) as u64;
-    let bytes = read_bounded(&folder.join("model.safetensors"), tensors + HEADER_BYTES_MAX)?;
+    let bytes = read_bounded(
+        &folder.join("model.safetensors"),
+        tensors + HEADER_BYTES_MAX,
+    )?;
     let parameters = from_safetensors(&bytes, &config)?;
     Ok((config, parameters))
 }
 
 fn read_bounded(path: &Path, bytes_max: u64) -> Result<Vec<u8>, FolderError> {
-    let failed = |source| FolderError::File { path: path.to_owned(), source };
+    let failed = |source| FolderError::File {
+        path: path.to_owned(),
+        source,
+    };
     let file = std::fs::File::open(path).map_err(failed)?;
     let mut bytes = Vec::new();
-    file.take(bytes_max + 1).read_to_end(&mut bytes).map_err(failed)?;
+    file.take(bytes_max + 1)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
     if bytes.len() as u64 > bytes_max {
-        return Err(FolderError::TooLong { path: path.to_owned(), bytes_max });
+        return Err(FolderError::TooLong {
+            path: path.to_owned(),
+            bytes_max,
+        });
     }
     Ok(bytes)
 }
@@ -119,7 +146,10 @@ fn generation_config(config: &ModelConfig) -> String {
 
 fn tokenizer_config(config: &ModelConfig, tokenizer: &Tokenizer) -> String {
     let content = |id: Option<u32>| {
-        let token = tokenizer.added_tokens.iter().find(|token| Some(token.id) == id);
+        let token = tokenizer
+            .added_tokens
+            .iter()
+            .find(|token| Some(token.id) == id);
         token.map(|token| token.content.clone())
     };
     let value = serde_json::json!({

@@ -66,7 +66,9 @@ pub fn from_safetensors(bytes: &[u8], config: &ModelConfig) -> Result<Vec<f32>, 
         let known = layout.tensors.iter().any(|spec| spec.name == *name);
         let tied_copy = config.tie_word_embeddings && name == "lm_head.weight";
         if !known && !tied_copy && !name.ends_with(".rotary_emb.inv_freq") {
-            return Err(CheckpointError::Unknown { name: name.to_owned() });
+            return Err(CheckpointError::Unknown {
+                name: name.to_owned(),
+            });
         }
     }
     // Shapes are checked before anything is allocated: the file then is as large as the model.
@@ -78,10 +80,12 @@ pub fn from_safetensors(bytes: &[u8], config: &ModelConfig) -> Result<Vec<f32>, 
         let start = parameters.len();
         decode(&file, spec, &mut parameters)?;
         if !parameters[start..].iter().all(|value| value.is_finite()) {
-            return Err(CheckpointError::NotFinite { name: spec.name.clone() });
+            return Err(CheckpointError::NotFinite {
+                name: spec.name.clone(),
+            });
         }
     }
-    if config.tie_word_embeddings && file.names().iter().any(|name| *name == "lm_head.weight") {
+    if config.tie_word_embeddings && file.names().contains(&"lm_head.weight") {
         let embedding = file.tensor(&layout.tensors[0].name)?;
         if file.tensor("lm_head.weight")?.data() != embedding.data() {
             return Err(CheckpointError::Untied);
@@ -92,7 +96,9 @@ pub fn from_safetensors(bytes: &[u8], config: &ModelConfig) -> Result<Vec<f32>, 
 
 fn check_shape(file: &SafeTensors, spec: &TensorSpec) -> Result<(), CheckpointError> {
     let Ok(tensor) = file.tensor(&spec.name) else {
-        return Err(CheckpointError::Missing { name: spec.name.clone() });
+        return Err(CheckpointError::Missing {
+            name: spec.name.clone(),
+        });
     };
     if tensor.shape() != spec.shape {
         return Err(CheckpointError::Shape {
@@ -104,18 +110,28 @@ fn check_shape(file: &SafeTensors, spec: &TensorSpec) -> Result<(), CheckpointEr
     Ok(())
 }
 
-fn decode(file: &SafeTensors, spec: &TensorSpec, into: &mut Vec<f32>) -> Result<(), CheckpointError> {
+fn decode(
+    file: &SafeTensors,
+    spec: &TensorSpec,
+    into: &mut Vec<f32>,
+) -> Result<(), CheckpointError> {
     let tensor = file.tensor(&spec.name)?;
     let data = tensor.data();
     let pairs = || data.chunks_exact(2).map(|bytes| [bytes[0], bytes[1]]);
     match tensor.dtype() {
         Dtype::F32 => {
-            into.extend(data.chunks_exact(4).map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])));
+            into.extend(
+                data.chunks_exact(4)
+                    .map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])),
+            );
         }
         Dtype::F16 => into.extend(pairs().map(|bytes| half::f16::from_le_bytes(bytes).to_f32())),
         Dtype::BF16 => into.extend(pairs().map(|bytes| half::bf16::from_le_bytes(bytes).to_f32())),
         other => {
-            return Err(CheckpointError::ElementType { name: spec.name.clone(), found: format!("{other:?}") });
+            return Err(CheckpointError::ElementType {
+                name: spec.name.clone(),
+                found: format!("{other:?}"),
+            });
         }
     }
     Ok(())

@@ -14,7 +14,11 @@ const HEADER_ALIGNMENT: usize = 8;
 ///
 /// # Panics
 /// If `parameters` is not as long as the configuration says.
-pub fn to_safetensors(config: &ModelConfig, parameters: &[f32], metadata: &BTreeMap<String, String>) -> Vec<u8> {
+pub fn to_safetensors(
+    config: &ModelConfig,
+    parameters: &[f32],
+    metadata: &BTreeMap<String, String>,
+) -> Vec<u8> {
     let header = header(config, metadata);
     let layout = config.layout();
     assert_eq!(parameters.len(), layout.len, "parameters of another model");
@@ -31,8 +35,10 @@ fn header(config: &ModelConfig, metadata: &BTreeMap<String, String>) -> String {
     let mut metadata = metadata.clone();
     metadata.insert("format".to_owned(), "pt".to_owned());
     let quoted = |text: &str| serde_json::Value::from(text).to_string();
-    let pairs: Vec<String> =
-        metadata.iter().map(|(key, value)| format!("{}:{}", quoted(key), quoted(value))).collect();
+    let pairs: Vec<String> = metadata
+        .iter()
+        .map(|(key, value)| format!("{}:{}", quoted(key), quoted(value)))
+        .collect();
     let mut header = format!("{{\"__metadata__\":{{{}}}", pairs.join(","));
     for tensor in config.layout().tensors {
         let (start, end) = (4 * tensor.offset, 4 * (tensor.offset + tensor.len()));

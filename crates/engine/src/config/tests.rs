@@ -19,7 +19,8 @@ fn small() -> ModelConfig {
 }
 
 fn refused(edit: impl Fn(&mut serde_json::Value)) -> String {
-    let mut value: serde_json::Value = serde_json::from_str(&small().to_json()).expect("our own JSON");
+    let mut value: serde_json::Value =
+        serde_json::from_str(&small().to_json()).expect("our own JSON");
     edit(&mut value);
     match ModelConfig::from_json(value.to_string().as_bytes()) {
         Ok(_) => "accepted".to_owned(),
@@ -30,14 +31,23 @@ fn refused(edit: impl Fn(&mut serde_json::Value)) -> String {
 #[test]
 fn own_json_reads_back() {
     let config = small();
-    assert_eq!(ModelConfig::from_json(config.to_json().as_bytes()).expect("our own JSON"), config);
-    assert!(config.to_json().contains("\"rms_norm_eps\": 1e-5") || config.to_json().contains("0.00001"));
+    assert_eq!(
+        ModelConfig::from_json(config.to_json().as_bytes()).expect("our own JSON"),
+        config
+    );
+    assert!(
+        config.to_json().contains("\"rms_norm_eps\": 1e-5") || config.to_json().contains("0.00001")
+    );
 }
 
 #[test]
 fn counts_follow_the_layout() {
     for (tied, key_value_heads) in [(true, 4), (false, 4), (true, 1), (false, 2)] {
-        let config = ModelConfig { tie_word_embeddings: tied, num_key_value_heads: key_value_heads, ..small() };
+        let config = ModelConfig {
+            tie_word_embeddings: tied,
+            num_key_value_heads: key_value_heads,
+            ..small()
+        };
         let layout = config.layout();
         assert_eq!(layout.len, config.parameter_count());
         assert_eq!(layout.lengths().iter().sum::<usize>(), layout.len);
@@ -48,9 +58,18 @@ fn counts_follow_the_layout() {
 #[test]
 fn flops_follow_the_credit_rule() {
     let tied = small();
-    assert_eq!(tied.training_flops_per_token(128), 6 * 869_504 + 12 * 4 * 128 * 128);
-    let untied = ModelConfig { tie_word_embeddings: false, ..small() };
-    assert_eq!(untied.training_flops_per_token(128), tied.training_flops_per_token(128));
+    assert_eq!(
+        tied.training_flops_per_token(128),
+        6 * 869_504 + 12 * 4 * 128 * 128
+    );
+    let untied = ModelConfig {
+        tie_word_embeddings: false,
+        ..small()
+    };
+    assert_eq!(
+        untied.training_flops_per_token(128),
+        tied.training_flops_per_token(128)
+    );
 }
 
 #[test]
@@ -61,7 +80,10 @@ fn foreign_settings_are_refused_by_name() {
         ("hidden_act", serde_json::json!("gelu")),
         ("attention_bias", serde_json::json!(true)),
         ("mlp_bias", serde_json::json!(true)),
-        ("rope_scaling", serde_json::json!({"type": "linear", "factor": 2.0})),
+        (
+            "rope_scaling",
+            serde_json::json!({"type": "linear", "factor": 2.0}),
+        ),
         ("head_dim", serde_json::json!(64)),
         ("hidden_size", serde_json::json!(0)),
         ("hidden_size", serde_json::json!(130)),

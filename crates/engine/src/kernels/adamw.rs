@@ -40,7 +40,13 @@ pub(crate) fn update(
         let start = task * TASK_ELEMENTS;
         let count = TASK_ELEMENTS.min(len - start);
         // SAFETY: each task has its own elements of all three.
-        let (weights, m, v) = unsafe { (weights.range(start, count), m.range(start, count), v.range(start, count)) };
+        let (weights, m, v) = unsafe {
+            (
+                weights.range(start, count),
+                m.range(start, count),
+                v.range(start, count),
+            )
+        };
         update_elements(update, weights, m, v, &gradient[start..start + count]);
     });
 }

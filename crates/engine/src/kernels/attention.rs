@@ -61,21 +61,34 @@ struct Block {
 impl Block {
     /// Keys that query row `row` of the block may see.
     fn visible(&self, row: usize) -> usize {
-        (self.query + row + 1).saturating_sub(self.key).min(self.keys)
+        (self.query + row + 1)
+            .saturating_sub(self.key)
+            .min(self.keys)
     }
 
     fn scores(&self, depth: usize) -> Shape {
-        Shape { rows: self.rows, columns: self.keys, depth }
+        Shape {
+            rows: self.rows,
+            columns: self.keys,
+            depth,
+        }
     }
 }
 
 fn query_blocks(sequence: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..sequence).step_by(QUERY_BLOCK).map(move |query| (query, QUERY_BLOCK.min(sequence - query)))
+    (0..sequence)
+        .step_by(QUERY_BLOCK)
+        .map(move |query| (query, QUERY_BLOCK.min(sequence - query)))
 }
 
 fn key_blocks(query: usize, rows: usize) -> impl Iterator<Item = Block> {
     let end = query + rows;
-    (0..end).step_by(KEY_BLOCK).map(move |key| Block { query, rows, key, keys: KEY_BLOCK.min(end - key) })
+    (0..end).step_by(KEY_BLOCK).map(move |key| Block {
+        query,
+        rows,
+        key,
+        keys: KEY_BLOCK.min(end - key),
+    })
 }
 
 /// Rotates queries and keys in `qkv` (`rows × stride`) in place, and writes `out` (`rows × width`) and the statistics
@@ -93,7 +106,8 @@ pub(crate) fn forward(
     let (qkv, out) = (Parts::new(qkv), Parts::new(out));
     let (statistics, scratch) = (Parts::new(statistics), Parts::new(scratch));
     threads.run(sequences * heads.key_value_heads, |task, worker| {
-        let (sequence, key_value_head) = (task / heads.key_value_heads, task % heads.key_value_heads);
+        let (sequence, key_value_head) =
+            (task / heads.key_value_heads, task % heads.key_value_heads);
         // SAFETY: a worker runs one task at a time.
         let scratch = unsafe { scratch.range(worker * SCRATCH, SCRATCH) };
         let first = sequence * heads.sequence;
@@ -113,9 +127,12 @@ pub(crate) fn forward(
                 // SAFETY: as above; the statistics of (row, head) have this one writer.
                 unsafe {
                     forward_block(heads, &places, query, rows, scratch);
-                    let (maxima, sums) = scratch[2 * QUERY_BLOCK * KEY_BLOCK..].split_at(QUERY_BLOCK);
+                    let (maxima, sums) =
+                        scratch[2 * QUERY_BLOCK * KEY_BLOCK..].split_at(QUERY_BLOCK);
                     for row in 0..rows {
-                        statistics.range(kept(row), 2).copy_from_slice(&[maxima[row], 1.0 / sums[row]]);
+                        statistics
+                            .range(kept(row), 2)
+                            .copy_from_slice(&[maxima[row], 1.0 / sums[row]]);
                     }
                 }
             }
@@ -162,11 +179,16 @@ unsafe fn turn_heads(
     columns: &Columns,
     forwards: bool,
 ) {
-    let starts = columns.query_heads.clone().map(|head| head * heads.head_size).chain([columns.key]);
+    let starts = columns
+        .query_heads
+        .clone()
+        .map(|head| head * heads.head_size)
+        .chain([columns.key]);
     for start in starts {
         for position in 0..heads.sequence {
             // SAFETY: one head of one row, by the caller's promise ours alone.
-            let head = unsafe { qkv.range((first + position) * heads.stride() + start, heads.head_size) };
+            let head =
+                unsafe { qkv.range((first + position) * heads.stride() + start, heads.head_size) };
             turn_head(rotary, head, position, forwards);
         }
     }
@@ -182,16 +204,31 @@ specialised! {
 ///
 /// # Safety
 /// The rows must exist and must not be written while the view is alive.
-unsafe fn view<'a>(base: *const f32, row: usize, rows: usize, stride: usize, column: usize, width: usize) -> &'a [f32] {
+unsafe fn view<'a>(
+    base: *const f32,
+    row: usize,
+    rows: usize,
+    stride: usize,
+    column: usize,
+    width: usize,
+) -> &'a [f32] {
     // SAFETY: by the caller's promise; the last row ends after `width` elements.
-    unsafe { std::slice::from_raw_parts(base.add(row * stride + column), (rows - 1) * stride + width) }
+    unsafe {
+        std::slice::from_raw_parts(base.add(row * stride + column), (rows - 1) * stride + width)
+    }
 }
 
 /// One block of queries against all keys that it sees; leaves maxima and sums in the scratch.
 ///
 /// # Safety
 /// The head's rows of qkv and out must belong to the caller.
-unsafe fn forward_block(heads: Heads, places: &Places, query: usize, rows: usize, scratch: &mut [f32]) {
+unsafe fn forward_block(
+    heads: Heads,
+    places: &Places,
+    query: usize,
+    rows: usize,
+    scratch: &mut [f32],
+) {
     let (stride, width, size) = (heads.stride(), heads.width(), heads.head_size);
     let (scores, rest) = scratch.split_at_mut(2 * QUERY_BLOCK * KEY_BLOCK);
     let (maxima, sums) = rest.split_at_mut(QUERY_BLOCK);
@@ -202,27 +239,58 @@ unsafe fn forward_block(heads: Heads, places: &Places, query: usize, rows: usize
     for part in key_blocks(query, rows) {
         // SAFETY: queries, keys and values of this head are only read here; out is written by this call alone.
         unsafe {
-            let queries = Operand::rows(view(places.qkv, query, rows, stride, places.query, size), stride);
-            let keys = Operand::transposed(view(places.qkv, part.key, part.keys, stride, places.key, size), stride);
-            let values = Operand::rows(view(places.qkv, part.key, part.keys, stride, places.value, size), stride);
+            let queries = Operand::rows(
+                view(places.qkv, query, rows, stride, places.query, size),
+                stride,
+            );
+            let keys = Operand::transposed(
+                view(places.qkv, part.key, part.keys, stride, places.key, size),
+                stride,
+            );
+            let values = Operand::rows(
+                view(places.qkv, part.key, part.keys, stride, places.value, size),
+                stride,
+            );
             let shape = part.scores(size);
-            block(shape, scores.as_mut_ptr(), part.keys, Write::Replace, queries, keys, heads.scale());
+            block(
+                shape,
+                scores.as_mut_ptr(),
+                part.keys,
+                Write::Replace,
+                queries,
+                keys,
+                heads.scale(),
+            );
             for row in 0..rows {
                 let line = &mut scores[row * part.keys..(row + 1) * part.keys];
                 let shrink = soften(line, part.visible(row), &mut maxima[row], &mut sums[row]);
                 if part.key > 0 {
-                    scale(std::slice::from_raw_parts_mut(out.add(row * width), size), shrink);
+                    scale(
+                        std::slice::from_raw_parts_mut(out.add(row * width), size),
+                        shrink,
+                    );
                 }
             }
-            let shape = Shape { rows, columns: size, depth: part.keys };
-            let write = if part.key == 0 { Write::Replace } else { Write::Accumulate };
+            let shape = Shape {
+                rows,
+                columns: size,
+                depth: part.keys,
+            };
+            let write = if part.key == 0 {
+                Write::Replace
+            } else {
+                Write::Accumulate
+            };
             let weights = Operand::rows(scores, part.keys);
             block(shape, out, width, write, weights, values, 1.0);
         }
     }
     for (row, &sum) in sums.iter().enumerate().take(rows) {
         // SAFETY: this head's part of the row is written by this call alone.
-        scale(unsafe { std::slice::from_raw_parts_mut(out.add(row * width), size) }, 1.0 / sum);
+        scale(
+            unsafe { std::slice::from_raw_parts_mut(out.add(row * width), size) },
+            1.0 / sum,
+        );
     }
 }
 
@@ -269,14 +337,23 @@ pub(crate) fn backward(
     qkv_gradient.fill(0.0);
     let (gradient, scratch) = (Parts::new(qkv_gradient), Parts::new(scratch));
     threads.run(sequences * heads.key_value_heads, |task, worker| {
-        let (sequence, key_value_head) = (task / heads.key_value_heads, task % heads.key_value_heads);
+        let (sequence, key_value_head) =
+            (task / heads.key_value_heads, task % heads.key_value_heads);
         // SAFETY: a worker runs one task at a time.
         let scratch = unsafe { scratch.range(worker * SCRATCH, SCRATCH) };
         let first = sequence * heads.sequence;
         let columns = Columns::new(heads, key_value_head);
         for head in columns.query_heads.clone() {
             for (query, rows) in query_blocks(heads.sequence) {
-                let step = Step { heads, saved, out_gradient, gradient, columns: &columns, head, first };
+                let step = Step {
+                    heads,
+                    saved,
+                    out_gradient,
+                    gradient,
+                    columns: &columns,
+                    head,
+                    first,
+                };
                 // SAFETY: this sequence's rows at this head's columns belong to this task alone.
                 unsafe { step.backward_block(query, rows, scratch) };
             }
@@ -309,41 +386,110 @@ impl Step<'_> {
         let column = self.head * size;
         for (row, delta) in deltas.iter_mut().enumerate().take(rows) {
             let start = (self.first + query + row) * width + column;
-            *delta = dot(&self.out_gradient[start..start + size], &self.saved.out[start..start + size]);
+            *delta = dot(
+                &self.out_gradient[start..start + size],
+                &self.saved.out[start..start + size],
+            );
         }
         let upstream = &self.out_gradient[(self.first + query) * width + column..];
         let queries = &self.saved.qkv[(self.first + query) * stride + column..];
         for part in key_blocks(query, rows) {
             let keys = &self.saved.qkv[(self.first + part.key) * stride + self.columns.key..];
             let values = &self.saved.qkv[(self.first + part.key) * stride + self.columns.value..];
-            let target = |position: usize, column: usize| self.gradient.pointer((self.first + position) * stride + column);
+            let target = |position: usize, column: usize| {
+                self.gradient
+                    .pointer((self.first + position) * stride + column)
+            };
             let shape = part.scores(size);
             // SAFETY: scores and gradients are ours; the targets by this function's contract.
             unsafe {
-                let (queries_, keys_) = (Operand::rows(queries, stride), Operand::transposed(keys, stride));
-                block(shape, scores.as_mut_ptr(), part.keys, Write::Replace, queries_, keys_, heads.scale());
-                let (upstream_, values_) = (Operand::rows(upstream, width), Operand::transposed(values, stride));
-                block(shape, gradients.as_mut_ptr(), part.keys, Write::Replace, upstream_, values_, 1.0);
+                let (queries_, keys_) = (
+                    Operand::rows(queries, stride),
+                    Operand::transposed(keys, stride),
+                );
+                block(
+                    shape,
+                    scores.as_mut_ptr(),
+                    part.keys,
+                    Write::Replace,
+                    queries_,
+                    keys_,
+                    heads.scale(),
+                );
+                let (upstream_, values_) = (
+                    Operand::rows(upstream, width),
+                    Operand::transposed(values, stride),
+                );
+                block(
+                    shape,
+                    gradients.as_mut_ptr(),
+                    part.keys,
+                    Write::Replace,
+                    upstream_,
+                    values_,
+                    1.0,
+                );
             }
-            for row in 0..rows {
+            for (row, &delta) in deltas.iter().enumerate().take(rows) {
                 let kept = ((self.first + query + row) * heads.heads + self.head) * 2;
                 let span = row * part.keys..(row + 1) * part.keys;
-                let [maximum, reciprocal] = [self.saved.statistics[kept], self.saved.statistics[kept + 1]];
-                let line = Line { maximum, reciprocal, delta: deltas[row], visible: part.visible(row) };
+                let [maximum, reciprocal] =
+                    [self.saved.statistics[kept], self.saved.statistics[kept + 1]];
+                let line = Line {
+                    maximum,
+                    reciprocal,
+                    delta,
+                    visible: part.visible(row),
+                };
                 softmax_gradient(line, &mut scores[span.clone()], &mut gradients[span]);
             }
-            let down = Shape { rows: part.keys, columns: size, depth: rows };
-            let along = Shape { rows, columns: size, depth: part.keys };
+            let down = Shape {
+                rows: part.keys,
+                columns: size,
+                depth: rows,
+            };
+            let along = Shape {
+                rows,
+                columns: size,
+                depth: part.keys,
+            };
             let weights = Operand::transposed(scores, part.keys);
-            let (by_key, by_query) = (Operand::transposed(gradients, part.keys), Operand::rows(gradients, part.keys));
+            let (by_key, by_query) = (
+                Operand::transposed(gradients, part.keys),
+                Operand::rows(gradients, part.keys),
+            );
             // SAFETY: by this function's contract.
             unsafe {
                 let value_target = target(part.key, self.columns.value);
-                block(down, value_target, stride, Write::Accumulate, weights, Operand::rows(upstream, width), 1.0);
+                block(
+                    down,
+                    value_target,
+                    stride,
+                    Write::Accumulate,
+                    weights,
+                    Operand::rows(upstream, width),
+                    1.0,
+                );
                 let key_target = target(part.key, self.columns.key);
-                block(down, key_target, stride, Write::Accumulate, by_key, Operand::rows(queries, stride), heads.scale());
+                block(
+                    down,
+                    key_target,
+                    stride,
+                    Write::Accumulate,
+                    by_key,
+                    Operand::rows(queries, stride),
+                    heads.scale(),
+                );
                 let query_target = target(query, column);
-                block(along, query_target, stride, Write::Accumulate, by_query, Operand::rows(keys, stride), heads.scale());
+                block(
+                    along,
+                    query_target,
+                    stride,
+                    Write::Accumulate,
+                    by_query,
+                    Operand::rows(keys, stride),
+                    heads.scale(),
+                );
             }
         }
     }

@@ -32,9 +32,19 @@ pub(crate) fn loss_and_gradient(
         let first = task * TASK_ROWS;
         let count = TASK_ROWS.min(rows - first);
         // SAFETY: each task has its own rows of both.
-        let (logits, losses) =
-            unsafe { (logits.range(first * vocabulary, count * vocabulary), losses.range(first, count)) };
-        gradient_rows(vocabulary, logits, &targets[first..first + count], scale, losses);
+        let (logits, losses) = unsafe {
+            (
+                logits.range(first * vocabulary, count * vocabulary),
+                losses.range(first, count),
+            )
+        };
+        gradient_rows(
+            vocabulary,
+            logits,
+            &targets[first..first + count],
+            scale,
+            losses,
+        );
     });
 }
 
@@ -55,6 +65,12 @@ specialised! {
 }
 
 /// Like [`loss_and_gradient`], but leaves no gradient: logits become garbage.
-pub(crate) fn loss(threads: &Threads, vocabulary: usize, logits: &mut [f32], targets: &[u32], losses: &mut [f32]) {
+pub(crate) fn loss(
+    threads: &Threads,
+    vocabulary: usize,
+    logits: &mut [f32],
+    targets: &[u32],
+    losses: &mut [f32],
+) {
     loss_and_gradient(threads, vocabulary, logits, targets, 1.0, losses);
 }

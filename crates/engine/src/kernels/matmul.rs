@@ -24,12 +24,20 @@ pub(crate) struct Operand<'a> {
 impl<'a> Operand<'a> {
     /// A row-major matrix whose rows are `stride` apart.
     pub(crate) fn rows(data: &'a [f32], stride: usize) -> Self {
-        Operand { data, row_stride: stride, column_stride: 1 }
+        Operand {
+            data,
+            row_stride: stride,
+            column_stride: 1,
+        }
     }
 
     /// The transpose of a row-major matrix whose rows are `stride` apart.
     pub(crate) fn transposed(data: &'a [f32], stride: usize) -> Self {
-        Operand { data, row_stride: 1, column_stride: stride }
+        Operand {
+            data,
+            row_stride: 1,
+            column_stride: stride,
+        }
     }
 
     fn pointer(&self, row: usize, column: usize) -> *const f32 {
@@ -38,7 +46,9 @@ impl<'a> Operand<'a> {
     }
 
     fn holds(&self, rows: usize, columns: usize) -> bool {
-        rows == 0 || columns == 0 || (rows - 1) * self.row_stride + (columns - 1) * self.column_stride < self.data.len()
+        rows == 0
+            || columns == 0
+            || (rows - 1) * self.row_stride + (columns - 1) * self.column_stride < self.data.len()
     }
 }
 
@@ -58,7 +68,14 @@ pub(crate) enum Write {
 }
 
 /// `out` (dense, `rows × columns`) becomes or gains `a·b`, with a: `rows × depth`, b: `depth × columns`.
-pub(crate) fn matmul(threads: &Threads, shape: Shape, out: &mut [f32], write: Write, a: Operand, b: Operand) {
+pub(crate) fn matmul(
+    threads: &Threads,
+    shape: Shape,
+    out: &mut [f32],
+    write: Write,
+    a: Operand,
+    b: Operand,
+) {
     assert_eq!(out.len(), shape.rows * shape.columns, "matmul: size of out");
     let down = shape.rows.div_ceil(TILE_ROWS);
     let across = shape.columns.div_ceil(TILE_COLUMNS);
@@ -70,8 +87,14 @@ pub(crate) fn matmul(threads: &Threads, shape: Shape, out: &mut [f32], write: Wr
             columns: TILE_COLUMNS.min(shape.columns - column),
             depth: shape.depth,
         };
-        let a = Operand { data: &a.data[row * a.row_stride..], ..a };
-        let b = Operand { data: &b.data[column * b.column_stride..], ..b };
+        let a = Operand {
+            data: &a.data[row * a.row_stride..],
+            ..a
+        };
+        let b = Operand {
+            data: &b.data[column * b.column_stride..],
+            ..b
+        };
         let start = parts.pointer(row * shape.columns + column);
         // SAFETY: tiles are disjoint parts of `out`, which holds rows × columns elements.
         unsafe { block(tile, start, shape.columns, write, a, b, 1.0) };
@@ -91,7 +114,10 @@ pub(crate) unsafe fn block(
     b: Operand,
     scale: f32,
 ) {
-    assert!(a.holds(shape.rows, shape.depth) && b.holds(shape.depth, shape.columns), "matmul: operand too short");
+    assert!(
+        a.holds(shape.rows, shape.depth) && b.holds(shape.depth, shape.columns),
+        "matmul: operand too short"
+    );
     let mut start = 0;
     while start < shape.depth {
         let depth = DEPTH.min(shape.depth - start);

@@ -20,7 +20,14 @@ pub(crate) struct Kept<'a> {
 }
 
 /// Writes x̂ and r, and y = x̂·g into `out`; all `rows × width`, width = `gains.len()`.
-pub(crate) fn forward(threads: &Threads, x: &[f32], gains: &[f32], epsilon: f32, kept: Kept, out: &mut [f32]) {
+pub(crate) fn forward(
+    threads: &Threads,
+    x: &[f32],
+    gains: &[f32],
+    epsilon: f32,
+    kept: Kept,
+    out: &mut [f32],
+) {
     let width = gains.len();
     let rows = x.len() / width;
     let (out, normalised) = (Parts::new(out), Parts::new(kept.normalised));
@@ -30,9 +37,21 @@ pub(crate) fn forward(threads: &Threads, x: &[f32], gains: &[f32], epsilon: f32,
         let count = TASK_ROWS.min(rows - first);
         let (start, len) = (first * width, count * width);
         // SAFETY: each task has its own rows of every output.
-        let (normalised, reciprocal, out) =
-            unsafe { (normalised.range(start, len), reciprocal.range(first, count), out.range(start, len)) };
-        forward_rows(&x[start..start + len], gains, epsilon, normalised, reciprocal, out);
+        let (normalised, reciprocal, out) = unsafe {
+            (
+                normalised.range(start, len),
+                reciprocal.range(first, count),
+                out.range(start, len),
+            )
+        };
+        forward_rows(
+            &x[start..start + len],
+            gains,
+            epsilon,
+            normalised,
+            reciprocal,
+            out,
+        );
     });
 }
 
@@ -69,7 +88,9 @@ pub(crate) fn recompute(threads: &Threads, normalised: &[f32], gains: &[f32], ou
         let start = task * TASK_ROWS * width;
         let len = (TASK_ROWS * width).min(normalised.len() - start);
         // SAFETY: each task has its own rows.
-        scale_rows(&normalised[start..start + len], gains, unsafe { out.range(start, len) });
+        scale_rows(&normalised[start..start + len], gains, unsafe {
+            out.range(start, len)
+        });
     });
 }
 
@@ -110,7 +131,10 @@ pub(crate) fn backward(threads: &Threads, saved: &Saved, output_gradient: &[f32]
     let rows = saved.reciprocal.len();
     let tasks = rows.div_ceil(TASK_ROWS);
     let accumulate = into.write == Write::Accumulate;
-    let (input, partials) = (Parts::new(into.input), Parts::new(&mut into.partial[..tasks * width]));
+    let (input, partials) = (
+        Parts::new(into.input),
+        Parts::new(&mut into.partial[..tasks * width]),
+    );
     threads.run(tasks, |task, _| {
         let first = task * TASK_ROWS;
         let count = TASK_ROWS.min(rows - first);
@@ -121,8 +145,15 @@ pub(crate) fn backward(threads: &Threads, saved: &Saved, output_gradient: &[f32]
             reciprocal: &saved.reciprocal[first..first + count],
         };
         // SAFETY: each task has its own rows and its own partial sum.
-        let (input, partial) = unsafe { (input.range(start, len), partials.range(task * width, width)) };
-        backward_rows(&saved, &output_gradient[start..start + len], input, accumulate, partial);
+        let (input, partial) =
+            unsafe { (input.range(start, len), partials.range(task * width, width)) };
+        backward_rows(
+            &saved,
+            &output_gradient[start..start + len],
+            input,
+            accumulate,
+            partial,
+        );
     });
     into.gains.fill(0.0);
     for row in into.partial[..tasks * width].chunks_exact(width) {

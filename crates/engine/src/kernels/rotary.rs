@@ -21,9 +21,15 @@ impl Rotary {
         let frequencies: Vec<f32> = (0..half).map(frequency).collect();
         let angle = |position: usize, index: usize| f64::from(position as f32 * frequencies[index]);
         let table = |map: fn(f64) -> f64| {
-            (0..positions * half).map(|at| map(angle(at / half, at % half)) as f32).collect::<Vec<_>>()
+            (0..positions * half)
+                .map(|at| map(angle(at / half, at % half)) as f32)
+                .collect::<Vec<_>>()
         };
-        Rotary { half, cosines: table(f64::cos), sines: table(f64::sin) }
+        Rotary {
+            half,
+            cosines: table(f64::cos),
+            sines: table(f64::sin),
+        }
     }
 
     /// Turns one head at `position` in place.

@@ -19,7 +19,11 @@ pub(crate) fn forward(threads: &Threads, width: usize, gate_up: &[f32], out: &mu
         let count = TASK_ROWS.min(rows - first);
         // SAFETY: each task has its own rows.
         let out = unsafe { out.range(first * width, count * width) };
-        forward_rows(width, &gate_up[2 * first * width..2 * (first + count) * width], out);
+        forward_rows(
+            width,
+            &gate_up[2 * first * width..2 * (first + count) * width],
+            out,
+        );
     });
 }
 
@@ -35,7 +39,12 @@ specialised! {
 }
 
 /// Turns ∂a in `activation` into a, recomputed, and gate and up in `gate_up` into their gradients.
-pub(crate) fn backward(threads: &Threads, width: usize, gate_up: &mut [f32], activation: &mut [f32]) {
+pub(crate) fn backward(
+    threads: &Threads,
+    width: usize,
+    gate_up: &mut [f32],
+    activation: &mut [f32],
+) {
     let rows = activation.len() / width;
     let (gate_up, activation) = (Parts::new(gate_up), Parts::new(activation));
     threads.run(rows.div_ceil(TASK_ROWS), |task, _| {
@@ -43,7 +52,10 @@ pub(crate) fn backward(threads: &Threads, width: usize, gate_up: &mut [f32], act
         let count = TASK_ROWS.min(rows - first);
         // SAFETY: each task has its own rows of both.
         let (gate_up, activation) = unsafe {
-            (gate_up.range(2 * first * width, 2 * count * width), activation.range(first * width, count * width))
+            (
+                gate_up.range(2 * first * width, 2 * count * width),
+                activation.range(first * width, count * width),
+            )
         };
         backward_rows(width, gate_up, activation);
     });
