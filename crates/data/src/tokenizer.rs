@@ -33,6 +33,9 @@ pub const VOCABULARY_SIZE_MAX: u32 = 1 << 18;
 /// Bytes of a `tokenizer.json` at most: that of a vocabulary of 128 k has about 10 MB.
 pub const TOKENIZER_BYTES_MAX: usize = 64 << 20;
 
+/// Pieces that are encoded at a time, on all cores: the `tokenizers` crate takes some hundred bytes of memory for each token.
+const BATCH_PIECES: usize = 64;
+
 /// Why a tokenizer was not trained or not accepted.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
@@ -110,7 +113,8 @@ impl Tokenizer {
 
     /// Trains on `texts` until the vocabulary has `vocabulary_size` tokens, or the texts have no two tokens left to merge.
     ///
-    /// The same texts give the same bytes, whatever their order, the number of threads and the process.
+    /// The same texts give the same bytes, whatever their order, the number of threads and the process:
+    /// words are counted, and of two pairs that occur equally often the one with the smaller ids is merged first.
     ///
     /// # Errors
     /// A size out of bounds; a failure of the `tokenizers` crate.
@@ -161,12 +165,19 @@ impl Tokenizer {
     #[must_use]
     pub fn encode(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::new();
-        for piece in Pieces::of(text) {
-            let encoding = self
+        let mut pieces = Pieces::of(text);
+        loop {
+            let batch: Vec<&str> = pieces.by_ref().take(BATCH_PIECES).collect();
+            if batch.is_empty() {
+                break;
+            }
+            let encodings = self
                 .inner
-                .encode_fast(piece, false)
+                .encode_batch_fast(batch, false)
                 .expect("byte-level BPE over all bytes encodes any text");
-            ids.extend_from_slice(encoding.get_ids());
+            for encoding in encodings {
+                ids.extend_from_slice(encoding.get_ids());
+            }
         }
         ids
     }

@@ -12,7 +12,7 @@ use super::{
     ShardEntry, TOKENIZER_FILE, folder::PartialFolder, manifest::is_name,
 };
 use crate::{
-    baseline::Ngram,
+    baseline::{Ngram, ORDER_MAX},
     held_out,
     import::Document,
     shard::{self, DocumentBounds, HEADER_BYTES_MAX, Header, Shard, Split, TOKENS_MAX},
@@ -69,13 +69,7 @@ pub(super) fn build(
     }
     progress("encode", total_bytes, total_bytes);
 
-    progress("measure baselines", 0, 1);
-    let baselines = measure(
-        &writer,
-        tokenizer.vocabulary_size(),
-        settings.baseline_context,
-    );
-    progress("measure baselines", 1, 1);
+    let baselines = measure(&writer, settings.baseline_context, progress);
 
     let shards = writer.entries;
     let manifest = describe(settings, &tokenizer, shards, given, baselines);
@@ -272,25 +266,33 @@ fn header_bytes(document: &Document) -> usize {
 }
 
 /// The n-gram losses on all windows of the held-out split.
-fn measure(writer: &ShardWriter<'_>, vocabulary_size: u32, context: u32) -> Option<Baselines> {
+fn measure(writer: &ShardWriter<'_>, context: u32, progress: Progress<'_>) -> Option<Baselines> {
     let (tokens, window) = (&writer.held_out_tokens, context as usize);
     let windows = held_out::starts(tokens.len(), window, usize::MAX).len();
     if windows == 0 {
         return None;
     }
-    let ngram = Ngram::train(&writer.training_tokens, vocabulary_size);
-    let micro_nats = |order| -> Option<u64> {
+    progress("measure baselines", 0, ORDER_MAX as u64 + 1);
+    let ngram = Ngram::train(&writer.training_tokens, writer.tokenizer.vocabulary_size());
+    let mut micro_nats = |order: usize| -> Option<u64> {
+        progress("measure baselines", order as u64, ORDER_MAX as u64 + 1);
         let nats = ngram.nats_per_token(order, tokens, window, usize::MAX)?;
         Some((nats * 1e6).round() as u64)
     };
-    Some(Baselines {
+    let baselines = Baselines {
         context,
         predicted_tokens: (windows * window) as u64,
         counted_tokens: writer.training_tokens.len() as u64,
         unigram_micro_nats: micro_nats(1)?,
         bigram_micro_nats: micro_nats(2)?,
         trigram_micro_nats: micro_nats(3)?,
-    })
+    };
+    progress(
+        "measure baselines",
+        ORDER_MAX as u64 + 1,
+        ORDER_MAX as u64 + 1,
+    );
+    Some(baselines)
 }
 
 fn describe(

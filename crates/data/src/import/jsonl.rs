@@ -63,6 +63,10 @@ fn read_file(
             };
             return Err(ImportError::at_line(file, line, reason));
         }
+        // Without its end the line is one line to the parser too, whatever is wrong with it.
+        if bytes.last() == Some(&b'\n') {
+            bytes.pop();
+        }
         let text = utf8(file, line, bytes)?;
         if text.trim().is_empty() {
             continue;
