@@ -1,0 +1,233 @@
+//! Follows a hub: for every run the newest whole checkpoint becomes its model, without disturbing running answers.
+//!
+//! The gateway looks every few seconds; while the hub is away it keeps answering from what it has. Nothing is believed
+//! that does not hash to its name: charter, tokenizer, checkpoint file, and the parameters in it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context, ensure};
+use data::tokenizer::Tokenizer;
+use engine::{checkpoint, generate::Generator, update::hash::parameters_hash};
+use network::{BlobCache, HubClient};
+use protocol::{
+    Hash,
+    api::{CheckpointSummary, RunSummary},
+    charter::Charter,
+    units::{BlobReference, RunId},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::model::{Catalogue, Model};
+
+/// Most runs of one hub whose models are kept in memory; the newest count.
+const RUNS_MAX: usize = 64;
+/// Room for names and shapes in a checkpoint file.
+const CHECKPOINT_HEADER_BYTES_MAX: u64 = 4 << 20;
+
+/// The task that keeps the catalogue up to date.
+pub(crate) struct Follower {
+    pub(crate) client: HubClient,
+    pub(crate) cache: BlobCache,
+    pub(crate) catalogue: Arc<Catalogue>,
+    pub(crate) hub_reached: Arc<AtomicBool>,
+    pub(crate) checkpoints_kept: usize,
+    pub(crate) poll: Duration,
+    /// Charters and tokenizers of the runs that were looked at.
+    pub(crate) runs: BTreeMap<RunId, Known>,
+}
+
+/// What of a run never changes.
+#[derive(Clone)]
+pub(crate) struct Known {
+    charter: Arc<Charter>,
+    tokenizer: Arc<Tokenizer>,
+}
+
+impl Follower {
+    /// Looks at the hub until told to stop.
+    pub(crate) async fn follow(mut self, stop: CancellationToken) {
+        let mut complaint = String::new();
+        loop {
+            let outcome = tokio::select! {
+                () = stop.cancelled() => return,
+                outcome = self.look() => outcome,
+            };
+            // The same trouble is told once, not at every look.
+            let trouble = outcome
+                .err()
+                .map_or_else(String::new, |error| format!("{error:#}"));
+            if trouble != complaint && !trouble.is_empty() {
+                tracing::warn!(
+                    hub = self.client.address(),
+                    "models are not up to date: {trouble}"
+                );
+            } else if trouble != complaint {
+                tracing::info!(hub = self.client.address(), "models are up to date again");
+            }
+            complaint = trouble;
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(self.poll) => {}
+            }
+        }
+    }
+
+    /// One look at all runs; the first trouble is returned after all were looked at.
+    async fn look(&mut self) -> anyhow::Result<()> {
+        let runs = self.client.runs().await;
+        self.hub_reached.store(runs.is_ok(), Ordering::Relaxed);
+        let mut runs = runs.context("the hub's runs could not be read")?;
+        runs.sort_by_key(|run| std::cmp::Reverse(run.created_ms));
+        runs.truncate(RUNS_MAX);
+        let mut outcome = Ok(());
+        let mut listed = BTreeSet::new();
+        for run in &runs {
+            let refreshed = match run.id.parse::<RunId>() {
+                Ok(id) => {
+                    listed.insert(id);
+                    self.refresh(id, run).await
+                }
+                Err(error) => Err(error.into()),
+            };
+            outcome = outcome.and(refreshed.with_context(|| format!("run {}", run.name)));
+        }
+        for (name, model) in self.catalogue.list() {
+            if !listed.contains(&model.run) && name == model.run_name {
+                tracing::info!(run.id = %model.run, "the hub no longer has the run {name}");
+                self.catalogue.replace(model.run, Vec::new());
+            }
+        }
+        outcome
+    }
+
+    async fn refresh(&mut self, id: RunId, run: &RunSummary) -> anyhow::Result<()> {
+        let mut models = self.catalogue.of_run(id);
+        if models
+            .first()
+            .is_none_or(|newest| newest.round != run.checkpoint_round)
+        {
+            let listed = self.client.checkpoints(id, 1).await?;
+            let checkpoint = listed.first().context("it has no checkpoint yet")?;
+            if models
+                .first()
+                .is_none_or(|newest| newest.checkpoint.to_string() != checkpoint.blob)
+            {
+                let model = self.load(id, run, checkpoint).await?;
+                models.retain(|older| older.round != model.round);
+                models.insert(0, model);
+                models.truncate(self.checkpoints_kept);
+            }
+        }
+        // The evaluation of a checkpoint may come after it.
+        if let Some(evaluation) = &run.evaluation
+            && let Some(model) = models
+                .iter_mut()
+                .find(|model| model.round == evaluation.round)
+        {
+            model.bits_per_byte = evaluation.bits_per_byte;
+        }
+        self.catalogue.replace(id, models);
+        Ok(())
+    }
+
+    async fn load(
+        &mut self,
+        id: RunId,
+        run: &RunSummary,
+        checkpoint: &CheckpointSummary,
+    ) -> anyhow::Result<Model> {
+        let Known { charter, tokenizer } = self.known(id).await?;
+        let hash: Hash = checkpoint.blob.parse().context("the checkpoint's hash")?;
+        let bytes_max = 4 * charter.model.parameter_count() + CHECKPOINT_HEADER_BYTES_MAX;
+        ensure!(
+            checkpoint.bytes <= bytes_max,
+            "the checkpoint has {} bytes, its model at most {bytes_max}",
+            checkpoint.bytes
+        );
+        let reference = BlobReference {
+            hash,
+            bytes: checkpoint.bytes,
+        };
+        let bytes = self.blob(&reference).await.context("the checkpoint")?;
+        let expected: Hash = checkpoint
+            .parameters_hash
+            .parse()
+            .context("the parameters' hash")?;
+        let of_run = Arc::clone(&charter);
+        let generator =
+            tokio::task::spawn_blocking(move || generator(&of_run, &bytes, expected)).await??;
+        let held_out = checkpoint
+            .held_out_loss
+            .map(|nats| bits_per_byte(&charter, nats));
+        tracing::info!(run.id = %id, round = checkpoint.round, "serving a newer checkpoint of {}", run.name);
+        Ok(Model {
+            run: id,
+            run_name: run.name.clone(),
+            run_created_ms: run.created_ms,
+            round: checkpoint.round,
+            stored_ms: checkpoint.time_ms,
+            checkpoint: hash,
+            bits_per_byte: held_out,
+            generator,
+            tokenizer,
+        })
+    }
+
+    async fn known(&mut self, id: RunId) -> anyhow::Result<Known> {
+        if let Some(known) = self.runs.get(&id) {
+            return Ok(known.clone());
+        }
+        let charter = self.client.charter(id).await?;
+        engine::charter::check(&charter).context("the charter")?;
+        let bytes = self
+            .blob(&charter.data.tokenizer)
+            .await
+            .context("the tokenizer")?;
+        let tokenizer =
+            tokio::task::spawn_blocking(move || Tokenizer::from_bytes(&bytes)).await??;
+        ensure!(
+            tokenizer.vocabulary_size() <= charter.model.vocab_size,
+            "the tokenizer has more tokens than the model"
+        );
+        let known = Known {
+            charter: Arc::new(charter),
+            tokenizer: Arc::new(tokenizer),
+        };
+        self.runs.insert(id, known.clone());
+        Ok(known)
+    }
+
+    async fn blob(&self, reference: &BlobReference) -> anyhow::Result<Vec<u8>> {
+        self.client
+            .download(&self.cache, *reference, None, |_bytes| {})
+            .await?;
+        let (cache, hash) = (self.cache.clone(), reference.hash);
+        let bytes = tokio::task::spawn_blocking(move || cache.get(&hash)).await??;
+        bytes.context("the cache dropped it again: allow it more space")
+    }
+}
+
+fn generator(charter: &Charter, bytes: &[u8], expected: Hash) -> anyhow::Result<Generator> {
+    let config = engine::charter::model_config(&charter.model);
+    let parameters = checkpoint::from_safetensors(bytes, &config)?;
+    ensure!(
+        Hash(parameters_hash(&parameters)) == expected,
+        "the checkpoint's parameters are not those of the round's hash"
+    );
+    Ok(Generator::new(&config, Arc::new(parameters))?)
+}
+
+/// A held-out loss in nats a token as bits a byte of text, by the charter's counts of both.
+fn bits_per_byte(charter: &Charter, nats_per_token: f64) -> f64 {
+    let shards = &charter.data.held_out;
+    let tokens: u64 = shards.iter().map(|shard| shard.tokens).sum();
+    let bytes: u64 = shards.iter().map(|shard| shard.text_bytes).sum();
+    nats_per_token / std::f64::consts::LN_2 * tokens as f64 / bytes as f64
+}
