@@ -1,6 +1,7 @@
 //! An update after decoding, in the compact form that the merge reads.
 
 use super::chunks::Chunks;
+use super::norms;
 
 /// An update that passed every check of its codec: all values are integers in units of 2⁻³⁰, below 1.0 in magnitude.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -95,6 +96,12 @@ impl DecodedUpdate {
                 }
             }
         }
+    }
+
+    /// The norm of the whole update, rounded down, in units of 2⁻³⁰: what a charter's largest ratio to the round's
+    /// median is compared with.
+    pub fn norm(&self) -> u64 {
+        norms::norm(self.squared_norms().iter().sum())
     }
 
     /// The squared norm of each tensor, exact, in units of 2⁻⁶⁰.

@@ -221,6 +221,7 @@ fn one_update_alone_is_taken_as_it_is() {
         .for_each(|index, units| assert_eq!(std::mem::take(&mut outer.residual[index]), units));
     assert!(outer.residual.iter().all(|&units| units == 0));
     let report = report.updates[0];
+    assert_eq!(report.norm, updates[0].0.norm());
     assert_eq!(
         (
             report.weight_q24,
