@@ -1,7 +1,7 @@
 import { expect, test } from 'vitest'
 
 import type { LogEntry, LossPoint, Round, Run } from '../api/client'
-import { affected, foldLosses, foldRun, mergeRounds, refusals, stableOrder } from './fold'
+import { affected, foldLosses, foldRun, mergeRounds, newestMerged, refusals, stableOrder } from './fold'
 
 function entry(index: number, kind: string, body: Record<string, unknown>): LogEntry {
   return { index, kind, body, hash: '', previous: '', signature: '', time_ms: 1000 * index } as LogEntry
@@ -82,6 +82,16 @@ test('refusals carry their round and reason', () => {
   expect(refusals([round(4, { contributions: [merged, refused] })])).toEqual([
     { round: 4, contribution: refused, reason: 'too late' },
   ])
+})
+
+test('what a worker has accepted leads to its newest merged update', () => {
+  const part = (state: string, event: number) => ({ slot: 0, worker: 'w', name: 'n', state, event })
+  const rounds = [
+    round(3, { contributions: [part('refused', 30)] }),
+    round(2, { contributions: [part('merged', 20)] }),
+    round(1, { contributions: [part('merged', 10)] }),
+  ]
+  expect(newestMerged(rounds).get('w')).toBe(20)
 })
 
 test('an unknown event makes everything old', () => {

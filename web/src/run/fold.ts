@@ -136,6 +136,17 @@ export function refusals(rounds: Round[]): Refusal[] {
   )
 }
 
+/** By worker, the event of its newest merged update in the rounds at hand. */
+export function newestMerged(rounds: Round[]): Map<string, number> {
+  const events = new Map<string, number>()
+  for (const round of rounds) {
+    for (const { worker, state, event } of round.contributions) {
+      if (state === 'merged' && !events.has(worker)) events.set(worker, event)
+    }
+  }
+  return events
+}
+
 function number(value: unknown): number | null {
   return typeof value === 'number' && Number.isFinite(value) ? value : null
 }

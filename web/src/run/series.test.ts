@@ -1,7 +1,7 @@
 import { expect, test } from 'vitest'
 
 import type { LossPoint } from '../api/client'
-import { against, bitsPerNat, buildSeries, spreadLabels } from './series'
+import { against, bitsPerNat, buildSeries, newestWhole, placeLabels } from './series'
 
 const points: LossPoint[] = [
   { round: 0, tokens: 0, time_ms: 1000, event: 0, held_out_loss: 6, bits_per_byte: 3 },
@@ -33,8 +33,16 @@ test('without an evaluation there are no bits and no lines', () => {
   expect(series.baselines).toEqual([])
 })
 
-test('labels keep their order and their distance', () => {
-  expect(spreadLabels([10, 50, 14], 12)).toEqual([10, 50, 22])
+test('labels stand above their lines, the lowest below when it is crowded', () => {
+  expect(placeLabels([20, 60, 100], 4, 13, 12)).toEqual([16, 56, 96])
+  expect(placeLabels([20, 90, 100], 4, 13, 12)).toEqual([16, 86, 113])
+  expect(placeLabels([50, 52, 54], 4, 13, 12)).toEqual([46, 58, 70])
+})
+
+test('the point told is the newest that is whole', () => {
+  expect(newestWhole([points[2]!, points[1]!])).toBe(points[2])
+  expect(newestWhole([points[0]!, points[1]!])).toBe(points[1])
+  expect(newestWhole([])).toBeUndefined()
 })
 
 test('a loss is told against the lowest counting model it has passed', () => {

@@ -29,6 +29,11 @@ export function bitsPerNat(points: LossPoint[]): number | null {
   return null
 }
 
+/** The newest point whose losses are all there; the newest at all while none is. */
+export function newestWhole(points: LossPoint[]): LossPoint | undefined {
+  return points.findLast((point) => point.training_loss && point.held_out_loss) ?? points.at(-1)
+}
+
 export function buildSeries(points: LossPoint[], baselines: Run['baselines'] | null, axis: Axis, unit: Unit): Series {
   const scale = unit === 'nats' ? 1 : bitsPerNat(points)
   const scaled = (value: number | null | undefined) =>
@@ -46,8 +51,15 @@ export function buildSeries(points: LossPoint[], baselines: Run['baselines'] | n
   }
 }
 
-/** Where labels of horizontal lines go so that none covers another: pixels from the top, at least `gap` apart, in order. */
-export function spreadLabels(tops: number[], gap: number): number[] {
+/**
+ * Where labels of horizontal lines go so that none covers another, as baselines of text: above its line each,
+ * the lowest below its line when the one above is near, all at least `gap` apart and in order.
+ */
+export function placeLabels(lines: number[], above: number, below: number, gap: number): number[] {
+  const tops = lines.map((line) => line - above)
+  const lowest = lines.indexOf(Math.max(...lines))
+  const crowded = lines.some((line, at) => at !== lowest && lines[lowest]! - line < gap + above)
+  if (crowded) tops[lowest] = lines[lowest]! + below
   const order = tops.map((top, at) => ({ top, at })).sort((a, b) => a.top - b.top)
   const result = [...tops]
   let floor = -Infinity
