@@ -16,15 +16,15 @@ pub const UPDATE_BYTES_MAX: u64 = 1 << 32;
 
 /// Something that the world asks of a run.
 #[derive(Clone, Debug)]
-pub enum Request<'a> {
+pub enum Request {
     /// A worker's signed command.
-    Worker(&'a SignedCommand),
+    Worker(Box<SignedCommand>),
     /// A binding signed by both sides.
     Bind(Binding),
     /// Time passed; these workers were heard of lately.
     Clock {
         /// Present workers, any order.
-        present: &'a [WorkerId],
+        present: Vec<WorkerId>,
     },
     /// The bytes of an update arrived and were looked at.
     Judged {
@@ -108,7 +108,7 @@ pub enum RefusalCode {
 type Decision = Result<Vec<Event>, Refusal>;
 
 /// Decides on a request at time `now_ms` (Unix milliseconds). An empty list means: nothing to do, or done already.
-pub fn decide(state: &State, request: &Request<'_>, now_ms: u64) -> Decision {
+pub fn decide(state: &State, request: &Request, now_ms: u64) -> Decision {
     match request {
         Request::Worker(command) => decide_command(state, command, now_ms),
         Request::Bind(binding) => decide_binding(state, binding),

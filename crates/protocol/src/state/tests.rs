@@ -58,7 +58,7 @@ impl Driver {
         }
     }
 
-    fn ask(&mut self, request: &Request<'_>) -> Result<Vec<&'static str>, Refusal> {
+    fn ask(&mut self, request: &Request) -> Result<Vec<&'static str>, Refusal> {
         let events = decide(&self.state, request, self.now_ms)?;
         let mut names = Vec::new();
         for event in events {
@@ -80,7 +80,7 @@ impl Driver {
             .get(&worker(number))
             .map_or(1, |it| it.sequence + 1);
         let signed = SignedCommand::sign(&worker_key(number), self.state.run, sequence, command);
-        self.ask(&Request::Worker(&signed))
+        self.ask(&Request::Worker(Box::new(signed)))
     }
 
     fn join(&mut self, number: u8) {
@@ -98,7 +98,7 @@ impl Driver {
 
     fn clock(&mut self, present: &[u8]) -> Vec<&'static str> {
         let present: Vec<WorkerId> = present.iter().map(|&it| worker(it)).collect();
-        self.ask(&Request::Clock { present: &present }).unwrap()
+        self.ask(&Request::Clock { present }).unwrap()
     }
 
     fn commitment(&self, number: u8, steps: u32) -> Commitment {
@@ -366,10 +366,13 @@ fn a_lost_reply_is_answered_again_and_a_replay_is_not() {
         Command::Commit(Box::new(hub.commitment(1, 1))),
     );
     assert_eq!(
-        hub.ask(&Request::Worker(&commit)),
+        hub.ask(&Request::Worker(Box::new(commit.clone()))),
         Ok(vec!["update_committed"])
     );
-    assert_eq!(hub.ask(&Request::Worker(&commit)), Ok(vec![]));
+    assert_eq!(
+        hub.ask(&Request::Worker(Box::new(commit.clone()))),
+        Ok(vec![])
+    );
     let leave = |sequence| {
         SignedCommand::sign(
             &worker_key(1),
@@ -381,11 +384,13 @@ fn a_lost_reply_is_answered_again_and_a_replay_is_not() {
         )
     };
     assert_eq!(
-        hub.ask(&Request::Worker(&leave(4))).unwrap_err().code,
+        hub.ask(&Request::Worker(Box::new(leave(4))))
+            .unwrap_err()
+            .code,
         RefusalCode::Replayed
     );
     assert_eq!(
-        hub.ask(&Request::Worker(&leave(6))),
+        hub.ask(&Request::Worker(Box::new(leave(6)))),
         Ok(vec!["worker_left"])
     );
 }

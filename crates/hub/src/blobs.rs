@@ -1,0 +1,269 @@
+//! Content-addressed bytes: whole blobs in an object store, uploads in part files until they hash to their name.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use object_store::{ObjectStore, PutPayload, local::LocalFileSystem, path::Path as ObjectPath};
+use protocol::{Hash, units::BlobReference};
+use tokio::{fs::OpenOptions, io::AsyncWriteExt};
+
+/// Most bytes of one upload request.
+pub(crate) const PART_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// The blobs of a hub.
+#[derive(Clone)]
+pub(crate) struct Blobs {
+    store: Arc<dyn ObjectStore>,
+    whole: PathBuf,
+    parts: PathBuf,
+    /// Uploads of the same blob take turns.
+    uploading:
+        Arc<tokio::sync::Mutex<std::collections::HashMap<Hash, Arc<tokio::sync::Mutex<()>>>>>,
+}
+
+/// What became of a part.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Upload {
+    /// More is to come, from this offset on.
+    Partial(u64),
+    /// The blob is whole and kept.
+    Complete,
+    /// The part does not begin where the blob so far ends.
+    WrongOffset(u64),
+    /// The whole does not hash to its name; it was dropped.
+    WrongHash,
+    /// More bytes than were announced.
+    TooLong,
+}
+
+impl Blobs {
+    /// Opens or creates the blob folders.
+    pub(crate) fn open(folder: &Path) -> Result<Self> {
+        let whole = folder.join("blobs");
+        let parts = folder.join("parts");
+        for path in [&whole, &parts] {
+            std::fs::create_dir_all(path)
+                .with_context(|| format!("can't create the folder {}", path.display()))?;
+        }
+        let store = LocalFileSystem::new_with_prefix(&whole)
+            .with_context(|| format!("can't use the folder {}", whole.display()))?;
+        Ok(Self {
+            store: Arc::new(store),
+            whole,
+            parts,
+            uploading: Arc::default(),
+        })
+    }
+
+    /// The length of a whole blob, if it is here.
+    pub(crate) async fn length(&self, hash: &Hash) -> Result<Option<u64>> {
+        match self.store.head(&object_path(hash)).await {
+            Ok(meta) => Ok(Some(meta.size)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// A whole blob, checked against its hash; `None` if it is not here.
+    pub(crate) async fn read(&self, blob: &BlobReference) -> Result<Option<Bytes>> {
+        let bytes = match self.store.get(&object_path(&blob.hash)).await {
+            Ok(found) => found.bytes().await?,
+            Err(object_store::Error::NotFound { .. }) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        anyhow::ensure!(
+            BlobReference::of(&bytes) == *blob,
+            "the stored blob {} is damaged",
+            blob.hash
+        );
+        Ok(Some(bytes))
+    }
+
+    /// A part of a blob as a stream, for downloads. The range must lie within the blob.
+    pub(crate) async fn stream(
+        &self,
+        hash: &Hash,
+        range: std::ops::Range<u64>,
+    ) -> Result<impl futures_util::Stream<Item = object_store::Result<Bytes>> + use<>> {
+        let options = object_store::GetOptions {
+            range: (!range.is_empty()).then(|| range.into()),
+            ..Default::default()
+        };
+        let found = self.store.get_opts(&object_path(hash), options).await?;
+        Ok(found.into_stream())
+    }
+
+    /// Keeps bytes of the hub's own making; durable when this returns.
+    pub(crate) async fn put(&self, bytes: Vec<u8>) -> Result<BlobReference> {
+        let blob = BlobReference::of(&bytes);
+        if self.length(&blob.hash).await? == Some(blob.bytes) {
+            return Ok(blob);
+        }
+        self.store
+            .put(&object_path(&blob.hash), PutPayload::from(bytes))
+            .await?;
+        self.make_durable(&blob.hash).await?;
+        Ok(blob)
+    }
+
+    /// How much of a blob is here: its length and whether it is whole.
+    pub(crate) async fn progress(&self, hash: &Hash) -> Result<(u64, bool)> {
+        if let Some(length) = self.length(hash).await? {
+            return Ok((length, true));
+        }
+        match tokio::fs::metadata(self.part(hash)).await {
+            Ok(meta) => Ok((meta.len(), false)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok((0, false)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Adds a part at an offset; the blob is kept when all of it is here and hashes to its name.
+    pub(crate) async fn append(
+        &self,
+        blob: &BlobReference,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<Upload> {
+        let turn = {
+            let mut uploading = self.uploading.lock().await;
+            uploading.retain(|_, it| Arc::strong_count(it) > 1);
+            Arc::clone(uploading.entry(blob.hash).or_default())
+        };
+        let _turn = turn.lock().await;
+        let (held, whole) = self.progress(&blob.hash).await?;
+        if whole {
+            return Ok(Upload::Complete);
+        }
+        if offset != held {
+            return Ok(Upload::WrongOffset(held));
+        }
+        if held + bytes.len() as u64 > blob.bytes {
+            return Ok(Upload::TooLong);
+        }
+        let path = self.part(&blob.hash);
+        let mut file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .await?;
+        file.write_all(bytes).await?;
+        file.flush().await?;
+        let held = held + bytes.len() as u64;
+        if held < blob.bytes {
+            return Ok(Upload::Partial(held));
+        }
+        file.sync_all().await?;
+        drop(file);
+        self.keep(blob, &path).await
+    }
+
+    async fn keep(&self, blob: &BlobReference, path: &Path) -> Result<Upload> {
+        let hashed = tokio::task::spawn_blocking({
+            let path = path.to_owned();
+            move || -> std::io::Result<Hash> {
+                let mut hasher = blake3::Hasher::new();
+                hasher.update_reader(std::fs::File::open(path)?)?;
+                Ok(Hash(*hasher.finalize().as_bytes()))
+            }
+        })
+        .await??;
+        if hashed != blob.hash {
+            tokio::fs::remove_file(path).await?;
+            return Ok(Upload::WrongHash);
+        }
+        // Both folders are on one file system, so the rename is atomic and copies nothing.
+        tokio::fs::rename(path, self.whole.join(blob.hash.to_string())).await?;
+        self.make_durable(&blob.hash).await?;
+        Ok(Upload::Complete)
+    }
+
+    /// Puts the file's bytes and its name on the disk.
+    async fn make_durable(&self, hash: &Hash) -> Result<()> {
+        let file = self.whole.join(hash.to_string());
+        let folder = self.whole.clone();
+        tokio::task::spawn_blocking(move || {
+            std::fs::File::open(file)?.sync_all()?;
+            std::fs::File::open(folder)?.sync_all()
+        })
+        .await??;
+        Ok(())
+    }
+
+    fn part(&self, hash: &Hash) -> PathBuf {
+        self.parts.join(hash.to_string())
+    }
+}
+
+fn object_path(hash: &Hash) -> ObjectPath {
+    ObjectPath::from(hash.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_upload_in_parts_resumes_and_is_checked() {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(folder.path()).unwrap();
+        let bytes: Vec<u8> = (0..10_000_u32).map(|it| (it % 251) as u8).collect();
+        let blob = BlobReference::of(&bytes);
+        assert_eq!(
+            blobs.append(&blob, 0, &bytes[..4_000]).await.unwrap(),
+            Upload::Partial(4_000)
+        );
+        assert_eq!(
+            blobs.append(&blob, 3_000, &bytes[3_000..]).await.unwrap(),
+            Upload::WrongOffset(4_000)
+        );
+        // A new process finds the part.
+        let blobs = Blobs::open(folder.path()).unwrap();
+        assert_eq!(blobs.progress(&blob.hash).await.unwrap(), (4_000, false));
+        assert_eq!(blobs.read(&blob).await.unwrap(), None);
+        assert_eq!(
+            blobs.append(&blob, 4_000, &bytes[4_000..]).await.unwrap(),
+            Upload::Complete
+        );
+        assert_eq!(blobs.read(&blob).await.unwrap().unwrap(), bytes);
+        assert_eq!(blobs.progress(&blob.hash).await.unwrap(), (10_000, true));
+    }
+
+    #[tokio::test]
+    async fn other_bytes_are_dropped() {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(folder.path()).unwrap();
+        let blob = BlobReference::of(b"the right bytes");
+        assert_eq!(
+            blobs.append(&blob, 0, b"the wrong bytes").await.unwrap(),
+            Upload::WrongHash
+        );
+        assert_eq!(blobs.progress(&blob.hash).await.unwrap(), (0, false));
+        assert_eq!(
+            blobs.append(&blob, 0, &[0; 16]).await.unwrap(),
+            Upload::TooLong
+        );
+        assert_eq!(
+            blobs.append(&blob, 0, b"the right bytes").await.unwrap(),
+            Upload::Complete
+        );
+    }
+
+    #[tokio::test]
+    async fn damage_on_the_disk_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(folder.path()).unwrap();
+        let blob = blobs.put(b"some bytes".to_vec()).await.unwrap();
+        std::fs::write(
+            folder.path().join("blobs").join(blob.hash.to_string()),
+            b"some bytez",
+        )
+        .unwrap();
+        let message = blobs.read(&blob).await.unwrap_err().to_string();
+        assert!(message.contains("damaged"), "{message}");
+    }
+}

@@ -1,0 +1,249 @@
+//! Content-addressed bytes over HTTP: ranges down, resumable parts up.
+
+use std::{net::SocketAddr, ops::Range};
+
+use axum::{
+    body::{Body, Bytes},
+    extract::{ConnectInfo, Path, State},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use protocol::{
+    Hash, PublicKey, Signature,
+    api::{ApiError, UPLOAD_AUTHORISATION, UPLOAD_DOMAIN, UPLOAD_OFFSET},
+    units::BlobReference,
+};
+
+use super::{Shared, errors::Failure, runs::is_operator};
+use crate::{
+    Hub,
+    blobs::{PART_BYTES_MAX, Upload},
+    run::Run,
+};
+
+/// Total length of an operator's upload.
+const UPLOAD_BYTES: &str = "x-athome-bytes";
+/// Set when a blob is whole.
+const UPLOAD_COMPLETE: &str = "x-athome-complete";
+/// Lets the hub count what it sends to whom.
+const WORKER: &str = "x-athome-worker";
+/// Largest blob that an operator may upload.
+const OPERATOR_BYTES_MAX: u64 = 1 << 36;
+
+/// A blob, or a range of it.
+#[utoipa::path(get, path = "/api/v1/blobs/{hash}", tag = "blobs", params(("hash" = String, Path, description = "BLAKE3 of the bytes")), responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream"), (status = 206, body = Vec<u8>, content_type = "application/octet-stream"), (status = 403, body = ApiError), (status = 404, body = ApiError), (status = 416, body = ApiError)))]
+pub(super) async fn read_blob(
+    State(hub): Shared,
+    Path(hash): Path<String>,
+    method: Method,
+    headers: HeaderMap,
+) -> Result<Response, Failure> {
+    let hash = parse(&hash)?;
+    if hub.is_private(&hash).await {
+        return Err(Failure::new(
+            StatusCode::FORBIDDEN,
+            "private",
+            "this update becomes public when its round takes no more commitments",
+        ));
+    }
+    let Some(length) = hub.blobs.length(&hash).await? else {
+        return Err(Failure::not_found("this hub does not have that blob"));
+    };
+    let range = requested(&headers, length)?;
+    let part = range.clone().unwrap_or(0..length);
+    let mut response = Response::builder()
+        .header(header::CONTENT_TYPE, "application/octet-stream")
+        .header(header::ACCEPT_RANGES, "bytes")
+        .header(header::ETAG, format!("\"{hash}\""))
+        .header(header::CACHE_CONTROL, "public, max-age=31536000, immutable")
+        .header(header::CONTENT_LENGTH, part.end - part.start);
+    if range.is_some() {
+        response = response.status(StatusCode::PARTIAL_CONTENT).header(
+            header::CONTENT_RANGE,
+            format!("bytes {}-{}/{length}", part.start, part.end - 1),
+        );
+    }
+    let body = if method == Method::HEAD || part.is_empty() {
+        Body::empty()
+    } else {
+        count_sent(&hub, &headers, part.end - part.start).await;
+        Body::from_stream(hub.blobs.stream(&hash, part).await?)
+    };
+    Ok(response
+        .body(body)
+        .map_err(|error| Failure::from(anyhow::Error::from(error)))?)
+}
+
+/// How much of a blob the hub holds; 404 if nobody may upload it.
+#[utoipa::path(get, path = "/api/v1/uploads/{hash}", tag = "blobs", params(("hash" = String, Path, description = "BLAKE3 of the bytes")), responses((status = 200, description = "`x-athome-offset` says how much; `x-athome-complete` that it is whole"), (status = 404, body = ApiError)))]
+pub(super) async fn upload_progress(
+    State(hub): Shared,
+    Path(hash): Path<String>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+) -> Result<Response, Failure> {
+    let hash = parse(&hash)?;
+    let (held, is_whole) = hub.blobs.progress(&hash).await?;
+    if !is_whole && !is_operator(&hub, peer, &headers) && hub.committed(&hash).await.is_none() {
+        return Err(Failure::not_found("nobody may upload that blob now"));
+    }
+    Ok(progress(StatusCode::OK, held, is_whole))
+}
+
+/// The next part of a blob, at most 4 MiB.
+#[utoipa::path(patch, path = "/api/v1/uploads/{hash}", tag = "blobs", params(("hash" = String, Path, description = "BLAKE3 of the bytes")), request_body(content = Vec<u8>, content_type = "application/octet-stream"), responses((status = 200, description = "More is to come, from `x-athome-offset` on"), (status = 201, description = "The blob is whole"), (status = 403, body = ApiError), (status = 409, description = "The part does not begin at `x-athome-offset`"), (status = 422, body = ApiError)))]
+pub(super) async fn upload_part(
+    State(hub): Shared,
+    Path(hash): Path<String>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Failure> {
+    let hash = parse(&hash)?;
+    let offset = number(&headers, UPLOAD_OFFSET)?;
+    let (blob, run) = authorise(&hub, hash, peer, &headers).await?;
+    let bytes = read_part(body).await?;
+    hub.metrics.bytes_received.inc_by(bytes.len() as u64);
+    match hub.blobs.append(&blob, offset, &bytes).await? {
+        Upload::Partial(held) => Ok(progress(StatusCode::OK, held, false)),
+        Upload::Complete => {
+            if let Some(run) = run {
+                run.uploaded(hash).await;
+            }
+            Ok(progress(StatusCode::CREATED, blob.bytes, true))
+        }
+        Upload::WrongOffset(held) => Ok(progress(StatusCode::CONFLICT, held, false)),
+        Upload::WrongHash => Err(Failure::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "wrong_hash",
+            "the bytes do not hash to the blob's name; they were dropped, send them again from the start",
+        )),
+        Upload::TooLong => Err(Failure::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "too_long",
+            "these are more bytes than the blob was announced with",
+        )),
+    }
+}
+
+/// Who may upload what: a worker what it committed to, the operator anything.
+async fn authorise(
+    hub: &Hub,
+    hash: Hash,
+    peer: SocketAddr,
+    headers: &HeaderMap,
+) -> Result<(BlobReference, Option<Run>), Failure> {
+    let refuse = |message: &str| Failure::new(StatusCode::FORBIDDEN, "not_yours", message);
+    if let Some(given) = headers.get(UPLOAD_AUTHORISATION) {
+        let (key, signature) = given
+            .to_str()
+            .ok()
+            .and_then(parse_authorisation)
+            .ok_or_else(|| Failure::bad("the upload's authorisation does not read"))?;
+        key.verify(UPLOAD_DOMAIN, &hash.0, &signature)
+            .map_err(|_| refuse("the upload's signature does not match"))?;
+        let Some((run, commitment)) = hub.committed(&hash).await else {
+            return Err(refuse("no round in progress waits for that blob"));
+        };
+        if commitment.header.worker.0 != key {
+            return Err(refuse("another worker committed to that blob"));
+        }
+        if commitment.update.bytes > run.arithmetic.update_bytes_max() {
+            return Err(refuse("no update of this run is that long"));
+        }
+        return Ok((commitment.update, Some(run)));
+    }
+    if !is_operator(hub, peer, headers) {
+        return Err(refuse("an upload needs a worker's signature"));
+    }
+    let bytes = number(headers, UPLOAD_BYTES)?;
+    if bytes > OPERATOR_BYTES_MAX {
+        return Err(refuse("the blob is longer than a hub takes"));
+    }
+    Ok((BlobReference { hash, bytes }, None))
+}
+
+async fn read_part(body: Body) -> Result<Bytes, Failure> {
+    axum::body::to_bytes(body, PART_BYTES_MAX)
+        .await
+        .map_err(|_| {
+            Failure::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "part_too_long",
+                "a part is at most 4 MiB, and must arrive whole",
+            )
+        })
+}
+
+fn parse_authorisation(text: &str) -> Option<(PublicKey, Signature)> {
+    let (key, signature) = text.split_once(':')?;
+    let signature = data_encoding::HEXLOWER.decode(signature.as_bytes()).ok()?;
+    Some((key.parse().ok()?, Signature(signature.try_into().ok()?)))
+}
+
+fn parse(hash: &str) -> Result<Hash, Failure> {
+    hash.parse()
+        .map_err(|error: protocol::hash::HashTextError| Failure::bad(error.to_string()))
+}
+
+fn number(headers: &HeaderMap, name: &str) -> Result<u64, Failure> {
+    headers
+        .get(name)
+        .and_then(|it| it.to_str().ok()?.parse().ok())
+        .ok_or_else(|| Failure::bad(format!("the header {name} must be a number")))
+}
+
+fn progress(status: StatusCode, held: u64, is_whole: bool) -> Response {
+    let mut response = status.into_response();
+    let headers = response.headers_mut();
+    headers.insert(UPLOAD_OFFSET, HeaderValue::from(held));
+    if is_whole {
+        headers.insert(UPLOAD_COMPLETE, HeaderValue::from_static("true"));
+    }
+    response
+}
+
+/// The range asked for; several ranges are answered with the whole, as the standard allows (RFC 9110, 14.2).
+fn requested(headers: &HeaderMap, length: u64) -> Result<Option<Range<u64>>, Failure> {
+    let Some(text) = headers.get(header::RANGE).and_then(|it| it.to_str().ok()) else {
+        return Ok(None);
+    };
+    let Some((first, last)) = text
+        .strip_prefix("bytes=")
+        .and_then(|it| it.split_once('-'))
+    else {
+        return Ok(None);
+    };
+    if last.contains(',') {
+        return Ok(None);
+    }
+    let unsatisfiable = || {
+        Failure::new(
+            StatusCode::RANGE_NOT_SATISFIABLE,
+            "range",
+            format!("the blob has {length} bytes"),
+        )
+    };
+    let range = match (first.parse::<u64>(), last.parse::<u64>()) {
+        (Ok(first), Ok(last)) if first <= last => first..last.saturating_add(1).min(length),
+        (Ok(first), Err(_)) if last.is_empty() => first..length,
+        (Err(_), Ok(suffix)) if first.is_empty() => length.saturating_sub(suffix)..length,
+        _ => return Ok(None),
+    };
+    if range.start >= range.end {
+        return Err(unsatisfiable());
+    }
+    Ok(Some(range))
+}
+
+async fn count_sent(hub: &Hub, headers: &HeaderMap, bytes: u64) {
+    hub.metrics.bytes_sent.inc_by(bytes);
+    let worker = headers
+        .get(WORKER)
+        .and_then(|it| it.to_str().ok()?.parse().ok());
+    if let Some(worker) = worker {
+        for run in hub.all().await {
+            run.presence.sent(&worker, bytes);
+        }
+    }
+}

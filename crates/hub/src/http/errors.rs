@@ -1,0 +1,108 @@
+//! The one type of error that leaves the hub: a stable code, a safe sentence. Causes go to the log only.
+
+use axum::{
+    Json,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use protocol::{api::ApiError, state::decide::RefusalCode};
+
+use crate::{create::CreateError, metrics::refusal_code, run::RunError};
+
+/// An answer that is not what was asked for.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    status: StatusCode,
+    code: String,
+    message: String,
+    retry_after_s: Option<u32>,
+}
+
+impl Failure {
+    pub(crate) fn new(status: StatusCode, code: &str, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            code: code.to_owned(),
+            message: message.into(),
+            retry_after_s: None,
+        }
+    }
+
+    pub(crate) fn not_found(what: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", what)
+    }
+
+    pub(crate) fn bad(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "bad_request", message)
+    }
+
+    pub(crate) fn too_many(message: impl Into<String>) -> Self {
+        Self {
+            retry_after_s: Some(1),
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many", message)
+        }
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let body = Json(ApiError {
+            code: self.code,
+            message: self.message,
+        });
+        let mut response = (self.status, body).into_response();
+        if let Some(seconds) = self.retry_after_s {
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        tracing::error!("a request failed: {error:#}");
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "the hub failed to answer; its operator finds the cause in the hub's log",
+        )
+    }
+}
+
+impl From<RunError> for Failure {
+    fn from(error: RunError) -> Self {
+        match error {
+            RunError::Refused(refusal) => {
+                let status = match refusal.code {
+                    RefusalCode::Signature => StatusCode::FORBIDDEN,
+                    _ => StatusCode::CONFLICT,
+                };
+                Self::new(status, &refusal_code(refusal.code), refusal.sentence)
+            }
+            RunError::Unavailable => Self {
+                retry_after_s: Some(5),
+                ..Self::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "unavailable",
+                    error.to_string(),
+                )
+            },
+        }
+    }
+}
+
+impl From<CreateError> for Failure {
+    fn from(error: CreateError) -> Self {
+        let message = error.to_string();
+        match error {
+            CreateError::Charter(_) | CreateError::Wrong(_) => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "charter", message)
+            }
+            CreateError::NameTaken(_) => Self::new(StatusCode::CONFLICT, "name_taken", message),
+            CreateError::Missing(_) => Self::new(StatusCode::CONFLICT, "missing_blobs", message),
+            CreateError::Inside(inside) => inside.into(),
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! The record, as JSON for people and as canonical bytes for whoever verifies.
+
+use axum::{
+    Json,
+    extract::{Path, Query, State},
+    http::{HeaderMap, HeaderValue, header},
+    response::IntoResponse,
+};
+use protocol::{
+    api::{ApiError, LOG_PAGE_MAX, LogEntry, LogPage},
+    log::Entry,
+};
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use super::{Shared, errors::Failure, runs::find};
+
+/// Entries in a page when nobody says how many.
+const PAGE: u64 = 100;
+
+/// Which entries.
+#[derive(Deserialize, IntoParams)]
+pub(super) struct LogQuery {
+    /// First position, 0 unless said.
+    from: Option<u64>,
+    /// At most this many, 100 unless said, 1,000 at most.
+    limit: Option<u64>,
+}
+
+/// A page of the log as JSON.
+#[utoipa::path(get, path = "/api/v1/runs/{run}/log", tag = "log", params(("run" = String, Path, description = "Id or name"), LogQuery), responses((status = 200, body = LogPage), (status = 404, body = ApiError)))]
+pub(super) async fn read_log(
+    State(hub): Shared,
+    Path(run): Path<String>,
+    Query(query): Query<LogQuery>,
+) -> Result<Json<LogPage>, Failure> {
+    let run = find(&hub, &run).await?;
+    let limit = query.limit.unwrap_or(PAGE).clamp(1, LOG_PAGE_MAX);
+    let entries = hub
+        .store
+        .entries(run.id, query.from.unwrap_or(0), limit)
+        .await?;
+    Ok(Json(LogPage {
+        entries: entries.iter().map(to_json).collect(),
+        length: *run.length.borrow(),
+    }))
+}
+
+/// A page of the log as canonical bytes: for each entry its length (32 bits, little-endian) and its encoding.
+#[utoipa::path(get, path = "/api/v1/runs/{run}/log.bin", tag = "log", params(("run" = String, Path, description = "Id or name"), LogQuery), responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream"), (status = 404, body = ApiError)))]
+pub(super) async fn read_log_binary(
+    State(hub): Shared,
+    Path(run): Path<String>,
+    Query(query): Query<LogQuery>,
+) -> Result<impl IntoResponse, Failure> {
+    let run = find(&hub, &run).await?;
+    let limit = query.limit.unwrap_or(PAGE).clamp(1, LOG_PAGE_MAX);
+    let entries = hub
+        .store
+        .entries(run.id, query.from.unwrap_or(0), limit)
+        .await?;
+    let mut body = Vec::new();
+    for entry in entries {
+        let bytes = entry.to_bytes();
+        body.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+        body.extend_from_slice(&bytes);
+    }
+    let mut headers = HeaderMap::new();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/octet-stream"),
+    );
+    headers.insert(
+        "x-athome-log-length",
+        HeaderValue::from(*run.length.borrow()),
+    );
+    Ok((headers, body))
+}
+
+/// An entry for people.
+pub(super) fn to_json(entry: &Entry) -> LogEntry {
+    let event = serde_json::to_value(&entry.event).expect("events have a JSON form");
+    let body = event
+        .get(entry.event.name())
+        .cloned()
+        .unwrap_or(serde_json::Value::Null);
+    LogEntry {
+        index: entry.index,
+        hash: entry.hash().to_string(),
+        previous: entry.previous.to_string(),
+        time_ms: entry.time_ms,
+        kind: entry.event.name().to_owned(),
+        body,
+        signature: data_encoding::HEXLOWER.encode(&entry.signature.0),
+    }
+}

@@ -1,0 +1,176 @@
+//! What workers use: commands, bindings, and the poll that tells what to do.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Json,
+    body::Bytes,
+    extract::{Path, Query, State},
+};
+use protocol::{
+    api::{ApiError, CommandReply, Work, WorkAssignment, WorkModel, WorkWorker},
+    canonical,
+    command::SignedCommand,
+    identity::Binding,
+    state::{Phase, SlotProgress},
+    units::WorkerId,
+};
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use super::{Shared, errors::Failure, live::StreamGuard, runs::find};
+use crate::{Hub, clock::now_ms, run::Run};
+
+/// Longest wait of a poll, below the usual timeouts of proxies.
+const WAIT_MS_MAX: u64 = 25_000;
+/// Longest encoded binding.
+const BINDING_BYTES_MAX: usize = 512;
+
+/// A worker's signed command, as canonical bytes.
+#[utoipa::path(post, path = "/api/v1/runs/{run}/commands", tag = "work", params(("run" = String, Path, description = "Id or name")), request_body(content = Vec<u8>, content_type = "application/octet-stream"), responses((status = 200, body = CommandReply), (status = 400, body = ApiError), (status = 403, body = ApiError), (status = 409, body = ApiError), (status = 503, body = ApiError)))]
+pub(super) async fn send_command(
+    State(hub): Shared,
+    Path(run): Path<String>,
+    body: Bytes,
+) -> Result<Json<CommandReply>, Failure> {
+    let run = find(&hub, &run).await?;
+    let command =
+        SignedCommand::from_bytes(&body).map_err(|error| Failure::bad(error.to_string()))?;
+    let log_length = run.command(command).await?;
+    Ok(Json(CommandReply { log_length }))
+}
+
+/// A binding of a key to an account, signed by both, as canonical bytes.
+#[utoipa::path(post, path = "/api/v1/runs/{run}/bindings", tag = "work", params(("run" = String, Path, description = "Id or name")), request_body(content = Vec<u8>, content_type = "application/octet-stream"), responses((status = 200, body = CommandReply), (status = 400, body = ApiError), (status = 403, body = ApiError)))]
+pub(super) async fn bind_identity(
+    State(hub): Shared,
+    Path(run): Path<String>,
+    body: Bytes,
+) -> Result<Json<CommandReply>, Failure> {
+    let run = find(&hub, &run).await?;
+    let binding: Binding = canonical::decode(&body, BINDING_BYTES_MAX)
+        .map_err(|error| Failure::bad(error.to_string()))?;
+    let log_length = run.bind(binding).await?;
+    Ok(Json(CommandReply { log_length }))
+}
+
+/// Who asks, and how long it is willing to wait.
+#[derive(Deserialize, IntoParams)]
+pub(super) struct WorkQuery {
+    /// The worker's public key.
+    worker: String,
+    /// Entries of the log that the worker knows of; the answer comes when there are more.
+    after: Option<u64>,
+    /// Longest wait in milliseconds, 0 unless said, 25,000 at most.
+    wait_ms: Option<u64>,
+}
+
+/// What a worker is to do. A long poll: it counts as a sign of life while it waits.
+#[utoipa::path(get, path = "/api/v1/runs/{run}/work", tag = "work", params(("run" = String, Path, description = "Id or name"), WorkQuery), responses((status = 200, body = Work), (status = 404, body = ApiError)))]
+pub(super) async fn ask_for_work(
+    State(hub): Shared,
+    Path(run): Path<String>,
+    Query(query): Query<WorkQuery>,
+) -> Result<Json<Work>, Failure> {
+    let mut run = find(&hub, &run).await?;
+    let worker: WorkerId = query
+        .worker
+        .parse()
+        .map_err(|_| Failure::bad("worker is not a public key"))?;
+    let _stream = StreamGuard::open(&hub)?;
+    let presence = Arc::clone(&run.presence);
+    let is_joined = {
+        let state = run.state.read().await;
+        state.workers.get(&worker).is_some_and(|it| it.joined)
+    };
+    // Strangers are answered and not remembered: memory is for those who joined.
+    let _waiting = is_joined.then(|| presence.wait(worker, now_ms()));
+    if is_joined {
+        run.look();
+    }
+    if let Some(after) = query.after {
+        let wait = Duration::from_millis(query.wait_ms.unwrap_or(0).min(WAIT_MS_MAX));
+        tokio::select! {
+            () = hub.shutdown.cancelled() => {}
+            _ = tokio::time::timeout(wait, run.length.wait_for(|it| *it > after)) => {}
+        }
+    }
+    Ok(Json(work(&hub, &run, worker).await?))
+}
+
+async fn work(hub: &Hub, run: &Run, worker: WorkerId) -> Result<Work, Failure> {
+    let last_refusal = hub.store.last_refusal(run.id, &worker).await?;
+    // The state is read before the deltas, so that the deltas reach at least to its model.
+    let state = ForWork::of(&*run.state.read().await, &worker);
+    let deltas: Vec<_> = hub
+        .store
+        .deltas_after(run.id, state.checkpoint.0)
+        .await?
+        .into_iter()
+        .filter(|it| it.round <= state.model.round)
+        .collect();
+    Ok(Work {
+        now_ms: now_ms(),
+        log_length: state.log_length,
+        finished: state.finished,
+        model: WorkModel {
+            round: state.model.round,
+            parameters_hash: state.model.parameters.to_string(),
+            checkpoint_round: state.checkpoint.0,
+            checkpoint_blob: state.checkpoint.1.parameters.hash.to_string(),
+            checkpoint_bytes: state.checkpoint.1.parameters.bytes,
+            deltas,
+        },
+        assignment: state.assignment,
+        worker: WorkWorker {
+            last_refusal,
+            ..state.worker
+        },
+    })
+}
+
+/// The little of a state that a poll needs, taken under the lock.
+struct ForWork {
+    log_length: u64,
+    finished: bool,
+    model: protocol::event::ModelState,
+    checkpoint: (u64, protocol::event::Checkpoint),
+    assignment: Option<WorkAssignment>,
+    worker: WorkWorker,
+}
+
+impl ForWork {
+    fn of(state: &protocol::state::State, worker: &WorkerId) -> Self {
+        let record = state.workers.get(worker);
+        let assignment = match &state.phase {
+            Phase::Training(round) => round.slot_of(worker).map(|(slot, part)| WorkAssignment {
+                round: round.round,
+                slot,
+                seed: round.seed.to_string(),
+                slots: round.slots.len() as u32,
+                tokens_before: round.tokens_before,
+                deadline_ms: round.deadline_ms,
+                committed: part.progress != SlotProgress::Assigned,
+            }),
+            Phase::Idle | Phase::Revealing(_) | Phase::Finished => None,
+        };
+        Self {
+            log_length: state.head.length,
+            finished: state.is_finished(),
+            model: state.model,
+            checkpoint: state.checkpoint,
+            assignment,
+            worker: WorkWorker {
+                joined: record.is_some_and(|it| it.joined),
+                sequence: record.map_or(0, |it| it.sequence),
+                carried: record.and_then(|it| it.carried).map(|it| it.to_string()),
+                updates_accepted: record.map_or(0, |it| it.updates_accepted),
+                updates_refused: record.map_or(0, |it| it.updates_refused),
+                last_refusal: None,
+                last_round: record.and_then(|it| it.last_round),
+                tokens: record.map_or(0, |it| it.tokens),
+                credits_milli: record.map_or(0, |it| it.credits.0),
+            },
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! The hub: keeps a run's log, opens its rounds, merges what comes back, serves blobs, API and web app.
+//!
+//! Everything that decides is in `protocol`; everything that computes is in `engine`. This crate is the thin
+//! thing around them: a task per run ([`run`]), a store, blobs and HTTP. It holds no secret but its own key.
+
+mod blobs;
+mod clock;
+mod config;
+mod create;
+mod http;
+mod metrics;
+mod model;
+mod run;
+mod store;
+
+use std::{collections::BTreeMap, path::Path, sync::Arc};
+
+use anyhow::{Context, Result};
+use protocol::{Hash, SecretKey, units::RunId};
+use tokio::{
+    sync::{Mutex, RwLock},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+pub use config::Config;
+pub use http::openapi;
+
+use crate::{blobs::Blobs, metrics::Metrics, run::Run, store::Store};
+
+/// Everything that handlers share.
+pub(crate) struct Hub {
+    pub(crate) config: Arc<Config>,
+    pub(crate) key: SecretKey,
+    pub(crate) store: Store,
+    pub(crate) blobs: Blobs,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) shutdown: CancellationToken,
+    runs: RwLock<BTreeMap<RunId, Run>>,
+    tasks: Mutex<JoinSet<()>>,
+    /// Creating takes turns, so that a name is taken once.
+    creating: Mutex<()>,
+}
+
+/// Runs a hub until `shutdown`; returns when everything acknowledged is on the disk and all tasks have ended.
+pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<()> {
+    let folder = config.folder.clone();
+    std::fs::create_dir_all(&folder)
+        .with_context(|| format!("can't create the hub's folder {}", folder.display()))?;
+    let _lock = lock(&folder)?;
+    let hub = Arc::new(Hub {
+        key: own_key(&folder.join("hub.key"))?,
+        store: Store::open(&folder).await?,
+        blobs: Blobs::open(&folder)?,
+        metrics: Arc::new(Metrics::new()),
+        shutdown: shutdown.clone(),
+        runs: RwLock::default(),
+        tasks: Mutex::default(),
+        creating: Mutex::default(),
+        config: Arc::new(config),
+    });
+    for id in hub.store.runs().await? {
+        hub.start(id).await?;
+    }
+    let listener = tokio::net::TcpListener::bind(hub.config.listen)
+        .await
+        .with_context(|| {
+            format!(
+                "can't listen on {}: is another hub running? Choose another address with --listen",
+                hub.config.listen
+            )
+        })?;
+    let address = listener.local_addr()?;
+    tracing::info!(%address, hub.key = %hub.key.public().short(), "hub ready");
+    let served = http::serve(listener, Arc::clone(&hub), shutdown.clone()).await;
+    shutdown.cancel();
+    let mut tasks = std::mem::take(&mut *hub.tasks.lock().await);
+    while tasks.join_next().await.is_some() {}
+    hub.store.close().await;
+    served
+}
+
+impl Hub {
+    /// A run by id or name.
+    pub(crate) async fn find(&self, name: &str) -> Option<Run> {
+        let runs = self.runs.read().await;
+        if let Ok(id) = name.parse::<RunId>() {
+            return runs.get(&id).cloned();
+        }
+        for run in runs.values() {
+            if run.state.read().await.charter.name == name {
+                return Some(run.clone());
+            }
+        }
+        None
+    }
+
+    /// All runs, newest first.
+    pub(crate) async fn all(&self) -> Vec<Run> {
+        self.runs.read().await.values().cloned().collect()
+    }
+
+    /// Starts a run that is in the store.
+    async fn start(&self, id: RunId) -> Result<()> {
+        let parts = run::Parts {
+            key: self.key.clone(),
+            store: self.store.clone(),
+            blobs: self.blobs.clone(),
+            metrics: Arc::clone(&self.metrics),
+            config: Arc::clone(&self.config),
+        };
+        let mut tasks = self.tasks.lock().await;
+        let run = run::start(id, parts, &mut tasks, self.shutdown.clone()).await?;
+        self.runs.write().await.insert(id, run);
+        Ok(())
+    }
+
+    /// The run in which somebody committed to a blob that is not here yet, and the blob.
+    pub(crate) async fn committed(
+        &self,
+        hash: &Hash,
+    ) -> Option<(Run, protocol::command::Commitment)> {
+        for run in self.runs.read().await.values() {
+            let state = run.state.read().await;
+            let commitment = state.current_round().and_then(|round| {
+                round
+                    .slots
+                    .iter()
+                    .filter_map(|it| it.commitment())
+                    .find(|it| it.update.hash == *hash)
+                    .cloned()
+            });
+            if let Some(commitment) = commitment {
+                drop(state);
+                return Some((run.clone(), commitment));
+            }
+        }
+        None
+    }
+
+    /// Whether a blob is an update that others must not see yet: its round still takes commitments.
+    pub(crate) async fn is_private(&self, hash: &Hash) -> bool {
+        let Some((run, _)) = self.committed(hash).await else {
+            return false;
+        };
+        let state = run.state.read().await;
+        matches!(state.phase, protocol::state::Phase::Training(_))
+    }
+}
+
+/// One hub a folder.
+fn lock(folder: &Path) -> Result<std::fs::File> {
+    let path = folder.join("hub.lock");
+    let file = std::fs::File::create(&path)
+        .with_context(|| format!("can't write to the hub's folder {}", folder.display()))?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(
+        |_| {
+            anyhow::anyhow!(
+                "another hub works in {}; stop it or choose another --folder",
+                folder.display()
+            )
+        },
+    )?;
+    Ok(file)
+}
+
+/// The hub's key, made once.
+fn own_key(path: &Path) -> Result<SecretKey> {
+    use std::{io::Write, os::unix::fs::OpenOptionsExt};
+    if path.exists() {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("can't read the hub's key {}", path.display()))?;
+        return SecretKey::from_text(&text)
+            .with_context(|| format!("the hub's key {} is damaged", path.display()));
+    }
+    let mut entropy = [0; 32];
+    getrandom::fill(&mut entropy)
+        .map_err(|error| anyhow::anyhow!("no entropy for a key: {error}"))?;
+    let key = SecretKey::from_entropy(entropy);
+    // Written whole or not at all: a half key would be refused forever.
+    let draft = path.with_extension("draft");
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&draft)?;
+    file.write_all(key.to_secret_text().as_bytes())?;
+    file.sync_all()?;
+    std::fs::rename(&draft, path)?;
+    Ok(key)
+}

@@ -1,0 +1,569 @@
+//! One run at work: the single task that owns its state, decides, and writes the log.
+//!
+//! Requests that arrive together are decided together and written in one transaction (group commit);
+//! nobody is answered before the entries are on the disk. Merging, judging and evaluating happen on
+//! other threads and come back as requests, so the log never waits for arithmetic.
+
+mod evaluate;
+mod jobs;
+pub(crate) mod presence;
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use anyhow::{Context, Result};
+use engine::update::decoded::DecodedUpdate;
+use protocol::{
+    Hash, SecretKey,
+    command::SignedCommand,
+    event::Event,
+    identity::Binding,
+    log::Entry,
+    state::{
+        Phase, State,
+        decide::{Refusal, Request, decide, round_to_merge},
+    },
+    units::{RunId, WorkerId},
+};
+use tokio::{
+    sync::{RwLock, mpsc, oneshot, watch},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    jobs::{Done, Job},
+    presence::Presence,
+};
+use crate::{
+    blobs::Blobs,
+    clock::now_ms,
+    config::Config,
+    metrics::Metrics,
+    model::{Arithmetic, Model},
+    store::{Projected, Store},
+};
+
+/// Requests waiting for the run's task; senders wait when it is full.
+const QUEUE_MAX: usize = 4096;
+/// Requests decided and written together.
+const BATCH_MAX: usize = 512;
+/// The run looks at the clock at least this often.
+const TICK: Duration = Duration::from_millis(200);
+
+/// What the rest of the hub holds of a run.
+#[derive(Clone)]
+pub(crate) struct Run {
+    pub(crate) id: RunId,
+    /// The state after the last entry on the disk.
+    pub(crate) state: Arc<RwLock<State>>,
+    pub(crate) presence: Arc<Presence>,
+    pub(crate) arithmetic: Arc<Arithmetic>,
+    /// Entries on the disk.
+    pub(crate) length: watch::Receiver<u64>,
+    requests: mpsc::Sender<Message>,
+}
+
+/// Why a request was not granted.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RunError {
+    /// The state machine refused it.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// It could not be written; nothing of it happened.
+    #[error("the hub could not write it to its log; nothing of it happened, try again")]
+    Unavailable,
+}
+
+type Reply = oneshot::Sender<Result<u64, RunError>>;
+
+/// What the run's task is asked.
+enum Message {
+    Command(Box<SignedCommand>, Reply),
+    Bind(Box<Binding>, Reply),
+    /// A blob that somebody committed to is whole.
+    Uploaded(Hash),
+    /// A worker came or went: look at the clock.
+    Look,
+}
+
+impl Run {
+    /// Grants a worker's command, or says why not. Answers when it is on the disk.
+    pub(crate) async fn command(&self, command: SignedCommand) -> Result<u64, RunError> {
+        self.ask(|reply| Message::Command(Box::new(command), reply))
+            .await
+    }
+
+    /// Records a binding signed by both sides.
+    pub(crate) async fn bind(&self, binding: Binding) -> Result<u64, RunError> {
+        self.ask(|reply| Message::Bind(Box::new(binding), reply))
+            .await
+    }
+
+    /// Says that an update's bytes are here.
+    pub(crate) async fn uploaded(&self, hash: Hash) {
+        let _ = self.requests.send(Message::Uploaded(hash)).await;
+    }
+
+    /// Makes the run look at who is present, without waiting.
+    pub(crate) fn look(&self) {
+        let _ = self.requests.try_send(Message::Look);
+    }
+
+    async fn ask(&self, message: impl FnOnce(Reply) -> Message) -> Result<u64, RunError> {
+        let (reply, answer) = oneshot::channel();
+        self.requests
+            .send(message(reply))
+            .await
+            .map_err(|_| RunError::Unavailable)?;
+        answer.await.map_err(|_| RunError::Unavailable)?
+    }
+}
+
+/// What a run's task works with.
+pub(crate) struct Parts {
+    pub(crate) key: SecretKey,
+    pub(crate) store: Store,
+    pub(crate) blobs: Blobs,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) config: Arc<Config>,
+}
+
+/// Replays a run's log, rebuilds its model and starts its task.
+pub(crate) async fn start(
+    id: RunId,
+    parts: Parts,
+    tasks: &mut JoinSet<()>,
+    shutdown: CancellationToken,
+) -> Result<Run> {
+    let state = parts.store.replay(id).await?;
+    let arithmetic = Arc::new(Arithmetic::new(&state.charter)?);
+    let model = arithmetic
+        .rebuild(id, &parts.store, &parts.blobs)
+        .await
+        .with_context(|| format!("can't rebuild the model of run {}", state.charter.name))?;
+    anyhow::ensure!(
+        model.state == state.model,
+        "the rebuilt model of run {} is not the one that its log names",
+        state.charter.name
+    );
+    let (requests, inbox) = mpsc::channel(QUEUE_MAX);
+    let (length_sender, length) = watch::channel(state.head.length);
+    let run = Run {
+        id,
+        presence: Arc::new(Presence::new(state.charter.round.window_ms)),
+        state: Arc::new(RwLock::new(state)),
+        arithmetic: Arc::clone(&arithmetic),
+        length,
+        requests,
+    };
+    let held_out = evaluate::HeldOut::read(&*run.state.read().await, &parts.blobs).await?;
+    let actor = Actor {
+        run: run.clone(),
+        parts,
+        arithmetic,
+        model,
+        held_out: Arc::new(held_out),
+        inbox,
+        length: length_sender,
+        jobs: JoinSet::new(),
+        decoded: HashMap::new(),
+        is_merging: false,
+        is_evaluating: false,
+    };
+    tasks.spawn(actor.work(shutdown));
+    Ok(run)
+}
+
+/// The run's task.
+struct Actor {
+    run: Run,
+    parts: Parts,
+    arithmetic: Arc<Arithmetic>,
+    model: Model,
+    held_out: Arc<evaluate::HeldOut>,
+    inbox: mpsc::Receiver<Message>,
+    length: watch::Sender<u64>,
+    jobs: JoinSet<Done>,
+    /// Updates of the round in progress, decoded when they were judged.
+    decoded: HashMap<(u64, WorkerId), Arc<DecodedUpdate>>,
+    is_merging: bool,
+    is_evaluating: bool,
+}
+
+impl Actor {
+    async fn work(mut self, shutdown: CancellationToken) {
+        self.resume().await;
+        let mut messages = Vec::new();
+        loop {
+            let tick = tokio::time::sleep(self.until_next_deadline().await);
+            let done = tokio::select! {
+                () = shutdown.cancelled() => break,
+                count = self.inbox.recv_many(&mut messages, BATCH_MAX) => {
+                    if count == 0 {
+                        break;
+                    }
+                    None
+                }
+                Some(done) = self.jobs.join_next() => Some(done),
+                () = tick => None,
+            };
+            match done {
+                Some(Ok(done)) => self.finish_job(done).await,
+                Some(Err(error)) => {
+                    // A panic in arithmetic is our bug; the round's deadline gets the run going again.
+                    tracing::error!(run.id = %self.run.id.short(), "a job failed: {error}");
+                    self.is_merging = false;
+                    self.is_evaluating = false;
+                }
+                None => self.answer(std::mem::take(&mut messages)).await,
+            }
+            self.look_at_clock().await;
+            self.start_merge().await;
+        }
+        self.jobs.shutdown().await;
+    }
+
+    /// Takes up what a stop or crash left: committed updates whose bytes are here, the evaluation of the newest model.
+    async fn resume(&mut self) {
+        let waiting: Vec<Hash> = {
+            let state = self.run.state.read().await;
+            state.current_round().map_or_else(Vec::new, |round| {
+                round
+                    .slots
+                    .iter()
+                    .filter_map(|it| Some(it.commitment()?.update.hash))
+                    .collect()
+            })
+        };
+        for hash in waiting {
+            if matches!(self.parts.blobs.length(&hash).await, Ok(Some(_))) {
+                self.start_judging(hash).await;
+            }
+        }
+        let (evaluated, sampled) = {
+            let state = self.run.state.read().await;
+            (
+                state.evaluation.map(|(round, _)| round),
+                state.sampled_round,
+            )
+        };
+        if evaluated != Some(self.model.state.round) {
+            self.start_evaluation();
+        }
+        if sampled.is_none() {
+            self.start_sample(self.model.clone());
+        }
+    }
+
+    async fn until_next_deadline(&self) -> Duration {
+        let state = self.run.state.read().await;
+        let deadline = match &state.phase {
+            Phase::Training(round) => Some(round.deadline_ms + 1),
+            Phase::Revealing(round) => round.reveal_deadline_ms,
+            Phase::Idle | Phase::Finished => None,
+        };
+        deadline.map_or(TICK, |it| {
+            Duration::from_millis(it.saturating_sub(now_ms())).min(TICK)
+        })
+    }
+
+    async fn answer(&mut self, messages: Vec<Message>) {
+        let mut requests = Vec::new();
+        let mut replies = Vec::new();
+        for message in messages {
+            match message {
+                Message::Command(command, reply) => {
+                    requests.push(Request::Worker(command));
+                    replies.push(reply);
+                }
+                Message::Bind(binding, reply) => {
+                    requests.push(Request::Bind(*binding));
+                    replies.push(reply);
+                }
+                Message::Uploaded(hash) => self.start_judging(hash).await,
+                Message::Look => {}
+            }
+        }
+        let answers = self.decide_and_write(requests).await;
+        for (reply, answer) in replies.into_iter().zip(answers) {
+            // Whoever asked may have gone; the entry stands all the same.
+            let _ = reply.send(answer);
+        }
+    }
+
+    /// Decides on requests in order and writes what follows in one transaction.
+    ///
+    /// Readers see the state again when it is on the disk. If it can't be written, the state is
+    /// read back from the disk: nothing of these requests happened.
+    async fn decide_and_write(&mut self, requests: Vec<Request>) -> Vec<Result<u64, RunError>> {
+        if requests.is_empty() {
+            return Vec::new();
+        }
+        let shared = Arc::clone(&self.run.state);
+        let mut state = shared.write().await;
+        let mut entries = Vec::new();
+        let mut answers = Vec::new();
+        for request in requests {
+            let decided = decide(&state, &request, now_ms());
+            answers.push(match decided {
+                Ok(events) => {
+                    for event in events {
+                        entries.push(self.apply(&mut state, event));
+                    }
+                    Ok(state.head.length)
+                }
+                Err(refusal) => {
+                    self.parts.metrics.refused(refusal.code);
+                    Err(RunError::Refused(refusal))
+                }
+            });
+        }
+        if entries.is_empty() {
+            return answers;
+        }
+        if let Err(error) = self.parts.store.append(&entries).await {
+            tracing::error!(run.id = %self.run.id.short(), "can't write the log: {error:#}");
+            self.read_back(&mut state).await;
+            return answers.iter().map(|_| Err(RunError::Unavailable)).collect();
+        }
+        for (entry, _) in &entries {
+            self.parts.metrics.happened(&entry.event);
+        }
+        self.length.send_replace(state.head.length);
+        answers
+    }
+
+    /// Seals one event and folds it; an event that does not fold is a bug of `decide`.
+    fn apply(&self, state: &mut State, event: Event) -> (Entry, Projected) {
+        let mut projected = projected_before(state, &event);
+        let entry = state
+            .head
+            .next(&self.parts.key, self.run.id, now_ms(), event);
+        state
+            .apply(&entry)
+            .expect("the state machine takes the events it decided on");
+        projected.tokens = state.tokens;
+        (entry, projected)
+    }
+
+    async fn read_back(&self, state: &mut State) {
+        match self.parts.store.replay(self.run.id).await {
+            Ok(stored) => *state = stored,
+            // Better no hub than one that goes on from what is not on its disk.
+            Err(error) => {
+                tracing::error!("the log can't be read back: {error:#}; stopping");
+                std::process::abort();
+            }
+        }
+    }
+
+    /// Lets time pass until it changes nothing more.
+    async fn look_at_clock(&mut self) {
+        loop {
+            let present = self.run.presence.present(now_ms());
+            let before = *self.length.borrow();
+            self.decide_and_write(vec![Request::Clock { present }])
+                .await;
+            if *self.length.borrow() == before {
+                return;
+            }
+        }
+    }
+
+    async fn start_judging(&mut self, hash: Hash) {
+        let state = self.run.state.read().await;
+        let Some(round) = state.current_round() else {
+            return;
+        };
+        let commitment = round
+            .slots
+            .iter()
+            .filter_map(|it| it.commitment())
+            .find(|it| it.update.hash == hash);
+        if let Some(commitment) = commitment {
+            let job = Job::Judge(Box::new(commitment.clone()));
+            self.jobs
+                .spawn(job.run(Arc::clone(&self.arithmetic), self.parts.blobs.clone()));
+        }
+    }
+
+    async fn start_merge(&mut self) {
+        if self.is_merging {
+            return;
+        }
+        let state = self.run.state.read().await;
+        let Some(round) = round_to_merge(&state) else {
+            return;
+        };
+        if round.base != self.model.state {
+            tracing::error!("the model in memory is not the round's base; stopping");
+            std::process::abort();
+        }
+        let parts = protocol::state::apply::merged_updates(&state.charter, round)
+            .into_iter()
+            .map(|it| jobs::MergePart {
+                decoded: self.decoded.get(&(round.round, it.worker)).cloned(),
+                merged: it,
+            })
+            .collect();
+        let job = Job::Merge {
+            round: round.round,
+            model: self.model.clone(),
+            parts,
+        };
+        self.is_merging = true;
+        self.jobs
+            .spawn(job.run(Arc::clone(&self.arithmetic), self.parts.blobs.clone()));
+    }
+
+    fn start_evaluation(&mut self) {
+        if self.is_evaluating {
+            return;
+        }
+        self.is_evaluating = true;
+        let job = Job::Evaluate {
+            model: self.model.clone(),
+            held_out: Arc::clone(&self.held_out),
+            threads: self.parts.config.compute_threads,
+        };
+        self.jobs
+            .spawn(job.run(Arc::clone(&self.arithmetic), self.parts.blobs.clone()));
+    }
+
+    fn start_sample(&mut self, model: Model) {
+        let job = Job::Sample {
+            model,
+            held_out: Arc::clone(&self.held_out),
+            prompt: self.parts.config.sample_prompt.clone(),
+            tokens: self.parts.config.sample_tokens,
+        };
+        self.jobs
+            .spawn(job.run(Arc::clone(&self.arithmetic), self.parts.blobs.clone()));
+    }
+
+    async fn finish_job(&mut self, done: Done) {
+        match done {
+            Done::Judged {
+                round,
+                worker,
+                verdict,
+            } => {
+                let verdict = verdict.map(|update| {
+                    self.decoded.insert((round, worker), update);
+                });
+                self.decide_and_write(vec![Request::Judged {
+                    round,
+                    worker,
+                    verdict,
+                }])
+                .await;
+            }
+            Done::Outliers { round, refused } => {
+                self.is_merging = false;
+                let requests = refused
+                    .into_iter()
+                    .map(|(worker, reason)| Request::Judged {
+                        round,
+                        worker,
+                        verdict: Err(reason),
+                    })
+                    .collect();
+                self.decide_and_write(requests).await;
+            }
+            Done::Merged { model, delta } => self.finish_merge(model, delta).await,
+            Done::Stored { model, checkpoint } => {
+                let round = model.state.round;
+                self.decide_and_write(vec![Request::Stored { round, checkpoint }])
+                    .await;
+                if self.run.state.read().await.checkpoint.0 == round {
+                    self.start_sample(model);
+                }
+            }
+            Done::Evaluated { round, evaluation } => {
+                self.is_evaluating = false;
+                self.decide_and_write(vec![Request::Evaluated { round, evaluation }])
+                    .await;
+                if round != self.model.state.round {
+                    self.start_evaluation();
+                }
+            }
+            Done::Sampled {
+                round,
+                prompt,
+                text,
+            } => {
+                self.decide_and_write(vec![Request::Sampled {
+                    round,
+                    prompt,
+                    text,
+                }])
+                .await;
+            }
+            Done::Failed { what, error } => {
+                tracing::error!(run.id = %self.run.id.short(), "{what} failed: {error:#}");
+                self.is_merging &= what != "the merge";
+                self.is_evaluating &= what != "the evaluation";
+            }
+        }
+    }
+
+    async fn finish_merge(&mut self, model: Model, delta: protocol::units::BlobReference) {
+        self.is_merging = false;
+        let round = model.state.round;
+        let answers = self
+            .decide_and_write(vec![Request::Merged {
+                round,
+                delta,
+                model: model.state,
+            }])
+            .await;
+        if let Some(Err(error)) = answers.first() {
+            tracing::error!(run.id = %self.run.id.short(), round, "the merge was not recorded: {error}");
+            return;
+        }
+        self.model = model.clone();
+        self.decoded.retain(|(it, _), _| *it > round);
+        let (every, is_last) = {
+            let state = self.run.state.read().await;
+            (
+                u64::from(state.charter.round.checkpoint_every),
+                state.tokens >= state.charter.inner.tokens_max,
+            )
+        };
+        if round % every == 0 || is_last {
+            let job = Job::Store {
+                run: self.run.id,
+                model,
+            };
+            self.jobs
+                .spawn(job.run(Arc::clone(&self.arithmetic), self.parts.blobs.clone()));
+        }
+        self.start_evaluation();
+    }
+}
+
+/// What the projections need that the event changes.
+fn projected_before(state: &State, event: &Event) -> Projected {
+    let round = state.current_round();
+    let mut projected = Projected::default();
+    match event {
+        Event::UpdateAccepted { worker, .. } | Event::UpdateRefused { worker, .. } => {
+            projected.slot = round
+                .and_then(|it| it.slot_of(worker))
+                .map(|(slot, _)| slot);
+        }
+        Event::RoundMerged { updates, .. } => {
+            let tokens: u128 = updates.iter().map(|it| u128::from(it.tokens)).sum();
+            let loss: u128 = updates
+                .iter()
+                .filter_map(|it| {
+                    let header = &round?.slots.get(it.slot as usize)?.commitment()?.header;
+                    Some(u128::from(header.loss_micronats) * u128::from(it.tokens))
+                })
+                .sum();
+            projected.training_loss = loss.checked_div(tokens).and_then(|it| it.try_into().ok());
+        }
+        _ => {}
+    }
+    projected
+}

@@ -1,0 +1,95 @@
+//! Who is there: the only thing a hub knows of a run that is not in the log.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+};
+
+use protocol::units::WorkerId;
+
+/// A worker that trains is silent for a window; after that and this long it counts as gone.
+const SILENCE_MS: u64 = 5_000;
+
+/// When each joined worker was last heard of, and what it was sent.
+pub(crate) struct Presence {
+    window_ms: u64,
+    seen: Mutex<HashMap<WorkerId, Seen>>,
+}
+
+/// What is remembered of a worker.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Seen {
+    /// Unix milliseconds.
+    pub(crate) last_ms: u64,
+    /// Bytes sent since the hub started.
+    pub(crate) bytes_down: u64,
+    /// Polls that wait for an answer: an open connection is presence.
+    waiting: u32,
+}
+
+impl Presence {
+    pub(crate) fn new(window_ms: u64) -> Self {
+        Self {
+            window_ms,
+            seen: Mutex::default(),
+        }
+    }
+
+    /// Notes that a worker waits for work until the guard is dropped. Callers pass joined workers only.
+    pub(crate) fn wait(&self, worker: WorkerId, now_ms: u64) -> Waiting<'_> {
+        let mut seen = self.lock();
+        let entry = seen.entry(worker).or_default();
+        entry.last_ms = now_ms;
+        entry.waiting += 1;
+        Waiting {
+            presence: self,
+            worker,
+        }
+    }
+
+    /// Notes bytes on their way to a worker that is known here.
+    pub(crate) fn sent(&self, worker: &WorkerId, bytes: u64) {
+        if let Some(entry) = self.lock().get_mut(worker) {
+            entry.bytes_down += bytes;
+        }
+    }
+
+    /// What is remembered of a worker, and whether it counts as present.
+    pub(crate) fn of(&self, worker: &WorkerId, now_ms: u64) -> Option<(Seen, bool)> {
+        let seen = self.lock().get(worker).copied()?;
+        Some((seen, self.is_present(&seen, now_ms)))
+    }
+
+    /// Everyone who counts as present.
+    pub(crate) fn present(&self, now_ms: u64) -> Vec<WorkerId> {
+        self.lock()
+            .iter()
+            .filter(|(_, it)| self.is_present(it, now_ms))
+            .map(|(worker, _)| *worker)
+            .collect()
+    }
+
+    fn is_present(&self, seen: &Seen, now_ms: u64) -> bool {
+        seen.waiting > 0 || now_ms.saturating_sub(seen.last_ms) <= self.window_ms + SILENCE_MS
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<WorkerId, Seen>> {
+        // The map is consistent after any panic: each change is one assignment.
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A worker's open poll.
+pub(crate) struct Waiting<'a> {
+    presence: &'a Presence,
+    worker: WorkerId,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if let Some(entry) = self.presence.lock().get_mut(&self.worker) {
+            entry.waiting -= 1;
+            entry.last_ms = crate::clock::now_ms();
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! The embedded store: the log of every run, and projections folded from it in the same transaction.
+//!
+//! SQLite in write-ahead mode, `synchronous = FULL`: when [`Store::append`] returns, the entries survive a power cut.
+//! Nothing here knows HTTP or decides anything.
+
+mod project;
+pub(crate) mod read;
+
+use std::{path::Path, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use protocol::{log::Entry, state::State, units::RunId};
+use sqlx::{
+    Row, SqlitePool,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+
+/// Connections for readers; the writer takes one of them at a time.
+const CONNECTIONS_MAX: u32 = 8;
+/// How long a statement waits for another writer's lock.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Entries read at once when a log is replayed.
+const REPLAY_PAGE: i64 = 500;
+
+/// The database.
+#[derive(Clone)]
+pub(crate) struct Store {
+    pool: SqlitePool,
+}
+
+impl Store {
+    /// Opens or creates the database in a folder and brings its schema up to date.
+    pub(crate) async fn open(folder: &Path) -> Result<Self> {
+        let path = folder.join("hub.sqlite");
+        let options = SqliteConnectOptions::new()
+            .filename(&path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(BUSY_TIMEOUT);
+        let pool = SqlitePoolOptions::new()
+            .max_connections(CONNECTIONS_MAX)
+            .connect_with(options)
+            .await
+            .with_context(|| format!("can't open the database {}", path.display()))?;
+        sqlx::migrate!("src/store/migrations")
+            .run(&pool)
+            .await
+            .with_context(|| {
+                format!(
+                    "the database {} was made by another version",
+                    path.display()
+                )
+            })?;
+        Ok(Self { pool })
+    }
+
+    /// Ids of all runs, oldest first.
+    pub(crate) async fn runs(&self) -> Result<Vec<RunId>> {
+        let rows = sqlx::query("SELECT id FROM run ORDER BY created_ms, id")
+            .fetch_all(&self.pool)
+            .await?;
+        rows.iter()
+            .map(|row| Ok(RunId(hash_of(row.try_get("id")?)?)))
+            .collect()
+    }
+
+    /// Adds a run with its first entry.
+    pub(crate) async fn create(&self, entry: &Entry, state: &State) -> Result<()> {
+        let mut transaction = self.pool.begin().await?;
+        sqlx::query("INSERT INTO run (id, name, created_ms) VALUES (?, ?, ?)")
+            .bind(&state.run.0.0[..])
+            .bind(&state.charter.name)
+            .bind(entry.time_ms as i64)
+            .execute(&mut *transaction)
+            .await?;
+        insert_entry(&mut transaction, entry).await?;
+        project::apply(&mut transaction, entry, &Projected::default()).await?;
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    /// Appends entries, all or none, each with what its projections need to know.
+    pub(crate) async fn append(&self, entries: &[(Entry, Projected)]) -> Result<()> {
+        let mut transaction = self.pool.begin().await?;
+        for (entry, projected) in entries {
+            insert_entry(&mut transaction, entry).await?;
+            project::apply(&mut transaction, entry, projected).await?;
+        }
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    /// Replays a run's log from the beginning.
+    pub(crate) async fn replay(&self, run: RunId) -> Result<State> {
+        let mut state: Option<State> = None;
+        loop {
+            let from = state.as_ref().map_or(0, |it| it.head.length);
+            let entries = self.entries(run, from, REPLAY_PAGE as u64).await?;
+            if entries.is_empty() {
+                break;
+            }
+            for entry in entries {
+                match &mut state {
+                    None => state = Some(State::create(&entry)?),
+                    Some(state) => state.apply(&entry)?,
+                }
+            }
+        }
+        let Some(state) = state else {
+            bail!("the log of run {run} is empty");
+        };
+        Ok(state)
+    }
+
+    /// Entries from a position on.
+    pub(crate) async fn entries(&self, run: RunId, from: u64, limit: u64) -> Result<Vec<Entry>> {
+        let rows = sqlx::query(
+            "SELECT entry FROM log WHERE run = ? AND position >= ? ORDER BY position LIMIT ?",
+        )
+        .bind(&run.0.0[..])
+        .bind(i64::try_from(from).unwrap_or(i64::MAX))
+        .bind(limit as i64)
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                let bytes: &[u8] = row.try_get("entry")?;
+                Entry::from_bytes(bytes).context("a stored log entry does not read")
+            })
+            .collect()
+    }
+
+    /// Closes the database; what was committed stays.
+    pub(crate) async fn close(&self) {
+        self.pool.close().await;
+    }
+}
+
+/// What the projections need of the state right after an entry.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Projected {
+    /// The slot that an update event is about.
+    pub(crate) slot: Option<u32>,
+    /// Accepted tokens of the run.
+    pub(crate) tokens: u64,
+    /// Mean training loss of the merged updates, 10^-6 nats a token.
+    pub(crate) training_loss: Option<u64>,
+}
+
+async fn insert_entry(
+    transaction: &mut sqlx::Transaction<'_, sqlx::Sqlite>,
+    entry: &Entry,
+) -> Result<()> {
+    sqlx::query("INSERT INTO log (run, position, kind, entry) VALUES (?, ?, ?, ?)")
+        .bind(&entry.run.0.0[..])
+        .bind(entry.index as i64)
+        .bind(entry.event.name())
+        .bind(entry.to_bytes())
+        .execute(&mut **transaction)
+        .await?;
+    Ok(())
+}
+
+/// A hash from a column.
+fn hash_of(bytes: &[u8]) -> Result<protocol::Hash> {
+    Ok(protocol::Hash(
+        bytes.try_into().context("a stored hash is not 32 bytes")?,
+    ))
+}
+
+#[cfg(test)]
+mod tests;

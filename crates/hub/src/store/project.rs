@@ -1,0 +1,383 @@
+//! The fold of log entries into tables. Each arm is a handful of statements in the log's own transaction.
+
+use anyhow::Result;
+use protocol::{
+    command::Command,
+    event::{Event, MergedUpdate, ModelState},
+    log::Entry,
+    units::{BlobReference, WorkerId},
+};
+use sqlx::{Sqlite, Transaction};
+
+use super::Projected;
+
+type Tx<'a, 'b> = &'a mut Transaction<'b, Sqlite>;
+
+/// Folds one entry.
+pub(super) async fn apply(tx: Tx<'_, '_>, entry: &Entry, known: &Projected) -> Result<()> {
+    match &entry.event {
+        Event::RunCreated {
+            model, checkpoint, ..
+        } => {
+            insert_checkpoint(tx, entry, 0, checkpoint.parameters, model).await?;
+            insert_loss(tx, entry, 0, 0, None).await
+        }
+        Event::WorkerJoined { command } => {
+            joined(tx, entry, &command.command, command.worker).await
+        }
+        Event::WorkerLeft { command } => {
+            sqlx::query("UPDATE worker SET joined = 0 WHERE run = ? AND id = ?")
+                .bind(run(entry))
+                .bind(worker(&command.worker))
+                .execute(&mut **tx)
+                .await?;
+            Ok(())
+        }
+        Event::IdentityBound { .. } | Event::RunFinished { .. } => Ok(()),
+        Event::RoundOpened {
+            round,
+            deadline_ms,
+            assignments,
+            ..
+        } => {
+            sqlx::query(
+                "INSERT INTO round (run, round, phase, opened_ms, deadline_ms, opened_event)
+                 VALUES (?, ?, 'training', ?, ?, ?)",
+            )
+            .bind(run(entry))
+            .bind(*round as i64)
+            .bind(entry.time_ms as i64)
+            .bind(*deadline_ms as i64)
+            .bind(entry.index as i64)
+            .execute(&mut **tx)
+            .await?;
+            for (slot, id) in assignments.iter().enumerate() {
+                insert_slot(tx, entry, *round, slot as u32, id).await?;
+            }
+            Ok(())
+        }
+        Event::SlotAdded {
+            round,
+            slot,
+            worker,
+        } => insert_slot(tx, entry, *round, *slot, worker).await,
+        Event::UpdateCommitted { command } => {
+            let Command::Commit(commitment) = &command.command else {
+                return Ok(());
+            };
+            let header = &commitment.header;
+            sqlx::query(
+                "UPDATE contribution SET state = 'committed', steps = ?, tokens = ?, loss = ?,
+                 update_hash = ?, update_bytes = ?, committed_ms = ?, event = ?
+                 WHERE run = ? AND round = ? AND slot = ?",
+            )
+            .bind(header.steps)
+            .bind(header.tokens as i64)
+            .bind(header.loss_micronats as i64)
+            .bind(&commitment.update.hash.0[..])
+            .bind(commitment.update.bytes as i64)
+            .bind(entry.time_ms as i64)
+            .bind(entry.index as i64)
+            .bind(run(entry))
+            .bind(header.round as i64)
+            .bind(header.slot)
+            .execute(&mut **tx)
+            .await?;
+            Ok(())
+        }
+        Event::CommitmentsClosed { round, .. } => {
+            sqlx::query(
+                "UPDATE round SET phase = 'revealing', closed_ms = ? WHERE run = ? AND round = ?",
+            )
+            .bind(entry.time_ms as i64)
+            .bind(run(entry))
+            .bind(*round as i64)
+            .execute(&mut **tx)
+            .await?;
+            Ok(())
+        }
+        Event::UpdateAccepted { round, weight, .. } => {
+            sqlx::query(
+                "UPDATE contribution SET state = 'accepted', weight = ?, judged_ms = ?, event = ?
+                 WHERE run = ? AND round = ? AND slot = ?",
+            )
+            .bind(*weight as i64)
+            .bind(entry.time_ms as i64)
+            .bind(entry.index as i64)
+            .bind(run(entry))
+            .bind(*round as i64)
+            .bind(known.slot)
+            .execute(&mut **tx)
+            .await?;
+            Ok(())
+        }
+        Event::UpdateRefused {
+            round,
+            worker,
+            reason,
+        } => refused(tx, entry, *round, worker, &reason.sentence(), known).await,
+        Event::RoundMerged {
+            round,
+            updates,
+            delta,
+            model,
+        } => merged(tx, entry, *round, updates, *delta, model, known).await,
+        Event::RoundEmpty { round } => {
+            end_round(tx, entry, *round, "empty").await?;
+            sqlx::query(
+                "UPDATE contribution SET state = 'lost', event = ?
+                 WHERE run = ? AND round = ? AND state <> 'refused'",
+            )
+            .bind(entry.index as i64)
+            .bind(run(entry))
+            .bind(*round as i64)
+            .execute(&mut **tx)
+            .await?;
+            Ok(())
+        }
+        Event::CheckpointPublished { round, checkpoint } => {
+            let hash: Vec<u8> =
+                sqlx::query_scalar("SELECT parameters_hash FROM round WHERE run = ? AND round = ?")
+                    .bind(run(entry))
+                    .bind(*round as i64)
+                    .fetch_one(&mut **tx)
+                    .await?;
+            let model = ModelState {
+                round: *round,
+                parameters: super::hash_of(&hash)?,
+                outer: protocol::Hash::default(),
+            };
+            insert_checkpoint(tx, entry, *round, checkpoint.parameters, &model).await
+        }
+        Event::ModelEvaluated { round, evaluation } => {
+            sqlx::query(
+                "UPDATE loss SET held_out = ?, bits_per_byte = ?, event = ? WHERE run = ? AND round = ?",
+            )
+            .bind(evaluation.loss_micronats as i64)
+            .bind(evaluation.microbits_per_byte as i64)
+            .bind(entry.index as i64)
+            .bind(run(entry))
+            .bind(*round as i64)
+            .execute(&mut **tx)
+            .await?;
+            Ok(())
+        }
+        Event::SampleDrawn {
+            round,
+            prompt,
+            text,
+        } => {
+            sqlx::query(
+                "INSERT OR REPLACE INTO sample (run, round, prompt, text) VALUES (?, ?, ?, ?)",
+            )
+            .bind(run(entry))
+            .bind(*round as i64)
+            .bind(prompt)
+            .bind(text)
+            .execute(&mut **tx)
+            .await?;
+            Ok(())
+        }
+    }
+}
+
+async fn joined(tx: Tx<'_, '_>, entry: &Entry, command: &Command, id: WorkerId) -> Result<()> {
+    let Command::Join { name, device } = command else {
+        return Ok(());
+    };
+    sqlx::query(
+        "INSERT INTO worker (run, id, name, joined, joined_ms, arithmetic, threads, tokens_per_s, event)
+         VALUES (?, ?, ?, 1, ?, ?, ?, ?, ?)
+         ON CONFLICT (run, id) DO UPDATE SET name = excluded.name, joined = 1, arithmetic = excluded.arithmetic,
+         threads = excluded.threads, tokens_per_s = excluded.tokens_per_s, event = excluded.event",
+    )
+    .bind(run(entry))
+    .bind(worker(&id))
+    .bind(name)
+    .bind(entry.time_ms as i64)
+    .bind(&device.arithmetic)
+    .bind(device.threads)
+    .bind(device.tokens_per_s)
+    .bind(entry.index as i64)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+async fn insert_slot(
+    tx: Tx<'_, '_>,
+    entry: &Entry,
+    round: u64,
+    slot: u32,
+    id: &WorkerId,
+) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO contribution (run, round, slot, worker, state, event) VALUES (?, ?, ?, ?, 'assigned', ?)",
+    )
+    .bind(run(entry))
+    .bind(round as i64)
+    .bind(slot)
+    .bind(worker(id))
+    .bind(entry.index as i64)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+async fn refused(
+    tx: Tx<'_, '_>,
+    entry: &Entry,
+    round: u64,
+    id: &WorkerId,
+    sentence: &str,
+    known: &Projected,
+) -> Result<()> {
+    sqlx::query(
+        "UPDATE contribution SET state = 'refused', refusal = ?, judged_ms = ?, event = ?
+         WHERE run = ? AND round = ? AND slot = ?",
+    )
+    .bind(sentence)
+    .bind(entry.time_ms as i64)
+    .bind(entry.index as i64)
+    .bind(run(entry))
+    .bind(round as i64)
+    .bind(known.slot)
+    .execute(&mut **tx)
+    .await?;
+    sqlx::query(
+        "UPDATE worker SET updates_refused = updates_refused + 1, last_refusal = ?, last_refusal_event = ?
+         WHERE run = ? AND id = ?",
+    )
+    .bind(sentence)
+    .bind(entry.index as i64)
+    .bind(run(entry))
+    .bind(worker(id))
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+async fn merged(
+    tx: Tx<'_, '_>,
+    entry: &Entry,
+    round: u64,
+    updates: &[MergedUpdate],
+    delta: BlobReference,
+    model: &ModelState,
+    known: &Projected,
+) -> Result<()> {
+    end_round(tx, entry, round, "merged").await?;
+    let tokens: u64 = updates.iter().map(|it| it.tokens).sum();
+    sqlx::query(
+        "UPDATE round SET tokens = ?, delta = ?, delta_bytes = ?, parameters_hash = ? WHERE run = ? AND round = ?",
+    )
+    .bind(tokens as i64)
+    .bind(&delta.hash.0[..])
+    .bind(delta.bytes as i64)
+    .bind(&model.parameters.0[..])
+    .bind(run(entry))
+    .bind(round as i64)
+    .execute(&mut **tx)
+    .await?;
+    for update in updates {
+        sqlx::query(
+            "UPDATE contribution SET state = 'merged', weight = ?, credits_milli = ?, event = ?
+             WHERE run = ? AND round = ? AND slot = ?",
+        )
+        .bind(update.weight as i64)
+        .bind(update.credits.0 as i64)
+        .bind(entry.index as i64)
+        .bind(run(entry))
+        .bind(round as i64)
+        .bind(update.slot)
+        .execute(&mut **tx)
+        .await?;
+        sqlx::query(
+            "UPDATE worker SET tokens = tokens + ?, credits_milli = credits_milli + ?, bytes_up = bytes_up + ?,
+             updates_accepted = updates_accepted + 1, last_round = ? WHERE run = ? AND id = ?",
+        )
+        .bind(update.tokens as i64)
+        .bind(update.credits.0 as i64)
+        .bind(update.update.bytes as i64)
+        .bind(round as i64)
+        .bind(run(entry))
+        .bind(worker(&update.worker))
+        .execute(&mut **tx)
+        .await?;
+    }
+    // Whoever was assigned and never came is not waited for any more.
+    sqlx::query(
+        "UPDATE contribution SET state = 'lost' WHERE run = ? AND round = ? AND state = 'assigned'",
+    )
+    .bind(run(entry))
+    .bind(round as i64)
+    .execute(&mut **tx)
+    .await?;
+    insert_loss(tx, entry, round, known.tokens, known.training_loss).await
+}
+
+async fn end_round(tx: Tx<'_, '_>, entry: &Entry, round: u64, phase: &str) -> Result<()> {
+    sqlx::query(
+        "UPDATE round SET phase = ?, ended_ms = ?, ended_event = ? WHERE run = ? AND round = ?",
+    )
+    .bind(phase)
+    .bind(entry.time_ms as i64)
+    .bind(entry.index as i64)
+    .bind(run(entry))
+    .bind(round as i64)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+async fn insert_loss(
+    tx: Tx<'_, '_>,
+    entry: &Entry,
+    round: u64,
+    tokens: u64,
+    training: Option<u64>,
+) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO loss (run, round, tokens, time_ms, training, event) VALUES (?, ?, ?, ?, ?, ?)",
+    )
+    .bind(run(entry))
+    .bind(round as i64)
+    .bind(tokens as i64)
+    .bind(entry.time_ms as i64)
+    .bind(training.map(|it| it as i64))
+    .bind(entry.index as i64)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+async fn insert_checkpoint(
+    tx: Tx<'_, '_>,
+    entry: &Entry,
+    round: u64,
+    blob: BlobReference,
+    model: &ModelState,
+) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO checkpoint (run, round, time_ms, blob, bytes, parameters_hash, event)
+         VALUES (?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(run(entry))
+    .bind(round as i64)
+    .bind(entry.time_ms as i64)
+    .bind(&blob.hash.0[..])
+    .bind(blob.bytes as i64)
+    .bind(&model.parameters.0[..])
+    .bind(entry.index as i64)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+fn run(entry: &Entry) -> &[u8] {
+    &entry.run.0.0
+}
+
+fn worker(id: &WorkerId) -> &[u8] {
+    &id.0.0
+}

@@ -1,0 +1,180 @@
+//! The log survives a restart, and nothing is kept of what was not written whole.
+
+use protocol::{
+    Hash, SecretKey,
+    charter::Charter,
+    event::{Checkpoint, Event, ModelState},
+    log::{Entry, Head},
+    state::State,
+    units::BlobReference,
+};
+
+use super::*;
+
+fn created(key: &SecretKey, name: &str) -> (Entry, State) {
+    let charter: Charter = Charter::from_toml(
+        &CHARTER
+            .replace("NAME", name)
+            .replace("HUB", &key.public().to_string()),
+    )
+    .unwrap();
+    let event = Event::RunCreated {
+        model: ModelState {
+            round: 0,
+            parameters: Hash([1; 32]),
+            outer: Hash([2; 32]),
+        },
+        checkpoint: Checkpoint {
+            parameters: BlobReference::of(b"p"),
+            outer: BlobReference::of(b"o"),
+        },
+        charter: Box::new(charter.clone()),
+    };
+    let entry = Head::empty().next(key, charter.id(), 1_000, event);
+    let state = State::create(&entry).unwrap();
+    (entry, state)
+}
+
+#[tokio::test]
+async fn a_log_is_replayed_to_the_same_state() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = SecretKey::from_entropy([1; 32]);
+    let (entry, mut state) = created(&key, "one");
+    let store = Store::open(folder.path()).await.unwrap();
+    store.create(&entry, &state).await.unwrap();
+    let evaluated = Event::ModelEvaluated {
+        round: 0,
+        evaluation: protocol::event::Evaluation {
+            loss_micronats: 5_000_000,
+            tokens: 10,
+            microbits_per_byte: 3_000_000,
+        },
+    };
+    let next = state.head.next(&key, state.run, 2_000, evaluated);
+    state.apply(&next).unwrap();
+    store
+        .append(&[(next.clone(), Projected::default())])
+        .await
+        .unwrap();
+    store.close().await;
+    let store = Store::open(folder.path()).await.unwrap();
+    assert_eq!(store.runs().await.unwrap(), [state.run]);
+    assert_eq!(store.replay(state.run).await.unwrap(), state);
+    let losses = store.losses(state.run).await.unwrap();
+    assert_eq!(losses.len(), 1);
+    assert_eq!(losses[0].held_out_loss, Some(5.0));
+    assert_eq!(losses[0].event, 1);
+}
+
+#[tokio::test]
+async fn entries_are_written_all_or_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = SecretKey::from_entropy([1; 32]);
+    let (entry, state) = created(&key, "one");
+    let store = Store::open(folder.path()).await.unwrap();
+    store.create(&entry, &state).await.unwrap();
+    let next = state
+        .head
+        .next(&key, state.run, 2_000, Event::RoundEmpty { round: 1 });
+    // The same position twice: the second breaks the batch.
+    let twice = [
+        (next.clone(), Projected::default()),
+        (next, Projected::default()),
+    ];
+    assert!(store.append(&twice).await.is_err());
+    assert_eq!(store.entries(state.run, 0, 10).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_name_is_taken_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let (entry, state) = created(&SecretKey::from_entropy([1; 32]), "one");
+    let (other, other_state) = created(&SecretKey::from_entropy([2; 32]), "one");
+    let store = Store::open(folder.path()).await.unwrap();
+    store.create(&entry, &state).await.unwrap();
+    assert!(store.create(&other, &other_state).await.is_err());
+    assert_eq!(store.runs().await.unwrap(), [state.run]);
+}
+
+const CHARTER: &str = r#"
+name = "NAME"
+description = ""
+seed = 1
+hub = "HUB"
+addresses = []
+succession = []
+income = "everyone_who_made_it"
+
+[model]
+vocab_size = 64
+hidden_size = 16
+intermediate_size = 32
+num_hidden_layers = 1
+num_attention_heads = 2
+num_key_value_heads = 2
+max_position_embeddings = 16
+rms_norm_epsilon_nano = 10000
+rope_theta = 10000
+tie_word_embeddings = true
+
+[data]
+name = "d"
+held_out_tokens_max = 100
+[data.tokenizer]
+hash = "0000000000000000000000000000000000000000000000000000000000000001"
+bytes = 1
+[[data.training]]
+tokens = 100
+text_bytes = 100
+[data.training.blob]
+hash = "0000000000000000000000000000000000000000000000000000000000000002"
+bytes = 1
+[[data.held_out]]
+tokens = 100
+text_bytes = 100
+[data.held_out.blob]
+hash = "0000000000000000000000000000000000000000000000000000000000000003"
+bytes = 1
+[data.baselines]
+unigram_micronats = 1
+bigram_micronats = 1
+trigram_micronats = 1
+
+[inner]
+batch_rows = 1
+sequence = 16
+learning_rate_peak_nano = 1000
+warmup_tokens = 0
+tokens_max = 100
+final_rate_ppm = 0
+beta1_ppm = 900000
+beta2_ppm = 990000
+epsilon_pico = 1
+weight_decay_ppm = 0
+clip_norm_ppm = 1000000
+carry_inner_state = true
+
+[outer]
+rate_q16 = 65536
+denominator_floor_q16 = 32768
+momentum_q16 = 0
+delta_kept = 512
+norm_ratio_max_q16 = 1310720
+[outer.codec.sparse]
+chunk = 4096
+kept = 128
+error_decay_q16 = 62259
+
+[round]
+window_ms = 1000
+reveal_ms = 1000
+steps_min = 1
+steps_max = 10
+quorum = 1
+slots_max = 4
+weight_cap_q16 = 65536
+shards_per_assignment = 1
+checkpoint_every = 1
+leaf_steps = 1
+speed_ratio_max_q16 = 131072
+"#;
