@@ -19,7 +19,7 @@ const PAIRS: usize = 5;
 const CORE: &str = "1";
 
 /// A model of the bench: its letter, timed steps.
-const MODELS: [(&str, u32); 2] = [("A", 6), ("B", 60)];
+const MODELS: [(&str, u32); 2] = [("a", 6), ("b", 60)];
 
 /// One run's figures.
 struct Run {
@@ -33,7 +33,7 @@ pub(super) fn measure() -> Result<Vec<Figure>> {
     // The registry's PyTorch is a build for GPUs that works on a CPU with all that it depends on: a large download.
     println!("installing PyTorch, 3 GB the first time");
     let python = setup::virtual_environment("python-torch", &["torch", "numpy"], false)?;
-    let script = workspace::root().join("xtask/bench/train_pytorch.py");
+    let script = workspace::root().join("crates/engine/benches/peer/torch_speed.py");
     let mut figures = Vec::new();
     for (model, steps) in MODELS {
         let mut speed_ratios = Vec::new();
@@ -54,25 +54,24 @@ pub(super) fn measure() -> Result<Vec<Figure>> {
             speeds.0.push(own.tokens_per_s);
             speeds.1.push(peer.tokens_per_s);
         }
-        let letter = model.to_lowercase();
         figures.extend([
             Figure::new(
-                format!("engine_f32_{letter}"),
+                format!("engine_f32_{model}"),
                 median(speed_ratios),
                 "ratio",
             ),
             Figure::new(
-                format!("engine_memory_{letter}"),
+                format!("engine_memory_{model}"),
                 median(memory_ratios),
                 "ratio",
             ),
             Figure::new(
-                format!("engine_tokens_{letter}"),
+                format!("engine_tokens_{model}"),
                 median(speeds.0),
                 "tokens/s",
             ),
             Figure::new(
-                format!("pytorch_tokens_{letter}"),
+                format!("pytorch_tokens_{model}"),
                 median(speeds.1),
                 "tokens/s",
             ),
@@ -114,7 +113,7 @@ fn run(program: &Path, arguments: &[&str]) -> Result<Run> {
         );
     }
     Ok(Run {
-        tokens_per_s: value(&text, "tokens_per_s")?,
+        tokens_per_s: value(&text, "tokens_per_second")?,
         peak_bytes: value(&text, "peak_bytes")?,
     })
 }
@@ -144,7 +143,7 @@ mod tests {
 
     #[test]
     fn values_are_found_by_name() {
-        let text = "tokens_per_s 1857.5\npeak_bytes 412000000\n";
+        let text = "tokens_per_second 1857.5\npeak_bytes 412000000\n";
         assert_eq!(value(text, "peak_bytes").unwrap(), 412_000_000.0);
         assert!(value(text, "loss").is_err());
     }

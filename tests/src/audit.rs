@@ -1,0 +1,203 @@
+//! An auditor: reads a run's log, checks the chain, fetches every update that a merge names and does the merge again.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use engine::{
+    checkpoint,
+    update::{
+        codec,
+        decoded::DecodedUpdate,
+        hash::parameters_hash,
+        outer::OuterState,
+        round::merge_round,
+        settings::{MergeSettings, UpdateSettings},
+    },
+};
+use network::{BlobCache, HubClient, log::LogReader};
+use protocol::{
+    Hash,
+    charter::Charter,
+    event::{Event, MergedUpdate},
+    log::{Entry, Head},
+    units::{BlobReference, RunId, WorkerId},
+    update,
+};
+
+/// Bytes of blobs that an audit keeps.
+const CACHE_BYTES_MAX: u64 = 4 << 30;
+
+/// Everything that an audit of a run found.
+pub struct Audit {
+    /// Merges done again, in order.
+    pub merges: Vec<AuditedMerge>,
+}
+
+/// A merge that was done again.
+pub struct AuditedMerge {
+    /// Its round.
+    pub round: u64,
+    /// Whose updates it is made of.
+    pub workers: Vec<WorkerId>,
+    /// Hash of the parameters, as logged and as found.
+    pub parameters: Hash,
+    /// For each update: the hash that the parameters would have without it.
+    pub without: Vec<(WorkerId, Hash)>,
+}
+
+/// A model in the middle of an audit.
+#[derive(Clone)]
+struct Model {
+    parameters: Vec<f32>,
+    outer: OuterState,
+}
+
+/// What the charter says about the arithmetic.
+struct Rules {
+    lengths: Vec<usize>,
+    update: UpdateSettings,
+    merge: MergeSettings,
+}
+
+/// Reads the whole log and checks that each entry continues the chain that the charter's hub signed.
+///
+/// # Errors
+/// If it does not.
+pub async fn log(client: &HubClient, run: RunId) -> Result<Vec<Entry>> {
+    let charter = client.charter(run).await?;
+    ensure!(
+        charter.id() == run,
+        "the hub's charter has another hash than the run's id"
+    );
+    let mut reader = LogReader::new(client.clone(), run, charter.hub, Head::empty());
+    let mut entries = Vec::new();
+    loop {
+        let page = reader.next_page().await?;
+        if page.is_empty() {
+            return Ok(entries);
+        }
+        entries.extend(page);
+    }
+}
+
+/// Does every merge of a run again and compares each hash with the log's.
+///
+/// # Errors
+/// At the first difference.
+pub async fn audit(client: &HubClient, run: RunId, folder: &Path) -> Result<Audit> {
+    let entries = log(client, run).await?;
+    let cache = BlobCache::open(folder, CACHE_BYTES_MAX)?;
+    let Some(Event::RunCreated {
+        charter,
+        model: first,
+        checkpoint: stored,
+    }) = entries.first().map(|it| &it.event)
+    else {
+        anyhow::bail!("the log does not begin with the run's creation");
+    };
+    let rules = Rules::new(charter);
+    let config = engine::charter::model_config(&charter.model);
+    let bytes = fetch(client, &cache, stored.parameters).await?;
+    let parameters = checkpoint::from_safetensors(&bytes, &config)?;
+    let outer = OuterState::from_bytes(
+        &fetch(client, &cache, stored.outer).await?,
+        parameters.len(),
+    )?;
+    ensure!(
+        parameters_hash(&parameters) == first.parameters.0,
+        "the first checkpoint is not the one that the log names"
+    );
+    let mut model = Model { parameters, outer };
+    let mut merges = Vec::new();
+    for entry in &entries {
+        let Event::RoundMerged {
+            round,
+            updates,
+            model: logged,
+            ..
+        } = &entry.event
+        else {
+            continue;
+        };
+        let parts = rules.parts(client, &cache, updates).await?;
+        let before = model.clone();
+        let found = rules.merge(&mut model, &parts)?;
+        ensure!(
+            found == logged.parameters,
+            "round {round} merges to {found}, the log says {}",
+            logged.parameters
+        );
+        merges.push(AuditedMerge {
+            round: *round,
+            workers: updates.iter().map(|it| it.worker).collect(),
+            parameters: found,
+            without: rules.without(&before, updates, &parts)?,
+        });
+    }
+    Ok(Audit { merges })
+}
+
+impl Rules {
+    fn new(charter: &Charter) -> Self {
+        Self {
+            lengths: engine::charter::model_config(&charter.model)
+                .layout()
+                .lengths(),
+            update: engine::charter::update_settings(&charter.outer),
+            merge: engine::charter::merge_settings(&charter.outer),
+        }
+    }
+
+    async fn parts(
+        &self,
+        client: &HubClient,
+        cache: &BlobCache,
+        updates: &[MergedUpdate],
+    ) -> Result<Vec<(DecodedUpdate, u64)>> {
+        let mut parts = Vec::with_capacity(updates.len());
+        for merged in updates {
+            let bytes = fetch(client, cache, merged.update).await?;
+            let (header, payload) = update::open(&bytes)?;
+            ensure!(
+                header.worker == merged.worker,
+                "an update is merged under another worker's name"
+            );
+            let decoded = codec::decode(payload, &self.lengths, &self.update)?;
+            parts.push((decoded, merged.weight));
+        }
+        Ok(parts)
+    }
+
+    fn merge(&self, model: &mut Model, parts: &[(DecodedUpdate, u64)]) -> Result<Hash> {
+        merge_round(&mut model.parameters, &mut model.outer, parts, &self.merge)?;
+        Ok(Hash(parameters_hash(&model.parameters)))
+    }
+
+    fn without(
+        &self,
+        before: &Model,
+        updates: &[MergedUpdate],
+        parts: &[(DecodedUpdate, u64)],
+    ) -> Result<Vec<(WorkerId, Hash)>> {
+        if parts.len() < 2 {
+            return Ok(Vec::new());
+        }
+        let mut found = Vec::with_capacity(parts.len());
+        for (index, left_out) in updates.iter().enumerate() {
+            let mut others = parts.to_vec();
+            others.remove(index);
+            found.push((left_out.worker, self.merge(&mut before.clone(), &others)?));
+        }
+        Ok(found)
+    }
+}
+
+async fn fetch(client: &HubClient, cache: &BlobCache, blob: BlobReference) -> Result<Vec<u8>> {
+    client
+        .download(cache, blob, None, |_| {})
+        .await
+        .with_context(|| format!("cannot fetch the blob {}", blob.hash))?;
+    cache
+        .get(&blob.hash)?
+        .with_context(|| format!("the blob {} is gone from the cache", blob.hash))
+}
