@@ -1,0 +1,190 @@
+//! What a worker carries between rounds, on disk under the hash that its commitments name.
+//!
+//! A round ends in one of two states, which differ in the error feedback alone: after a merge it lacks what was sent,
+//! after a refusal it keeps everything. So a state is two files: `<hash>.state` with the error, and `<hash>.moments`
+//! with m and v, which both states of a round name. What is read must hash to its name, so a torn write is a state that
+//! is not there, and the worker starts afresh.
+//!
+//! `.state`: magic `AHws`, version 1, 1 if there are moments, steps (`u64`), hash that names the moments' file, error.
+//! `.moments`: magic `AHwm`, version 1, m, v. Values are `f32`, all numbers little-endian.
+
+use std::{
+    fs::{self, File},
+    io::{self, BufWriter, Write},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+use engine::update::carried::{CarriedState, Moments};
+use protocol::Hash;
+
+const STATE_MAGIC: &[u8; 5] = b"AHws\x01";
+const MOMENTS_MAGIC: &[u8; 5] = b"AHwm\x01";
+const STATE_HEADER_BYTES: usize = 5 + 1 + 8 + 32;
+
+/// The states of one run in one folder.
+#[derive(Clone, Debug)]
+pub(crate) struct CarriedStore {
+    folder: PathBuf,
+}
+
+impl CarriedStore {
+    /// Opens or makes the folder.
+    pub(crate) fn open(folder: PathBuf) -> Result<Self> {
+        fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+        Ok(Self { folder })
+    }
+
+    /// Writes a state under `hash`, its own; its moments under `moments`, unless they are there.
+    pub(crate) fn write(&self, hash: &Hash, moments: &Hash, state: &CarriedState) -> Result<()> {
+        if let Some(values) = &state.moments {
+            let path = self.path(moments, "moments");
+            if !path.exists() {
+                write_file(&path, MOMENTS_MAGIC, &[&values.first, &values.second])?;
+            }
+        }
+        let mut header = STATE_MAGIC.to_vec();
+        header.push(u8::from(state.moments.is_some()));
+        header.extend_from_slice(&state.step.to_le_bytes());
+        header.extend_from_slice(&moments.0);
+        write_file(&self.path(hash, "state"), &header, &[&state.error])
+    }
+
+    /// The state of this hash, for a model of so many parameters; `None` if it is not here whole.
+    pub(crate) fn read(&self, hash: &Hash, parameters: usize) -> Result<Option<CarriedState>> {
+        let Some(bytes) = read_file(&self.path(hash, "state"))? else {
+            return Ok(None);
+        };
+        let Some((header, error)) = bytes.split_first_chunk::<STATE_HEADER_BYTES>() else {
+            return Ok(None);
+        };
+        if header[..5] != *STATE_MAGIC || error.len() != parameters * 4 {
+            return Ok(None);
+        }
+        let step = u64::from_le_bytes(header[6..14].try_into().expect("eight bytes"));
+        let named = Hash(header[14..].try_into().expect("thirty-two bytes"));
+        let moments = match header[5] {
+            0 => None,
+            1 => match self.read_moments(&named, parameters)? {
+                Some(moments) => Some(moments),
+                None => return Ok(None),
+            },
+            _ => return Ok(None),
+        };
+        let state = CarriedState {
+            step,
+            error: floats(error),
+            moments,
+        };
+        if state.hash() != hash.0 {
+            tracing::warn!(carried = %hash, "a carried state has gone bad on disk");
+            return Ok(None);
+        }
+        Ok(Some(state))
+    }
+
+    /// Removes every state but these, and every moments' file that they do not name.
+    pub(crate) fn keep_only(&self, keep: &[Hash]) -> Result<()> {
+        let mut names: Vec<PathBuf> = Vec::new();
+        for hash in keep {
+            let path = self.path(hash, "state");
+            if let Some(moments) = named_moments(&path)? {
+                names.push(self.path(&moments, "moments"));
+            }
+            names.push(path);
+        }
+        let folder = &self.folder;
+        for item in fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))? {
+            let path = item
+                .with_context(|| format!("reading {}", folder.display()))?
+                .path();
+            if !names.contains(&path) {
+                fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn read_moments(&self, hash: &Hash, parameters: usize) -> Result<Option<Moments>> {
+        let Some(bytes) = read_file(&self.path(hash, "moments"))? else {
+            return Ok(None);
+        };
+        let Some(values) = bytes.strip_prefix(MOMENTS_MAGIC) else {
+            return Ok(None);
+        };
+        if values.len() != parameters * 8 {
+            return Ok(None);
+        }
+        let (first, second) = values.split_at(parameters * 4);
+        Ok(Some(Moments {
+            first: floats(first),
+            second: floats(second),
+        }))
+    }
+
+    fn path(&self, hash: &Hash, suffix: &str) -> PathBuf {
+        self.folder.join(format!("{hash}.{suffix}"))
+    }
+}
+
+/// The hash of the moments that a state's file names; `None` if it has none or is not there.
+fn named_moments(path: &Path) -> Result<Option<Hash>> {
+    use io::Read as _;
+    let mut header = [0; STATE_HEADER_BYTES];
+    match File::open(path).and_then(|mut file| file.read_exact(&mut header)) {
+        Ok(()) => {
+            let hash = Hash(header[14..].try_into().expect("thirty-two bytes"));
+            Ok((header[5] == 1).then_some(hash))
+        }
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
+    }
+}
+
+fn read_file(path: &Path) -> Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
+    }
+}
+
+/// Beside its place, onto the disk, then into its place.
+fn write_file(path: &Path, header: &[u8], vectors: &[&[f32]]) -> Result<()> {
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(".new");
+    let write = || -> io::Result<()> {
+        let mut file = BufWriter::with_capacity(1 << 16, File::create(&fresh)?);
+        file.write_all(header)?;
+        for vector in vectors {
+            for value in *vector {
+                file.write_all(&value.to_le_bytes())?;
+            }
+        }
+        file.into_inner()
+            .map_err(io::IntoInnerError::into_error)?
+            .sync_data()?;
+        fs::rename(&fresh, path)
+    };
+    write().with_context(|| format!("writing {} (is the disk full?)", path.display()))
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes
+        .as_chunks()
+        .0
+        .iter()
+        .copied()
+        .map(f32::from_le_bytes)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

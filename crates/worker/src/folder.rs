@@ -1,0 +1,148 @@
+//! A worker's folder: its key, its lock, and what it keeps of each run.
+
+use std::{
+    fs::{self, File, OpenOptions, TryLockError},
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use protocol::{SecretKey, units::RunId};
+
+/// The folder of one worker, locked for as long as this lives.
+#[derive(Debug)]
+pub(crate) struct Folder {
+    path: PathBuf,
+    key: SecretKey,
+    /// Held, never read: the operating system lets go of it when the process ends, however it ends.
+    _lock: File,
+}
+
+impl Folder {
+    /// Opens or makes the folder, takes its lock, reads or makes its key.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        fs::create_dir_all(path)
+            .with_context(|| format!("making the worker's folder {}", path.display()))?;
+        let lock = lock(path)?;
+        let key = read_or_make_key(&path.join("worker.key"))?;
+        Ok(Self {
+            path: path.to_owned(),
+            key,
+            _lock: lock,
+        })
+    }
+
+    /// The worker's key.
+    pub(crate) fn key(&self) -> &SecretKey {
+        &self.key
+    }
+
+    /// Where cached blobs lie.
+    pub(crate) fn cache(&self) -> PathBuf {
+        self.path.join("cache")
+    }
+
+    /// Where what is carried between a run's rounds lies.
+    pub(crate) fn carried(&self, run: RunId) -> PathBuf {
+        self.path.join("runs").join(run.to_string()).join("carried")
+    }
+
+    /// Where committed updates lie until the hub has them.
+    pub(crate) fn outbox(&self, run: RunId) -> PathBuf {
+        self.path.join("runs").join(run.to_string()).join("outbox")
+    }
+}
+
+fn lock(folder: &Path) -> Result<File> {
+    let path = folder.join("lock");
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("opening {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => bail!(
+            "another worker is using the folder {}: stop it, or give this one a folder of its own",
+            folder.display()
+        ),
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("locking {}", path.display()))
+        }
+    }
+}
+
+fn read_or_make_key(path: &Path) -> Result<SecretKey> {
+    match fs::read_to_string(path) {
+        Ok(text) => SecretKey::from_text(&text).with_context(|| {
+            format!(
+                "the key file {} is damaged: restore it from a copy, or move it away to begin as a new worker",
+                path.display()
+            )
+        }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => make_key(path),
+        Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
+    }
+}
+
+/// Written beside its place first: half a key must never be found there.
+fn make_key(path: &Path) -> Result<SecretKey> {
+    let mut entropy = [0; 32];
+    getrandom::fill(&mut entropy)
+        .map_err(|error| anyhow::anyhow!("the system gives no entropy for a key: {error}"))?;
+    let key = SecretKey::from_entropy(entropy);
+    let fresh = path.with_extension("new");
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let write = || {
+        let mut file = options.open(&fresh)?;
+        file.write_all(key.to_secret_text().as_bytes())?;
+        file.write_all(b"\n")?;
+        file.sync_all()?;
+        fs::rename(&fresh, path)
+    };
+    write().with_context(|| format!("writing the key file {}", path.display()))?;
+    Ok(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_keeps_its_key_and_serves_one_worker() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("worker");
+        let first = Folder::open(&path).unwrap();
+        let refusal = Folder::open(&path).unwrap_err().to_string();
+        assert!(refusal.contains("another worker"), "{refusal}");
+        let key = first.key().public();
+        drop(first);
+        assert_eq!(Folder::open(&path).unwrap().key().public(), key);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn the_key_is_its_owners_alone() {
+        use std::os::unix::fs::PermissionsExt;
+        let place = tempfile::tempdir().unwrap();
+        let _folder = Folder::open(place.path()).unwrap();
+        let meta = fs::metadata(place.path().join("worker.key")).unwrap();
+        assert_eq!(meta.permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_damaged_key_is_not_replaced() {
+        let place = tempfile::tempdir().unwrap();
+        fs::write(place.path().join("worker.key"), "half a k").unwrap();
+        let refusal = Folder::open(place.path()).unwrap_err().to_string();
+        assert!(refusal.contains("damaged"), "{refusal}");
+        assert_eq!(
+            fs::read(place.path().join("worker.key")).unwrap(),
+            b"half a k"
+        );
+    }
+}

@@ -1,0 +1,251 @@
+//! One round's work: the assigned samples, the inner steps, the update and what is carried out of the round.
+
+use anyhow::{Context, Result};
+use engine::update::{
+    carried::{CarriedState, Moments},
+    codec, feedback,
+    hash::{moment_hash, parameters_hash, samples_hash},
+    steps::{StepLeaf, StepTree},
+};
+use protocol::{
+    Hash,
+    charter::{Charter, Codec},
+    sampling,
+    schedule::learning_rate_nano,
+    units::{BlobReference, RunId, WorkerId},
+    update::{self, UpdateHeader},
+};
+
+use super::{Held, Machine};
+use crate::{carried::CarriedStore, shards::Shards};
+
+/// An assignment, and what its update names.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Task {
+    /// The run.
+    pub(crate) run: RunId,
+    /// This worker.
+    pub(crate) worker: WorkerId,
+    /// The round.
+    pub(crate) round: u64,
+    /// The slot.
+    pub(crate) slot: u32,
+    /// Slots in the round.
+    pub(crate) slots: u32,
+    /// Seed of the samples.
+    pub(crate) seed: Hash,
+    /// Accepted tokens before the round.
+    pub(crate) tokens_before: u64,
+    /// The model to start from; the machine holds it.
+    pub(crate) base: Held,
+    /// What is carried in, as [`Machine::continue_from`] gave it.
+    pub(crate) carried_before: Hash,
+}
+
+/// What the inner steps came to.
+#[derive(Clone, Debug)]
+pub(crate) struct Trained {
+    /// Steps done.
+    pub(crate) steps: u32,
+    loss_sum: f64,
+    tree: StepTree,
+}
+
+/// An update, ready to be committed to; both states that may follow are on disk.
+#[derive(Clone, Debug)]
+pub(crate) struct Sealed {
+    /// What the update says about itself.
+    pub(crate) header: UpdateHeader,
+    /// The update file.
+    pub(crate) file: Vec<u8>,
+    /// The file's name.
+    pub(crate) reference: BlobReference,
+}
+
+impl Machine {
+    /// Takes inner steps for as long as `another(steps done, last loss)` says so.
+    ///
+    /// # Errors
+    /// Loss or gradient became infinite, or no assigned shard is longer than a sequence. What is carried is then to be
+    /// restored by [`Machine::continue_from`], as after any round that is not sealed.
+    pub(crate) fn train(
+        &mut self,
+        task: &Task,
+        shards: &Shards,
+        mut another: impl FnMut(u32, Option<f32>) -> bool,
+    ) -> Result<Trained> {
+        assert_eq!(self.held, Some(task.base), "the machine holds the base");
+        assert_eq!(
+            self.carried,
+            Some(task.carried_before),
+            "and what is carried in"
+        );
+        self.carried = None;
+        if !self.charter.inner.carry_inner_state {
+            self.reset_moments();
+        }
+        self.trainer.parameters_mut().copy_from_slice(&self.base);
+        let optimizer = engine::charter::optimizer(&self.charter.inner);
+        let assigned = sampling::assigned_shards(&self.charter, &task.seed, task.slot);
+        let leaf_steps = self.charter.round.leaf_steps;
+        let (mut steps, mut loss, mut loss_sum) = (0, None, 0.0);
+        let (mut tree, mut open_leaf) = (StepTree::new(), None);
+        while another(steps, loss) {
+            let (tokens, samples) = batch(&self.charter, task, &assigned, shards, steps)?;
+            let nano = learning_rate_nano(&self.charter.inner, self.tokens_at(task, steps));
+            let report = self
+                .trainer
+                .step(&tokens, engine::charter::learning_rate(nano), &optimizer)
+                .with_context(|| format!("step {} of round {}", steps + 1, task.round))?;
+            steps += 1;
+            loss = Some(report.loss);
+            loss_sum += f64::from(report.loss);
+            open_leaf = Some((samples, report));
+            if steps % leaf_steps == 0
+                && let Some((samples, report)) = open_leaf.take()
+            {
+                tree.push(&self.leaf(steps, &samples, report));
+            }
+        }
+        // The last step always has a leaf: an end that no leaf covers could not be audited.
+        if let Some((samples, report)) = open_leaf {
+            tree.push(&self.leaf(steps, &samples, report));
+        }
+        Ok(Trained {
+            steps,
+            loss_sum,
+            tree,
+        })
+    }
+
+    /// Writes the update of a trained round and both states that may follow it. The machine then carries the state
+    /// after a merge.
+    ///
+    /// # Errors
+    /// Parameters that are not finite, or the disk.
+    pub(crate) fn seal(
+        &mut self,
+        task: &Task,
+        trained: &Trained,
+        store: &CarriedStore,
+    ) -> Result<Sealed> {
+        self.accumulate();
+        let payload = codec::encode(&self.lengths, &self.settings, &self.error)
+            .context("writing the update")?;
+        let sent = codec::decode(&payload, &self.lengths, &self.settings)
+            .expect("what was just written can be read");
+        let mut state = self.take_state();
+        if matches!(self.charter.outer.codec, Codec::Dense { .. }) {
+            // This codec has no error feedback: a zero says the same everywhere.
+            state.error.fill(0.0);
+        }
+        let if_refused = Hash(state.hash());
+        store.write(&if_refused, &if_refused, &state)?;
+        if matches!(self.charter.outer.codec, Codec::Sparse { .. }) {
+            feedback::subtract_decoded(&mut state.error, &sent);
+        }
+        let after = Hash(state.hash());
+        store.write(&after, &if_refused, &state)?;
+        self.error = state.error;
+        self.carried = Some(after);
+
+        let header = UpdateHeader {
+            run: task.run,
+            worker: task.worker,
+            round: task.round,
+            slot: task.slot,
+            base_round: task.base.round,
+            base: task.base.parameters,
+            steps: trained.steps,
+            head_start_steps: 0,
+            tokens: u64::from(trained.steps) * self.charter.tokens_per_step(),
+            loss_micronats: trained.loss_micronats(),
+            carried_before: task.carried_before,
+            carried_after: after,
+            carried_if_refused: if_refused,
+            steps_root: Hash(trained.tree.root()),
+        };
+        let file = update::seal(&header, &payload);
+        Ok(Sealed {
+            header,
+            reference: BlobReference::of(&file),
+            file,
+        })
+    }
+
+    /// `error ← decay · error + (base − trained)`.
+    pub(super) fn accumulate(&mut self) {
+        let decay = engine::charter::error_decay(&self.charter.outer);
+        feedback::accumulate(
+            &mut self.error,
+            &self.base,
+            self.trainer.parameters(),
+            decay,
+        );
+    }
+
+    /// The error is moved out, the moments are copied.
+    fn take_state(&mut self) -> CarriedState {
+        let inner = self.trainer.inner_state();
+        let carries = self.charter.inner.carry_inner_state;
+        CarriedState {
+            step: if carries { inner.step } else { 0 },
+            moments: carries.then(|| Moments {
+                first: inner.m.clone(),
+                second: inner.v.clone(),
+            }),
+            error: std::mem::take(&mut self.error),
+        }
+    }
+
+    fn tokens_at(&self, task: &Task, step: u32) -> u64 {
+        task.tokens_before
+            + u64::from(step) * self.charter.tokens_per_step() * u64::from(task.slots)
+    }
+
+    fn leaf(&self, step: u32, samples: &[u64], report: engine::train::StepReport) -> StepLeaf {
+        let inner = self.trainer.inner_state();
+        StepLeaf {
+            step: u64::from(step),
+            parameters: parameters_hash(self.trainer.parameters()),
+            first_moment: moment_hash(&inner.m),
+            second_moment: moment_hash(&inner.v),
+            samples: samples_hash(samples),
+            loss_bits: report.loss.to_bits(),
+            gradient_norm_bits: report.gradient_norm.to_bits(),
+        }
+    }
+}
+
+impl Trained {
+    fn loss_micronats(&self) -> u64 {
+        let mean = self.loss_sum / f64::from(self.steps.max(1));
+        (mean * 1e6).round().max(0.0) as u64
+    }
+}
+
+/// One step's tokens, row after row, and the numbers of its samples: positions in all training shards laid end to end.
+fn batch(
+    charter: &Charter,
+    task: &Task,
+    assigned: &[u32],
+    shards: &Shards,
+    step: u32,
+) -> Result<(Vec<u32>, Vec<u64>)> {
+    let row_tokens = charter.inner.sequence as usize + 1;
+    let rows = charter.inner.batch_rows;
+    let mut tokens = Vec::with_capacity(rows as usize * row_tokens);
+    let mut samples = Vec::with_capacity(rows as usize);
+    for row in 0..rows {
+        let sample = sampling::sample(charter, &task.seed, task.slot, assigned, step, row)
+            .context("no assigned shard is longer than a training sequence")?;
+        let start = sample.start as usize;
+        tokens.extend_from_slice(&shards.tokens(sample.shard)[start..start + row_tokens]);
+        let before: u64 = charter.data.training[..sample.shard as usize]
+            .iter()
+            .map(|it| it.tokens)
+            .sum();
+        samples.push(before + sample.start);
+    }
+    Ok((tokens, samples))
+}

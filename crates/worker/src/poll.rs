@@ -1,0 +1,66 @@
+//! Asks the hub what there is to do, all the time: the sign of life of a worker, and its only source of news.
+
+use std::time::{Duration, Instant};
+
+use network::{HubClient, client::WAIT_MS_MAX, retry::RetryPolicy};
+use protocol::{
+    api::Work,
+    units::{RunId, WorkerId},
+};
+use tokio::sync::watch;
+
+/// Least time between two questions: a busy log answers each at once.
+const PAUSE: Duration = Duration::from_millis(150);
+/// How a hub that does not answer is asked again.
+const PATIENCE: RetryPolicy = RetryPolicy {
+    attempts: u32::MAX,
+    first_wait: Duration::from_millis(500),
+    wait_max: Duration::from_secs(15),
+};
+
+/// The newest news.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct News {
+    /// The hub's last answer and when it came.
+    pub(crate) work: Option<(Work, Instant)>,
+    /// Why there is no newer one.
+    pub(crate) problem: Option<String>,
+}
+
+/// Asks until everyone who listens is gone; whoever awaits it must drop it to end it sooner.
+pub(crate) async fn poll(
+    client: HubClient,
+    run: RunId,
+    worker: WorkerId,
+    news: watch::Sender<News>,
+) {
+    let (mut after, mut failures) = (0, 0);
+    while !news.is_closed() {
+        match client.work(run, worker, after, WAIT_MS_MAX).await {
+            Ok(work) => {
+                after = work.log_length;
+                failures = 0;
+                let now = Instant::now();
+                news.send_replace(News {
+                    work: Some((work, now)),
+                    problem: None,
+                });
+                tokio::time::sleep(PAUSE).await;
+            }
+            Err(error) => {
+                failures += 1;
+                // A hub that was restarted from an older copy has a shorter log: ask for whatever there is.
+                after = 0;
+                tracing::debug!(failures, "no answer: {:#}", anyhow::Error::from(error));
+                let problem = problem_of(failures);
+                news.send_modify(|news| news.problem = problem);
+                tokio::time::sleep(PATIENCE.wait_after(failures)).await;
+            }
+        }
+    }
+}
+
+/// One lost answer is no problem worth a word.
+fn problem_of(failures: u32) -> Option<String> {
+    (failures >= 2).then(|| "the hub does not answer".to_owned())
+}

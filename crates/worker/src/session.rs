@@ -1,0 +1,263 @@
+//! A worker's life: find the run, say what will be used, measure, join, and then round after round until the end.
+//!
+//! One task asks for news ([`crate::poll`]), one thread computes ([`crate::machine`]), uploads run beside both; this loop
+//! decides what comes next from the newest news alone, so nothing has to be remembered across a restart or an outage.
+
+mod begin;
+mod catch_up;
+mod commands;
+mod outbox;
+mod training;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use network::{BlobCache, ClientError, HubClient};
+use protocol::{
+    api::{Work, WorkAssignment},
+    charter::Charter,
+    command::Device,
+    units::{RunId, WorkerId},
+};
+use tokio::{sync::watch, task::AbortHandle};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Activity, Config, Status, Summary,
+    carried::CarriedStore,
+    folder::Folder,
+    machine::{Held, Machine, Measurement},
+    margin::Margin,
+    poll::News,
+    quota::Quota,
+    shards::Shards,
+};
+use outbox::Outbox;
+
+/// How often the owner is told how things stand while nothing else happens.
+const TICK: Duration = Duration::from_millis(500);
+/// Time to end the work in hand when the owner stops the worker.
+const GOODBYE: Duration = Duration::from_secs(10);
+/// Wait before a download or a command that failed is tried again.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// Everything that lasts as long as a worker runs.
+struct Session<'a> {
+    config: &'a Config,
+    client: HubClient,
+    folder: Folder,
+    run: RunId,
+    worker: WorkerId,
+    charter: Arc<Charter>,
+    cache: BlobCache,
+    store: CarriedStore,
+    outbox: Outbox,
+    shutdown: CancellationToken,
+    news: watch::Receiver<News>,
+    poller: AbortHandle,
+    /// Away while it computes.
+    machine: Option<Box<Machine>>,
+    shards: Shards,
+    measured: Measurement,
+    device: Device,
+    margin: Margin,
+    /// Last round that was worked on, with whatever result.
+    attempted: u64,
+    /// Sequence number of the last command.
+    sequence: u64,
+    /// Length of the log when the held model was the newest.
+    held_at: u64,
+    status: Status,
+    report: &'a mut dyn FnMut(&Status),
+    /// Held to the end, if the owner asked for one.
+    _quota: Option<Quota>,
+}
+
+/// What to do now.
+#[derive(Clone, Debug, PartialEq)]
+enum Next {
+    Finish,
+    Join,
+    CatchUp,
+    Train(WorkAssignment),
+    Wait,
+}
+
+/// Takes part in a run until it is finished or `shutdown` is cancelled; `report` is called with each change worth showing.
+///
+/// # Errors
+/// What waiting cannot mend: a folder in use or unreadable, an address that is none, a run that does not exist or that this
+/// engine cannot train, a quota that the machine does not permit, a full disk. A hub that does not answer is waited for.
+pub async fn run(
+    config: &Config,
+    shutdown: CancellationToken,
+    mut report: impl FnMut(&Status),
+) -> Result<Summary> {
+    let Some(mut session) = begin::begin(config, shutdown, &mut report).await? else {
+        return Ok(Status::new().summary());
+    };
+    let result = session.live().await;
+    session.poller.abort();
+    result?;
+    Ok(session.status.summary())
+}
+
+impl Session<'_> {
+    async fn live(&mut self) -> Result<()> {
+        loop {
+            if self.shutdown.is_cancelled() {
+                return self.leave().await;
+            }
+            let Some((work, received)) = self.latest() else {
+                self.wait().await;
+                continue;
+            };
+            self.note(&work);
+            match next(&work, self.held(), self.attempted) {
+                Next::Finish => return self.finish().await,
+                Next::Join => self.join().await?,
+                Next::CatchUp => self.catch_up(&work).await?,
+                Next::Train(assignment) => self.train(&work, &assignment, received).await?,
+                Next::Wait => {
+                    self.show(Activity::Waiting);
+                    self.wait().await;
+                }
+            }
+        }
+    }
+
+    /// Until there is news, a tick passes or the owner says stop.
+    async fn wait(&mut self) {
+        let uploading = self.outbox.progress();
+        tokio::select! {
+            () = self.shutdown.cancelled() => {}
+            changed = self.news.changed() => {
+                if changed.is_err() {
+                    // The poller ended, which only a bug makes it do; do not spin.
+                    tokio::time::sleep(AGAIN).await;
+                }
+            }
+            () = tokio::time::sleep(TICK) => {}
+        }
+        self.take_outbox_news();
+        if uploading != self.outbox.progress() {
+            self.show(self.status.activity.clone());
+        }
+    }
+
+    fn latest(&mut self) -> Option<(Work, Instant)> {
+        let news = self.news.borrow_and_update();
+        self.status.problem.clone_from(&news.problem);
+        news.work.clone()
+    }
+
+    fn held(&self) -> Option<Held> {
+        self.machine.as_ref().and_then(|it| it.held())
+    }
+
+    /// Takes the hub's record of this worker over into the status.
+    fn note(&mut self, work: &Work) {
+        let record = &work.worker;
+        let status = &mut self.status;
+        status.tokens = record.tokens;
+        status.credits_milli = record.credits_milli;
+        status.updates_accepted = record.updates_accepted;
+        if record.updates_refused > status.updates_refused || status.last_refusal.is_none() {
+            status.last_refusal.clone_from(&record.last_refusal);
+        }
+        status.updates_refused = record.updates_refused;
+        status.last_round = record.last_round;
+        self.sequence = self.sequence.max(record.sequence);
+    }
+
+    /// Tells the owner.
+    fn show(&mut self, activity: Activity) {
+        self.status.activity = activity;
+        self.status.uploading = self.outbox.progress();
+        (self.report)(&self.status);
+    }
+
+    /// Notes that something failed that will be tried again, and waits a little.
+    async fn try_again(&mut self, what: &str, error: &anyhow::Error) {
+        tracing::warn!("{what}: {error:#}");
+        self.status.problem = Some(format!("{what}: {error:#}"));
+        self.show(self.status.activity.clone());
+        self.shutdown
+            .run_until_cancelled(tokio::time::sleep(AGAIN))
+            .await;
+    }
+
+    fn take_outbox_news(&mut self) {
+        for refusal in self.outbox.take_refusals() {
+            tracing::warn!("an upload was refused: {refusal}");
+            self.status.last_refusal = Some(refusal);
+        }
+    }
+
+    async fn finish(&mut self) -> Result<()> {
+        self.outbox.settle(GOODBYE).await;
+        self.show(Activity::Finished);
+        Ok(())
+    }
+
+    async fn leave(&mut self) -> Result<()> {
+        self.show(Activity::Leaving);
+        self.outbox.settle(GOODBYE).await;
+        let joined = self.latest().is_some_and(|(work, _)| work.worker.joined);
+        if joined {
+            self.say_goodbye().await;
+        }
+        Ok(())
+    }
+}
+
+/// Decides from the newest news; `attempted` is the last round that was worked on.
+fn next(work: &Work, held: Option<Held>, attempted: u64) -> Next {
+    if work.finished {
+        return Next::Finish;
+    }
+    if !work.worker.joined {
+        return Next::Join;
+    }
+    let is_current = held.is_some_and(|held| {
+        held.round == work.model.round && held.parameters.to_string() == work.model.parameters_hash
+    });
+    if !is_current {
+        return Next::CatchUp;
+    }
+    match &work.assignment {
+        Some(assignment) if !assignment.committed && assignment.round > attempted => {
+            Next::Train(assignment.clone())
+        }
+        Some(_) | None => Next::Wait,
+    }
+}
+
+/// Whether a call failed in a way that waiting may mend.
+fn is_temporary(error: &ClientError) -> bool {
+    error.is_temporary() || matches!(error, ClientError::Malformed { .. })
+}
+
+/// Runs `work` on a thread for blocking calls, with the machine, and gives the machine back.
+async fn with_machine<T: Send + 'static>(
+    slot: &mut Option<Box<Machine>>,
+    work: impl FnOnce(&mut Machine) -> T + Send + 'static,
+) -> Result<T> {
+    let mut machine = slot
+        .take()
+        .context("the machine is lost to an earlier panic")?;
+    let (machine, result) = tokio::task::spawn_blocking(move || {
+        let result = work(&mut machine);
+        (machine, result)
+    })
+    .await
+    .context("computing panicked: please report this")?;
+    *slot = Some(machine);
+    Ok(result)
+}
+
+#[cfg(test)]
+mod tests;

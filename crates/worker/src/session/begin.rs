@@ -1,0 +1,250 @@
+//! The first minute: folder, hub, run, limits, measurement.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use network::{BlobCache, ClientError, HubClient, retry::RetryPolicy};
+use protocol::{
+    api::RunSummary,
+    charter::{Charter, is_name},
+    command::Device,
+    sampling::assigned_shards,
+    units::{RunId, WorkerId},
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::{Outbox, Session};
+use crate::{
+    Activity, Config, Plan, Status,
+    carried::CarriedStore,
+    folder::Folder,
+    machine::{self, Machine},
+    margin::Margin,
+    model::Target,
+    poll::{self, News},
+    quota::Quota,
+    shards::Shards,
+};
+
+/// How a hub is looked for that does not answer yet.
+const PATIENCE: RetryPolicy = RetryPolicy {
+    attempts: u32::MAX,
+    first_wait: Duration::from_secs(1),
+    wait_max: Duration::from_secs(30),
+};
+const MIB: u64 = 1 << 20;
+
+/// Everything up to the first decision; `None` if the owner stopped the worker before.
+pub(super) async fn begin<'a>(
+    config: &'a Config,
+    shutdown: CancellationToken,
+    report: &'a mut dyn FnMut(&Status),
+) -> Result<Option<Session<'a>>> {
+    let folder = Folder::open(&config.folder)?;
+    let client = HubClient::new(&config.hub)?;
+    let mut status = Status::new();
+    let worker = WorkerId(folder.key().public());
+    status.worker = worker.short();
+    report(&status);
+    let begun = async {
+        let summary = find_run(config, &client, &mut status, report).await?;
+        let run: RunId = summary
+            .id
+            .parse()
+            .with_context(|| format!("the hub's run has no id: {:.80}", summary.id))?;
+        status.run.clone_from(&summary.name);
+        let charter = patiently(&mut status, report, async || client.charter(run).await).await?;
+        engine::charter::check(&charter)?;
+        anyhow::Ok((run, Arc::new(charter)))
+    };
+    let Some((run, charter)) = shutdown.run_until_cancelled(begun).await.transpose()? else {
+        return Ok(None);
+    };
+
+    let cache = BlobCache::open(&folder.cache(), config.cache_bytes_max)?;
+    let store = CarriedStore::open(folder.carried(run))?;
+    let (sender, mut news) = watch::channel(News::default());
+    let poller = tokio::spawn(poll::poll(client.clone(), run, worker, sender)).abort_handle();
+    let first = async {
+        while news.borrow().work.is_none() {
+            // The poller ends only with its listeners.
+            news.changed().await.context("the poller ended")?;
+            status.problem.clone_from(&news.borrow().problem);
+            report(&status);
+        }
+        anyhow::Ok(())
+    };
+    if shutdown
+        .run_until_cancelled(first)
+        .await
+        .transpose()?
+        .is_none()
+    {
+        poller.abort();
+        return Ok(None);
+    }
+
+    let plan = plan(config, &charter, &cache, &news)?;
+    status.activity = Activity::Announcing(plan);
+    report(&status);
+    status.activity = Activity::Measuring;
+    report(&status);
+    let quota = config.cpu_quota.map(Quota::set).transpose()?;
+    let threads = config.threads();
+    let (machine, measured) = prepare(config, &charter, threads).await?;
+    status.tokens_per_s = measured.tokens_per_s;
+    let device = Device {
+        arithmetic: engine::arithmetic::class(),
+        threads: u32::try_from(threads).unwrap_or(u32::MAX),
+        memory_mib: u32::try_from(machine::memory_bytes(&charter).div_ceil(MIB))
+            .unwrap_or(u32::MAX),
+        tokens_per_s: measured.tokens_per_s,
+    };
+    let window = Duration::from_millis(charter.round.window_ms);
+    let outbox = Outbox::open(folder.outbox(run), client.clone(), folder.key().clone())?;
+    Ok(Some(Session {
+        config,
+        client,
+        run,
+        worker,
+        cache,
+        store,
+        outbox,
+        shutdown,
+        news,
+        poller,
+        machine: Some(machine),
+        shards: Shards::default(),
+        measured,
+        device,
+        margin: Margin::new(measured.encode, window),
+        attempted: 0,
+        sequence: 0,
+        held_at: 0,
+        status,
+        report,
+        charter,
+        folder,
+        _quota: quota,
+    }))
+}
+
+/// Name for the log: the owner's, or the host's with what names do not have left out.
+pub(super) fn worker_name(config: &Config, worker: WorkerId) -> Result<String> {
+    if let Some(name) = &config.name {
+        if !is_name(name) {
+            bail!("{name:?} is no name: 1 to 64 letters, digits, spaces, '-', '_' or '.'");
+        }
+        return Ok(name.clone());
+    }
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .or_else(|_| std::fs::read_to_string("/etc/hostname"))
+        .unwrap_or_default();
+    Ok(if is_name(host.trim()) {
+        host.trim().to_owned()
+    } else {
+        format!("worker-{}", worker.short())
+    })
+}
+
+async fn find_run(
+    config: &Config,
+    client: &HubClient,
+    status: &mut Status,
+    report: &mut dyn FnMut(&Status),
+) -> Result<RunSummary> {
+    if let Some(wanted) = &config.run {
+        return patiently(status, report, async || client.run(wanted).await)
+            .await
+            .with_context(|| format!("looking for run {wanted:?}"));
+    }
+    let runs = patiently(status, report, async || client.runs().await).await?;
+    let count = runs.len();
+    runs.into_iter()
+        .find(|it| it.phase != "finished")
+        .with_context(|| match count {
+            0 => "the hub has no runs yet: ask its operator, or create one".to_owned(),
+            _ => "all runs of the hub are finished".to_owned(),
+        })
+}
+
+/// Repeats a call until the hub answers, and says so meanwhile.
+async fn patiently<T>(
+    status: &mut Status,
+    report: &mut dyn FnMut(&Status),
+    mut call: impl AsyncFnMut() -> Result<T, ClientError>,
+) -> Result<T> {
+    let mut failures = 0;
+    loop {
+        match call().await {
+            Ok(answer) => {
+                status.problem = None;
+                return Ok(answer);
+            }
+            Err(error) if error.is_temporary() => {
+                failures += 1;
+                tracing::debug!(failures, "{error}");
+                status.problem = Some(error.to_string());
+                report(status);
+                tokio::time::sleep(PATIENCE.wait_after(failures)).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn plan(
+    config: &Config,
+    charter: &Charter,
+    cache: &BlobCache,
+    news: &watch::Receiver<News>,
+) -> Result<Plan> {
+    let news = news.borrow();
+    let (work, _) = news.work.as_ref().context("waited for above")?;
+    let route = Target::of(work)?.route(None, None);
+    // The first slot's shards stand for any slot's: the number is the same, the sizes alike.
+    let seed = protocol::Hash::default();
+    let shards = assigned_shards(charter, &seed, 0);
+    let missing = |&shard: &u32| {
+        let blob = charter.data.training[shard as usize].blob;
+        (!cache.contains(&blob)).then_some(blob.bytes)
+    };
+    Ok(Plan {
+        parameters: charter.model.parameter_count(),
+        memory_bytes: machine::memory_bytes(charter),
+        threads: config.threads(),
+        download_bytes: route.missing_bytes(cache) + shards.iter().filter_map(missing).sum::<u64>(),
+        cache_bytes_max: config.cache_bytes_max,
+        upload_bytes_max: machine::upload_bytes_max(charter),
+        window: Duration::from_millis(charter.round.window_ms),
+    })
+}
+
+/// Allocates and measures on a thread of lower priority; the training threads inherit it.
+async fn prepare(
+    config: &Config,
+    charter: &Arc<Charter>,
+    threads: usize,
+) -> Result<(Box<Machine>, machine::Measurement)> {
+    let (charter, nice) = (Arc::clone(charter), config.nice);
+    let prepared = tokio::task::spawn_blocking(move || {
+        be_nice(nice);
+        let mut machine = Box::new(Machine::new(charter, threads));
+        let measured = machine.measure()?;
+        anyhow::Ok((machine, measured))
+    });
+    prepared
+        .await
+        .context("measuring panicked: please report this")?
+}
+
+/// On Linux the niceness is the calling thread's and passes to the threads that it makes.
+pub(super) fn be_nice(nice: i32) {
+    #[cfg(unix)]
+    if let Err(error) = rustix::process::setpriority_process(None, nice.clamp(0, 19)) {
+        tracing::debug!("the niceness could not be set: {error}");
+    }
+    #[cfg(not(unix))]
+    let _ = nice;
+}

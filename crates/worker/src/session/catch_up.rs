@@ -1,0 +1,180 @@
+//! Fetching what is missing: the newest model, and the text of an assignment.
+
+use anyhow::{Context, Result};
+use network::blobs::TransferError;
+use protocol::{api::Work, units::BlobReference};
+
+use super::{Session, with_machine};
+use crate::{
+    Activity,
+    machine::Held,
+    model::{DeltaStep, ENTRIES_BACK_MAX, Route, Target, merges},
+    shards,
+};
+
+impl Session<'_> {
+    /// Brings the machine to the newest model. What fails and may be mended by waiting is shown, and the caller's loop
+    /// comes here again.
+    pub(super) async fn catch_up(&mut self, work: &Work) -> Result<()> {
+        let target = match Target::of(work) {
+            Ok(target) => target,
+            Err(error) => {
+                self.try_again("reading the hub's answer", &error).await;
+                return Ok(());
+            }
+        };
+        let held = self.held();
+        let since = if target.needs_log(held) {
+            self.merges_since(work).await
+        } else {
+            None
+        };
+        let route = target.route(held, since.as_deref());
+        if !self.fetch_route(&route).await? {
+            return Ok(());
+        }
+        match self.apply_route(&route).await? {
+            Ok(held) if held == target.model => {
+                self.held_at = work.log_length;
+                self.status.problem = None;
+            }
+            Ok(held) => {
+                let error = anyhow::anyhow!(
+                    "the hub's files give model {}, the hub says {}",
+                    held.parameters.short(),
+                    target.model.parameters.short()
+                );
+                self.forget_model().await?;
+                self.try_again("loading the model", &error).await;
+            }
+            Err(error) => {
+                self.forget_model().await?;
+                self.try_again("loading the model", &error).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// The merges since the held model was the newest, from the log; `None` if that is too long ago or does not work.
+    async fn merges_since(&self, work: &Work) -> Option<Vec<DeltaStep>> {
+        let mut from = self.held_at;
+        if from == 0 || work.log_length.saturating_sub(from) > ENTRIES_BACK_MAX {
+            return None;
+        }
+        let mut found = Vec::new();
+        while from < work.log_length {
+            let left = work.log_length - from;
+            let page = self.client.log_entries(self.run, from, left).await.ok()?;
+            if page.entries.is_empty() {
+                return None;
+            }
+            from += page.entries.len() as u64;
+            found.extend(merges(&page.entries));
+        }
+        Some(found)
+    }
+
+    async fn fetch_route(&mut self, route: &Route) -> Result<bool> {
+        if let Some((_, blob)) = route.checkpoint
+            && !self.fetch("the model", blob).await?
+        {
+            return Ok(false);
+        }
+        for delta in &route.deltas {
+            if !self.fetch("a delta", delta.blob).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The model afterwards, or why there is none.
+    async fn apply_route(&mut self, route: &Route) -> Result<Result<Held>> {
+        let (route, cache) = (route.clone(), self.cache.clone());
+        with_machine(&mut self.machine, move |machine| {
+            let read = |blob: BlobReference| {
+                cache
+                    .get(&blob.hash)?
+                    .with_context(|| format!("blob {} left the cache too early", blob.hash.short()))
+            };
+            if let Some((round, blob)) = route.checkpoint {
+                machine.load_checkpoint(round, &read(blob)?)?;
+            }
+            for delta in &route.deltas {
+                machine.apply_delta(delta.round, &read(delta.blob)?, delta.after)?;
+            }
+            machine.held().context("no model was loaded")
+        })
+        .await
+    }
+
+    async fn forget_model(&mut self) -> Result<()> {
+        self.held_at = 0;
+        with_machine(&mut self.machine, super::Machine::forget_model).await
+    }
+
+    /// Fetches a blob, shows how far it is; false if it did not come (then the problem was shown) or the owner said stop.
+    ///
+    /// # Errors
+    /// What waiting does not mend: the cache is too small, the disk.
+    pub(super) async fn fetch(&mut self, what: &'static str, blob: BlobReference) -> Result<bool> {
+        if self.cache.contains(&blob) {
+            return Ok(true);
+        }
+        let (sender, mut receiver) = tokio::sync::watch::channel(0);
+        let (client, cache, worker) = (self.client.clone(), self.cache.clone(), self.worker);
+        let download = client.download(&cache, blob, Some(worker), move |bytes| {
+            sender.send_replace(bytes);
+        });
+        tokio::pin!(download);
+        let result = loop {
+            let bytes = *receiver.borrow_and_update();
+            self.show(Activity::Downloading {
+                what,
+                bytes,
+                bytes_total: blob.bytes,
+            });
+            tokio::select! {
+                result = &mut download => break result,
+                () = tokio::time::sleep(super::TICK) => {}
+                () = self.shutdown.cancelled() => return Ok(false),
+            }
+        };
+        match result {
+            Ok(()) => Ok(true),
+            Err(error @ TransferError::Cache { .. }) => Err(error.into()),
+            Err(error) => {
+                self.try_again(&format!("downloading {what}"), &error.into())
+                    .await;
+                Ok(false)
+            }
+        }
+    }
+
+    /// Brings the shards of an assignment into memory; false as with [`Self::fetch`].
+    pub(super) async fn load_shards(&mut self, assigned: &[u32]) -> Result<bool> {
+        self.shards.trim(assigned);
+        for &shard in assigned {
+            if self.shards.contains(shard) {
+                continue;
+            }
+            let blob = self.charter.data.training[shard as usize].blob;
+            if !self.fetch("training text", blob).await? {
+                return Ok(false);
+            }
+            let (charter, cache) = (self.charter.clone(), self.cache.clone());
+            let decoded = tokio::task::spawn_blocking(move || {
+                let bytes = cache.get(&blob.hash)?;
+                bytes
+                    .map(|bytes| shards::decode(&charter, shard, &bytes))
+                    .transpose()
+            });
+            // A blob that went bad on disk is fetched again the next time round.
+            let Some(tokens) = decoded.await.context("reading training text panicked")?? else {
+                return Ok(false);
+            };
+            self.shards.insert(shard, tokens);
+        }
+        Ok(true)
+    }
+}

@@ -1,0 +1,110 @@
+//! Signed commands: join, commit, leave.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::Result;
+use network::ClientError;
+use protocol::{
+    api::CommandReply,
+    command::{Command, Commitment, SignedCommand},
+};
+
+use super::{GOODBYE, Session, begin::worker_name};
+use crate::{Activity, machine::Sealed};
+
+/// Wait before a command that got no answer is sent again.
+const RESEND: Duration = Duration::from_millis(300);
+
+impl Session<'_> {
+    /// Asks to take part; the news then say whether it was granted.
+    pub(super) async fn join(&mut self) -> Result<()> {
+        self.show(Activity::Joining);
+        match self.send_join().await {
+            Ok(reply) => {
+                self.status.problem = None;
+                self.wait_for_log(reply.log_length).await;
+                Ok(())
+            }
+            // The news will say so, in the same words for everyone.
+            Err(error) if error.refusal_code() == Some("closed") => {
+                self.wait().await;
+                Ok(())
+            }
+            Err(error) if error.is_temporary() || error.refusal_code() == Some("replayed") => {
+                self.try_again("joining", &error.into()).await;
+                Ok(())
+            }
+            Err(error) => Err(anyhow::Error::from(error).context("the hub refused this worker")),
+        }
+    }
+
+    pub(super) async fn send_join(&mut self) -> Result<CommandReply, ClientError> {
+        let name = match worker_name(self.config, self.worker) {
+            Ok(name) => name,
+            Err(error) => {
+                return Err(ClientError::Malformed {
+                    what: "the worker's name",
+                    problem: error.to_string(),
+                });
+            }
+        };
+        let command = self.sign(Command::Join {
+            name,
+            device: self.device.clone(),
+        });
+        self.client.command(&command).await
+    }
+
+    /// Commits, again and again until the hub answers or `until` has passed.
+    pub(super) async fn commit(
+        &mut self,
+        sealed: &Sealed,
+        until: Instant,
+    ) -> Result<CommandReply, ClientError> {
+        let command = self.sign(Command::Commit(Box::new(Commitment {
+            update: sealed.reference,
+            header: sealed.header.clone(),
+        })));
+        loop {
+            match self.client.command(&command).await {
+                Err(error) if error.is_temporary() && Instant::now() < until => {
+                    tracing::debug!("committing again: {error}");
+                    tokio::time::sleep(RESEND).await;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Takes leave; a hub that does not answer will notice by itself.
+    pub(super) async fn say_goodbye(&mut self) {
+        let command = self.sign(Command::Leave {
+            reason: "stopped by its owner".into(),
+        });
+        match tokio::time::timeout(GOODBYE / 2, self.client.command(&command)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::debug!("leaving: {error}"),
+            Err(_) => tracing::debug!("leaving: the hub does not answer"),
+        }
+    }
+
+    /// Until the news know of the log's entries up to `length`, so that an older answer decides nothing.
+    pub(super) async fn wait_for_log(&mut self, length: u64) {
+        let known = |news: &crate::poll::News| {
+            news.problem.is_some()
+                || matches!(&news.work, Some((work, _)) if work.log_length >= length)
+        };
+        let mut news = self.news.clone();
+        self.shutdown
+            .run_until_cancelled(news.wait_for(known))
+            .await;
+    }
+
+    fn sign(&mut self, command: Command) -> SignedCommand {
+        let now_ms = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |it| u64::try_from(it.as_millis()).unwrap_or(0));
+        self.sequence = now_ms.max(self.sequence + 1);
+        SignedCommand::sign(self.folder.key(), self.run, self.sequence, command)
+    }
+}

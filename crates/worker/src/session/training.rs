@@ -1,0 +1,267 @@
+//! One round: train until shortly before the deadline, commit, upload in the background.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use protocol::{
+    Hash,
+    api::{Work, WorkAssignment},
+    sampling::assigned_shards,
+};
+
+use super::{GOODBYE, Session, begin::be_nice, with_machine};
+use crate::{
+    Activity,
+    machine::{Sealed, Task, Trained},
+    margin::fits_another_step,
+    model,
+};
+
+/// A round that trained this much faster than the measurement says is news for the hub, which bounds claims by it.
+const FASTER: f64 = 1.2;
+/// Commitments are tried for so long after the deadline: the hub's clock decides, and it may have been down.
+const COMMIT_AFTER: Duration = Duration::from_secs(2);
+
+/// Shared with the thread that trains.
+#[derive(Debug, Default)]
+struct Control {
+    stop: AtomicBool,
+    steps: AtomicU32,
+    loss_bits: AtomicU32,
+}
+
+/// How a round's training ended.
+struct Ended {
+    trained: Trained,
+    took: Duration,
+    /// The round went on without this worker: there is nothing to commit to.
+    is_over: bool,
+}
+
+impl Session<'_> {
+    /// Works on an assignment. What it loses by an error is this round at most.
+    pub(super) async fn train(
+        &mut self,
+        work: &Work,
+        assignment: &WorkAssignment,
+        received: Instant,
+    ) -> Result<()> {
+        let left = Duration::from_millis(assignment.deadline_ms.saturating_sub(work.now_ms));
+        let deadline = received + left;
+        let seed = match model::hash(&assignment.seed) {
+            Ok(seed) => seed,
+            Err(error) => {
+                self.try_again("reading the assignment", &error).await;
+                return Ok(());
+            }
+        };
+        let assigned = assigned_shards(&self.charter, &seed, assignment.slot);
+        if !self.load_shards(&assigned).await? {
+            return Ok(());
+        }
+        self.attempted = assignment.round;
+        let Some(task) = self.task(work, assignment, seed).await? else {
+            return Ok(());
+        };
+        let ended = match self.train_until(&task, deadline).await? {
+            Ok(ended) => ended,
+            Err(error) => {
+                self.lose_round(&task, &format!("{error:#}"));
+                return Ok(());
+            }
+        };
+        let steps_min = self.charter.round.steps_min;
+        if ended.is_over {
+            self.lose_round(&task, "the round ended without this machine");
+        } else if ended.trained.steps < steps_min {
+            if !self.shutdown.is_cancelled() {
+                let steps = ended.trained.steps;
+                let reason =
+                    format!("{steps} steps fit into the window, {steps_min} are needed at least");
+                self.lose_round(&task, &reason);
+            }
+        } else if self.shutdown.is_cancelled() {
+            let deliver = self.deliver(&task, ended, deadline);
+            if let Ok(result) = tokio::time::timeout(GOODBYE, deliver).await {
+                result?;
+            }
+        } else {
+            self.deliver(&task, ended, deadline).await?;
+        }
+        Ok(())
+    }
+
+    /// What to train on and to go on from; `None` if the model is not the round's any more.
+    async fn task(
+        &mut self,
+        work: &Work,
+        assignment: &WorkAssignment,
+        seed: Hash,
+    ) -> Result<Option<Task>> {
+        let carried = match work.worker.carried.as_deref().map(model::hash).transpose() {
+            Ok(carried) => carried,
+            Err(error) => {
+                self.try_again("reading the assignment", &error).await;
+                return Ok(None);
+            }
+        };
+        let Some(base) = self.held() else {
+            return Ok(None);
+        };
+        let store = self.store.clone();
+        let continued = with_machine(&mut self.machine, move |machine| {
+            machine.continue_from(carried, &store)
+        });
+        let carried_before = continued.await??;
+        Ok(Some(Task {
+            run: self.run,
+            worker: self.worker,
+            round: assignment.round,
+            slot: assignment.slot,
+            slots: assignment.slots,
+            seed,
+            tokens_before: assignment.tokens_before,
+            base,
+            carried_before,
+        }))
+    }
+
+    /// Trains on a thread of its own until the window is filled, the owner stops it, or the round ends without it.
+    async fn train_until(&mut self, task: &Task, deadline: Instant) -> Result<Result<Ended>> {
+        let control = Arc::new(Control::default());
+        let limits = (self.charter.round.steps_min, self.charter.round.steps_max);
+        let (margin, first_step, nice) = (self.margin.get(), self.measured.step, self.config.nice);
+        let (shards, task_copy, shared) = (self.shards.clone(), *task, Arc::clone(&control));
+        let mut machine = self
+            .machine
+            .take()
+            .expect("the machine is here between rounds");
+        let mut thread = tokio::task::spawn_blocking(move || {
+            be_nice(nice);
+            let begun = Instant::now();
+            let result = machine.train(&task_copy, &shards, |steps, loss| {
+                shared.steps.store(steps, Ordering::Relaxed);
+                let bits = loss.unwrap_or(f32::NAN).to_bits();
+                shared.loss_bits.store(bits, Ordering::Relaxed);
+                let step = begun.elapsed().checked_div(steps).unwrap_or(first_step);
+                let left = deadline.saturating_duration_since(Instant::now());
+                !shared.stop.load(Ordering::Relaxed)
+                    && fits_another_step(steps, limits, left, margin, step)
+            });
+            (machine, result, begun.elapsed())
+        });
+        let mut is_over = false;
+        let (machine, result, took) = loop {
+            self.show_training(task, &control, deadline);
+            tokio::select! {
+                joined = &mut thread => {
+                    break joined.map_err(|error| anyhow::anyhow!("training panicked: {error}"))?;
+                }
+                () = self.shutdown.cancelled(), if !control.stop.load(Ordering::Relaxed) => {
+                    control.stop.store(true, Ordering::Relaxed);
+                }
+                () = tokio::time::sleep(super::TICK) => {}
+            }
+            if !is_over && self.went_on_without(task) {
+                is_over = true;
+                control.stop.store(true, Ordering::Relaxed);
+            }
+            self.take_outbox_news();
+        };
+        self.machine = Some(machine);
+        Ok(result.map(|trained| Ended {
+            trained,
+            took,
+            is_over,
+        }))
+    }
+
+    fn show_training(&mut self, task: &Task, control: &Control, deadline: Instant) {
+        let loss = f32::from_bits(control.loss_bits.load(Ordering::Relaxed));
+        self.show(Activity::Training {
+            round: task.round,
+            step: control.steps.load(Ordering::Relaxed),
+            steps_max: self.charter.round.steps_max,
+            loss: loss.is_finite().then_some(loss),
+            left: deadline.saturating_duration_since(Instant::now()),
+        });
+    }
+
+    /// Whether the newest news say that this round takes nothing from this worker any more.
+    fn went_on_without(&mut self, task: &Task) -> bool {
+        let Some((work, _)) = self.latest() else {
+            return false;
+        };
+        self.note(&work);
+        let is_ours = work
+            .assignment
+            .as_ref()
+            .is_some_and(|it| it.round == task.round);
+        !is_ours
+    }
+
+    /// Writes the update, commits, and begins the upload.
+    async fn deliver(&mut self, task: &Task, ended: Ended, deadline: Instant) -> Result<()> {
+        let begun = Instant::now();
+        let Ended { trained, took, .. } = ended;
+        self.show(Activity::Committing {
+            round: task.round,
+            steps: trained.steps,
+        });
+        self.store.keep_only(&[task.carried_before])?;
+        let (store, task_copy) = (self.store.clone(), *task);
+        let sealed = with_machine(&mut self.machine, move |machine| {
+            machine.seal(&task_copy, &trained, &store)
+        });
+        let sealed: Sealed = match sealed.await? {
+            Ok(sealed) => sealed,
+            Err(error) => {
+                self.lose_round(task, &format!("{error:#}"));
+                return Ok(());
+            }
+        };
+        self.outbox.keep(sealed.reference.hash, &sealed.file)?;
+        self.tell_speed(sealed.header.tokens, took).await;
+        let committed = self.commit(&sealed, deadline + COMMIT_AFTER).await;
+        self.margin.observe(begun.elapsed());
+        match committed {
+            Ok(reply) => {
+                self.status.problem = None;
+                self.outbox.send(sealed.reference.hash, sealed.file);
+                self.show(self.status.activity.clone());
+                self.wait_for_log(reply.log_length).await;
+            }
+            Err(error) => {
+                self.outbox.forget(sealed.reference.hash);
+                self.lose_round(task, &format!("{:#}", anyhow::Error::from(error)));
+            }
+        }
+        Ok(())
+    }
+
+    /// The hub bounds claims by the speed that a worker joined with: a machine that became faster says so first.
+    async fn tell_speed(&mut self, tokens: u64, took: Duration) {
+        let per_s = tokens as f64 / took.as_secs_f64().max(1e-3);
+        self.status.tokens_per_s = per_s as u32;
+        if per_s <= f64::from(self.device.tokens_per_s) * FASTER {
+            return;
+        }
+        self.device.tokens_per_s = per_s as u32;
+        if let Err(error) = self.send_join().await {
+            tracing::debug!("telling the new speed: {error}");
+        }
+    }
+
+    /// What the round trained is given up; the state from before it is on disk.
+    fn lose_round(&mut self, task: &Task, reason: &str) {
+        tracing::warn!(round = task.round, "round lost: {reason}");
+        self.status.last_refusal = Some(format!("round {}: {reason}", task.round));
+        self.show(Activity::Waiting);
+    }
+}
