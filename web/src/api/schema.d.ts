@@ -4,6 +4,23 @@
  */
 
 export interface paths {
+    "/api/v1/blobs/{hash}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** A blob, or a range of it. */
+        get: operations["read_blob"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/hub": {
         parameters: {
             query?: never;
@@ -11,35 +28,8 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        get: {
-            parameters: {
-                query?: never;
-                header?: never;
-                path?: never;
-                cookie?: never;
-            };
-            requestBody?: never;
-            responses: {
-                /** @description ok */
-                200: {
-                    headers: {
-                        [name: string]: unknown;
-                    };
-                    content: {
-                        "application/json": components["schemas"]["HubInfo"];
-                    };
-                };
-                /** @description refused */
-                default: {
-                    headers: {
-                        [name: string]: unknown;
-                    };
-                    content: {
-                        "application/json": components["schemas"]["ApiError"];
-                    };
-                };
-            };
-        };
+        /** Which hub this is. */
+        get: operations["hub_info"];
         put?: never;
         post?: never;
         delete?: never;
@@ -55,37 +45,11 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        get: {
-            parameters: {
-                query?: never;
-                header?: never;
-                path?: never;
-                cookie?: never;
-            };
-            requestBody?: never;
-            responses: {
-                /** @description ok */
-                200: {
-                    headers: {
-                        [name: string]: unknown;
-                    };
-                    content: {
-                        "application/json": components["schemas"]["RunSummary"][];
-                    };
-                };
-                /** @description refused */
-                default: {
-                    headers: {
-                        [name: string]: unknown;
-                    };
-                    content: {
-                        "application/json": components["schemas"]["ApiError"];
-                    };
-                };
-            };
-        };
+        /** All runs of this hub. */
+        get: operations["list_runs"];
         put?: never;
-        post?: never;
+        /** Opens a run. For operators: from this machine, or with the operator's token. */
+        post: operations["create_run"];
         delete?: never;
         options?: never;
         head?: never;
@@ -99,37 +63,8 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        get: {
-            parameters: {
-                query?: never;
-                header?: never;
-                path: {
-                    run: string;
-                };
-                cookie?: never;
-            };
-            requestBody?: never;
-            responses: {
-                /** @description ok */
-                200: {
-                    headers: {
-                        [name: string]: unknown;
-                    };
-                    content: {
-                        "application/json": components["schemas"]["RunSummary"];
-                    };
-                };
-                /** @description refused */
-                default: {
-                    headers: {
-                        [name: string]: unknown;
-                    };
-                    content: {
-                        "application/json": components["schemas"]["ApiError"];
-                    };
-                };
-            };
-        };
+        /** One run. */
+        get: operations["show_run"];
         put?: never;
         post?: never;
         delete?: never;
@@ -138,186 +73,32 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
-    "/api/v1/runs/{run}/rounds": {
+    "/api/v1/runs/{run}/bindings": {
         parameters: {
             query?: never;
             header?: never;
             path?: never;
             cookie?: never;
         };
-        get: {
-            parameters: {
-                query?: {
-                    before?: number | null;
-                    limit?: number | null;
-                };
-                header?: never;
-                path: {
-                    run: string;
-                };
-                cookie?: never;
-            };
-            requestBody?: never;
-            responses: {
-                /** @description ok */
-                200: {
-                    headers: {
-                        [name: string]: unknown;
-                    };
-                    content: {
-                        "application/json": components["schemas"]["RoundSummary"][];
-                    };
-                };
-                /** @description refused */
-                default: {
-                    headers: {
-                        [name: string]: unknown;
-                    };
-                    content: {
-                        "application/json": components["schemas"]["ApiError"];
-                    };
-                };
-            };
-        };
+        get?: never;
         put?: never;
-        post?: never;
+        /** A binding of a key to an account, signed by both, as canonical bytes. */
+        post: operations["bind_identity"];
         delete?: never;
         options?: never;
         head?: never;
         patch?: never;
         trace?: never;
     };
-    "/api/v1/runs/{run}/rounds/{round}": {
+    "/api/v1/runs/{run}/charter": {
         parameters: {
             query?: never;
             header?: never;
             path?: never;
             cookie?: never;
         };
-        get: {
-            parameters: {
-                query?: never;
-                header?: never;
-                path: {
-                    run: string;
-                    round: number;
-                };
-                cookie?: never;
-            };
-            requestBody?: never;
-            responses: {
-                /** @description ok */
-                200: {
-                    headers: {
-                        [name: string]: unknown;
-                    };
-                    content: {
-                        "application/json": components["schemas"]["RoundSummary"];
-                    };
-                };
-                /** @description refused */
-                default: {
-                    headers: {
-                        [name: string]: unknown;
-                    };
-                    content: {
-                        "application/json": components["schemas"]["ApiError"];
-                    };
-                };
-            };
-        };
-        put?: never;
-        post?: never;
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
-    "/api/v1/runs/{run}/workers": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        get: {
-            parameters: {
-                query?: never;
-                header?: never;
-                path: {
-                    run: string;
-                };
-                cookie?: never;
-            };
-            requestBody?: never;
-            responses: {
-                /** @description ok */
-                200: {
-                    headers: {
-                        [name: string]: unknown;
-                    };
-                    content: {
-                        "application/json": components["schemas"]["WorkerSummary"][];
-                    };
-                };
-                /** @description refused */
-                default: {
-                    headers: {
-                        [name: string]: unknown;
-                    };
-                    content: {
-                        "application/json": components["schemas"]["ApiError"];
-                    };
-                };
-            };
-        };
-        put?: never;
-        post?: never;
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
-    "/api/v1/runs/{run}/losses": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        get: {
-            parameters: {
-                query?: never;
-                header?: never;
-                path: {
-                    run: string;
-                };
-                cookie?: never;
-            };
-            requestBody?: never;
-            responses: {
-                /** @description ok */
-                200: {
-                    headers: {
-                        [name: string]: unknown;
-                    };
-                    content: {
-                        "application/json": components["schemas"]["LossPoint"][];
-                    };
-                };
-                /** @description refused */
-                default: {
-                    headers: {
-                        [name: string]: unknown;
-                    };
-                    content: {
-                        "application/json": components["schemas"]["ApiError"];
-                    };
-                };
-            };
-        };
+        /** A run's charter as TOML. */
+        get: operations["show_charter"];
         put?: never;
         post?: never;
         delete?: never;
@@ -333,39 +114,42 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        get: {
-            parameters: {
-                query?: {
-                    limit?: number | null;
-                };
-                header?: never;
-                path: {
-                    run: string;
-                };
-                cookie?: never;
-            };
-            requestBody?: never;
-            responses: {
-                /** @description ok */
-                200: {
-                    headers: {
-                        [name: string]: unknown;
-                    };
-                    content: {
-                        "application/json": components["schemas"]["CheckpointSummary"][];
-                    };
-                };
-                /** @description refused */
-                default: {
-                    headers: {
-                        [name: string]: unknown;
-                    };
-                    content: {
-                        "application/json": components["schemas"]["ApiError"];
-                    };
-                };
-            };
+        /** Whole checkpoints with their samples, newest first. */
+        get: operations["list_checkpoints"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/runs/{run}/commands": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
         };
+        get?: never;
+        put?: never;
+        /** A worker's signed command, as canonical bytes. */
+        post: operations["send_command"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/runs/{run}/events": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** New log entries as they are written: events named `entry`, the id is the log position. */
+        get: operations["follow_events"];
         put?: never;
         post?: never;
         delete?: never;
@@ -381,46 +165,134 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        get: {
-            parameters: {
-                query?: {
-                    from?: number | null;
-                    limit?: number | null;
-                };
-                header?: never;
-                path: {
-                    run: string;
-                };
-                cookie?: never;
-            };
-            requestBody?: never;
-            responses: {
-                /** @description ok */
-                200: {
-                    headers: {
-                        [name: string]: unknown;
-                    };
-                    content: {
-                        "application/json": components["schemas"]["LogPage"];
-                    };
-                };
-                /** @description refused */
-                default: {
-                    headers: {
-                        [name: string]: unknown;
-                    };
-                    content: {
-                        "application/json": components["schemas"]["ApiError"];
-                    };
-                };
-            };
-        };
+        /** A page of the log as JSON. */
+        get: operations["read_log"];
         put?: never;
         post?: never;
         delete?: never;
         options?: never;
         head?: never;
         patch?: never;
+        trace?: never;
+    };
+    "/api/v1/runs/{run}/log.bin": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** A page of the log as canonical bytes: for each entry its length (32 bits, little-endian) and its encoding. */
+        get: operations["read_log_binary"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/runs/{run}/losses": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The loss curves, oldest first, at most 2,000 points. */
+        get: operations["list_losses"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/runs/{run}/rounds": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Rounds, newest first. */
+        get: operations["list_rounds"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/runs/{run}/rounds/{round}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** One round. */
+        get: operations["show_round"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/runs/{run}/work": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** What a worker is to do. A long poll: it counts as a sign of life while it waits. */
+        get: operations["ask_for_work"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/runs/{run}/workers": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Everyone who ever joined. */
+        get: operations["list_workers"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/uploads/{hash}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** How much of a blob the hub holds; 404 if nobody may upload it. */
+        get: operations["upload_progress"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        /** The next part of a blob, at most 4 MiB. */
+        patch: operations["upload_part"];
         trace?: never;
     };
 }
@@ -434,107 +306,8 @@ export interface components {
             /** @description A sentence for people: what happened, whether anything was lost, what to do. */
             message: string;
         };
-        /** @description A hub, as it introduces itself. */
-        HubInfo: {
-            /** @description `athome`'s version. */
-            version: string;
-            /** @description The hub's public key. */
-            key: string;
-            /**
-             * Format: int64
-             * @description Runs it holds.
-             */
-            runs: number;
-            /** @description Address of the gateway that serves its models, if the operator named one. */
-            gateway?: string | null;
-        };
-        /** @description A run in a list, and the head of its page. */
-        RunSummary: {
-            /** @description The run's id: its charter's hash. */
-            id: string;
-            /** @description Short name. */
-            name: string;
-            /** @description What it is for. */
-            description: string;
-            /** @description `idle`, `training`, `revealing` or `finished`. */
-            phase: string;
-            /**
-             * Format: int64
-             * @description When it was created.
-             */
-            created_ms: number;
-            /**
-             * Format: int64
-             * @description Entries in its log.
-             */
-            log_length: number;
-            /**
-             * Format: int64
-             * @description Last round opened.
-             */
-            round: number;
-            /**
-             * Format: int64
-             * @description Deadline for commitments of the round in progress.
-             */
-            deadline_ms?: number | null;
-            /**
-             * Format: int64
-             * @description Rounds merged.
-             */
-            rounds_merged: number;
-            /**
-             * Format: int64
-             * @description Accepted tokens.
-             */
-            tokens: number;
-            /**
-             * Format: int64
-             * @description Tokens after which it is finished.
-             */
-            tokens_max: number;
-            /**
-             * Format: double
-             * @description Accepted tokens a second over the last minute's rounds.
-             */
-            tokens_per_s: number;
-            /**
-             * Format: int64
-             * @description Parameters of the model.
-             */
-            parameters: number;
-            /**
-             * Format: int64
-             * @description Workers that have joined and were heard of lately.
-             */
-            workers_present: number;
-            /**
-             * Format: int64
-             * @description Workers that ever joined.
-             */
-            workers: number;
-            /** @description Newest evaluation. */
-            evaluation?: null | components["schemas"]["LossPoint"];
-            /** @description Held-out losses of counting models, in nats a token: (unigram, bigram, trigram). */
-            baselines: components["schemas"]["BaselineLosses"];
-            /**
-             * Format: int64
-             * @description Round of the newest whole checkpoint.
-             */
-            checkpoint_round: number;
-            /**
-             * Format: int64
-             * @description Accepted credit, in thousandths.
-             */
-            credits_milli: number;
-        };
         /** @description Held-out losses of n-gram models over the same tokens, nats a token. */
         BaselineLosses: {
-            /**
-             * Format: double
-             * @description One-token frequencies.
-             */
-            unigram: number;
             /**
              * Format: double
              * @description Interpolated bigram model.
@@ -545,115 +318,87 @@ export interface components {
              * @description Interpolated trigram model.
              */
             trigram: number;
-        };
-        /** @description One point of the loss curves. */
-        LossPoint: {
-            /**
-             * Format: int64
-             * @description Round whose merge made the model; 0 for the first.
-             */
-            round: number;
-            /**
-             * Format: int64
-             * @description Accepted tokens up to then.
-             */
-            tokens: number;
-            /**
-             * Format: int64
-             * @description When.
-             */
-            time_ms: number;
             /**
              * Format: double
-             * @description Mean training loss of the round's updates, nats a token.
+             * @description One-token frequencies.
              */
-            training_loss?: number | null;
+            unigram: number;
+        };
+        /** @description A checkpoint that is kept whole. */
+        CheckpointSummary: {
+            /** @description Hash of its safetensors file. */
+            blob: string;
+            /**
+             * Format: int64
+             * @description Size of that file.
+             */
+            bytes: number;
+            /**
+             * Format: int64
+             * @description Log position.
+             */
+            event: number;
             /**
              * Format: double
              * @description Held-out loss, nats a token.
              */
             held_out_loss?: number | null;
-            /**
-             * Format: double
-             * @description Held-out bits per byte of text.
-             */
-            bits_per_byte?: number | null;
-            /**
-             * Format: int64
-             * @description Log position of the evaluation, or of the merge while there is none.
-             */
-            event: number;
-        };
-        /** @description One round on the timeline. */
-        RoundSummary: {
+            /** @description Hash of the parameters. */
+            parameters_hash: string;
+            /** @description What it was given to continue. */
+            prompt?: string | null;
             /**
              * Format: int64
-             * @description Number.
+             * @description Round whose merge it follows.
              */
             round: number;
-            /** @description `training`, `revealing`, `merged` or `empty`. */
-            phase: string;
+            /** @description What it wrote. */
+            sample?: string | null;
             /**
              * Format: int64
-             * @description When it opened.
+             * @description When it was stored.
              */
-            opened_ms: number;
+            time_ms: number;
+        };
+        /** @description The answer to a command. */
+        CommandReply: {
             /**
              * Format: int64
-             * @description Last moment for commitments.
+             * @description Entries in the log after it.
              */
-            deadline_ms: number;
-            /**
-             * Format: int64
-             * @description When commitments were closed.
-             */
-            closed_ms?: number | null;
-            /**
-             * Format: int64
-             * @description When it was merged, or ended empty.
-             */
-            ended_ms?: number | null;
-            /**
-             * Format: int64
-             * @description Tokens accepted in it.
-             */
-            tokens: number;
-            /**
-             * Format: int64
-             * @description Bytes of the published delta.
-             */
-            delta_bytes?: number | null;
-            /** @description Hash of the parameters after it. */
-            parameters_hash?: string | null;
-            /**
-             * Format: double
-             * @description Held-out loss after it, nats a token.
-             */
-            held_out_loss?: number | null;
-            /** @description Everyone's part. */
-            contributions: components["schemas"]["Contribution"][];
-            /**
-             * Format: int64
-             * @description Log position of its opening.
-             */
-            opened_event: number;
-            /**
-             * Format: int64
-             * @description Log position of its merge, or of its empty end.
-             */
-            ended_event?: number | null;
+            log_length: number;
         };
         /** @description One worker's part in a round. */
         Contribution: {
+            /**
+             * Format: int64
+             * @description When it committed.
+             */
+            committed_ms?: number | null;
+            /**
+             * Format: int64
+             * @description Credit granted, in thousandths.
+             */
+            credits_milli?: number | null;
+            /**
+             * Format: int64
+             * @description Log position of the newest event about it.
+             */
+            event: number;
+            /**
+             * Format: int64
+             * @description When its bytes were accepted or refused.
+             */
+            judged_ms?: number | null;
+            /** @description Its name. */
+            name: string;
+            /** @description Why it was refused, a sentence. */
+            refusal?: string | null;
             /**
              * Format: int32
              * @description The slot.
              */
             slot: number;
-            /** @description The worker. */
-            worker: string;
-            /** @description Its name. */
-            name: string;
             /** @description `assigned`, `committed`, `accepted`, `merged`, `refused` or `lost` (the round ended without it). */
             state: string;
             /**
@@ -681,69 +426,365 @@ export interface components {
              * @description Weight in the merge.
              */
             weight?: number | null;
+            /** @description The worker. */
+            worker: string;
+        };
+        /** @description A request to open a run. */
+        CreateRun: {
+            /** @description The charter as TOML; `hub` may be left to the hub itself by all zeros. */
+            charter: string;
+            /** @description Initial parameters as an uploaded safetensors blob; left out, the hub draws them from the charter's seed. */
+            parameters?: string | null;
+        };
+        /** @description A freshly created run. */
+        CreatedRun: {
+            /** @description Its id. */
+            id: string;
+        };
+        /** @description A hub, as it introduces itself. */
+        HubInfo: {
+            /** @description Address of the gateway that serves its models, if the operator named one. */
+            gateway?: string | null;
+            /** @description The hub's public key. */
+            key: string;
             /**
              * Format: int64
-             * @description Credit granted, in thousandths.
+             * @description Runs it holds.
              */
-            credits_milli?: number | null;
+            runs: number;
+            /** @description `athome`'s version. */
+            version: string;
+        };
+        /** @description One log entry as JSON, for people and the event stream. */
+        LogEntry: {
+            /** @description The event's content. */
+            body: Record<string, never>;
+            /** @description The entry's hash. */
+            hash: string;
             /**
              * Format: int64
-             * @description When it committed.
+             * @description Position.
              */
-            committed_ms?: number | null;
+            index: number;
+            /** @description The event's name. */
+            kind: string;
+            /** @description The hash before it. */
+            previous: string;
+            /** @description The hub's signature. */
+            signature: string;
             /**
              * Format: int64
-             * @description When its bytes were accepted or refused.
+             * @description When.
              */
-            judged_ms?: number | null;
-            /** @description Why it was refused, a sentence. */
-            refusal?: string | null;
+            time_ms: number;
+        };
+        /** @description A page of the log. */
+        LogPage: {
+            /** @description Entries from the position asked for. */
+            entries: components["schemas"]["LogEntry"][];
             /**
              * Format: int64
-             * @description Log position of the newest event about it.
+             * @description Entries in the whole log.
+             */
+            length: number;
+        };
+        /** @description One point of the loss curves. */
+        LossPoint: {
+            /**
+             * Format: double
+             * @description Held-out bits per byte of text.
+             */
+            bits_per_byte?: number | null;
+            /**
+             * Format: int64
+             * @description Log position of the evaluation, or of the merge while there is none.
              */
             event: number;
+            /**
+             * Format: double
+             * @description Held-out loss, nats a token.
+             */
+            held_out_loss?: number | null;
+            /**
+             * Format: int64
+             * @description Round whose merge made the model; 0 for the first.
+             */
+            round: number;
+            /**
+             * Format: int64
+             * @description When.
+             */
+            time_ms: number;
+            /**
+             * Format: int64
+             * @description Accepted tokens up to then.
+             */
+            tokens: number;
+            /**
+             * Format: double
+             * @description Mean training loss of the round's updates, nats a token.
+             */
+            training_loss?: number | null;
         };
-        /** @description A worker of a run. */
-        WorkerSummary: {
-            /** @description Its public key. */
+        /** @description One round on the timeline. */
+        RoundSummary: {
+            /**
+             * Format: int64
+             * @description When commitments were closed.
+             */
+            closed_ms?: number | null;
+            /** @description Everyone's part. */
+            contributions: components["schemas"]["Contribution"][];
+            /**
+             * Format: int64
+             * @description Last moment for commitments.
+             */
+            deadline_ms: number;
+            /**
+             * Format: int64
+             * @description Bytes of the published delta.
+             */
+            delta_bytes?: number | null;
+            /**
+             * Format: int64
+             * @description Log position of its merge, or of its empty end.
+             */
+            ended_event?: number | null;
+            /**
+             * Format: int64
+             * @description When it was merged, or ended empty.
+             */
+            ended_ms?: number | null;
+            /**
+             * Format: double
+             * @description Held-out loss after it, nats a token.
+             */
+            held_out_loss?: number | null;
+            /**
+             * Format: int64
+             * @description Log position of its opening.
+             */
+            opened_event: number;
+            /**
+             * Format: int64
+             * @description When it opened.
+             */
+            opened_ms: number;
+            /** @description Hash of the parameters after it. */
+            parameters_hash?: string | null;
+            /** @description `training`, `revealing`, `merged` or `empty`. */
+            phase: string;
+            /**
+             * Format: int64
+             * @description Number.
+             */
+            round: number;
+            /**
+             * Format: int64
+             * @description Tokens accepted in it.
+             */
+            tokens: number;
+        };
+        /** @description A run in a list, and the head of its page. */
+        RunSummary: {
+            /** @description Held-out losses of counting models, in nats a token: (unigram, bigram, trigram). */
+            baselines: components["schemas"]["BaselineLosses"];
+            /**
+             * Format: int64
+             * @description Round of the newest whole checkpoint.
+             */
+            checkpoint_round: number;
+            /**
+             * Format: int64
+             * @description When it was created.
+             */
+            created_ms: number;
+            /**
+             * Format: int64
+             * @description Accepted credit, in thousandths.
+             */
+            credits_milli: number;
+            /**
+             * Format: int64
+             * @description Deadline for commitments of the round in progress.
+             */
+            deadline_ms?: number | null;
+            /** @description What it is for. */
+            description: string;
+            evaluation?: null | components["schemas"]["LossPoint"];
+            /** @description The run's id: its charter's hash. */
             id: string;
-            /** @description Name for people. */
+            /**
+             * Format: int64
+             * @description Entries in its log.
+             */
+            log_length: number;
+            /** @description Short name. */
             name: string;
-            /** @description Whether it was heard of lately. */
-            present: boolean;
             /**
              * Format: int64
-             * @description When it was last heard of, if this hub remembers.
+             * @description Parameters of the model.
              */
-            last_seen_ms?: number | null;
+            parameters: number;
+            /** @description `idle`, `training`, `revealing` or `finished`. */
+            phase: string;
             /**
              * Format: int64
-             * @description When it first joined.
+             * @description Last round opened.
              */
-            joined_ms: number;
-            /** @description Its arithmetic class. */
-            arithmetic: string;
+            round: number;
             /**
-             * Format: int32
-             * @description Its threads.
+             * Format: int64
+             * @description Rounds merged.
              */
-            threads: number;
+            rounds_merged: number;
             /**
-             * Format: int32
-             * @description Its own benchmark, tokens a second.
+             * Format: int64
+             * @description Accepted tokens.
+             */
+            tokens: number;
+            /**
+             * Format: int64
+             * @description Tokens after which it is finished.
+             */
+            tokens_max: number;
+            /**
+             * Format: double
+             * @description Accepted tokens a second over the last minute's rounds.
              */
             tokens_per_s: number;
             /**
              * Format: int64
-             * @description Tokens of its accepted updates.
+             * @description Workers that ever joined.
              */
-            tokens: number;
+            workers: number;
+            /**
+             * Format: int64
+             * @description Workers that have joined and were heard of lately.
+             */
+            workers_present: number;
+        };
+        /** @description What a worker is to do now; the answer to its poll. */
+        Work: {
+            assignment?: null | components["schemas"]["WorkAssignment"];
+            /** @description Whether the run is finished. */
+            finished: boolean;
+            /**
+             * Format: int64
+             * @description Entries in the log: pass it to wait for news.
+             */
+            log_length: number;
+            /** @description The newest model. */
+            model: components["schemas"]["WorkModel"];
+            /**
+             * Format: int64
+             * @description The hub's clock, so that a worker whose clock is wrong still meets deadlines.
+             */
+            now_ms: number;
+            /** @description What the hub knows of this worker. */
+            worker: components["schemas"]["WorkWorker"];
+        };
+        /** @description A worker's slot in the round in progress. */
+        WorkAssignment: {
+            /** @description Whether this worker's commitment is there. */
+            committed: boolean;
+            /**
+             * Format: int64
+             * @description Last moment for the commitment, by the hub's clock.
+             */
+            deadline_ms: number;
+            /**
+             * Format: int64
+             * @description The round.
+             */
+            round: number;
+            /** @description Seed of the samples. */
+            seed: string;
+            /**
+             * Format: int32
+             * @description The slot.
+             */
+            slot: number;
+            /**
+             * Format: int32
+             * @description Slots in the round.
+             */
+            slots: number;
+            /**
+             * Format: int64
+             * @description Accepted tokens before it.
+             */
+            tokens_before: number;
+        };
+        /** @description One published delta. */
+        WorkDelta: {
+            /** @description Its blob. */
+            blob: string;
+            /**
+             * Format: int64
+             * @description Its size.
+             */
+            bytes: number;
+            /** @description Hash of the parameters after it. */
+            parameters_hash: string;
+            /**
+             * Format: int64
+             * @description Round whose merge it is.
+             */
+            round: number;
+        };
+        /** @description The newest model, and how to come to it. */
+        WorkModel: {
+            /** @description Its safetensors blob. */
+            checkpoint_blob: string;
+            /**
+             * Format: int64
+             * @description Its size.
+             */
+            checkpoint_bytes: number;
+            /**
+             * Format: int64
+             * @description Round of the newest whole checkpoint.
+             */
+            checkpoint_round: number;
+            /** @description Deltas of the merges since that checkpoint, oldest first. */
+            deltas: components["schemas"]["WorkDelta"][];
+            /** @description Hash of its parameters. */
+            parameters_hash: string;
+            /**
+             * Format: int64
+             * @description Round whose merge made it.
+             */
+            round: number;
+        };
+        /** @description What the hub knows of the worker that asks. */
+        WorkWorker: {
+            /** @description Hash of the state it carries, as last settled. */
+            carried?: string | null;
             /**
              * Format: int64
              * @description Credit, in thousandths.
              */
             credits_milli: number;
+            /** @description Whether it has joined. */
+            joined: boolean;
+            /** @description Why the last one was refused. */
+            last_refusal?: string | null;
+            /**
+             * Format: int64
+             * @description Last round with an accepted update.
+             */
+            last_round?: number | null;
+            /**
+             * Format: int64
+             * @description Sequence number of its last command; the next is larger.
+             */
+            sequence: number;
+            /**
+             * Format: int64
+             * @description Tokens of accepted updates.
+             */
+            tokens: number;
             /**
              * Format: int64
              * @description Accepted updates.
@@ -754,6 +795,38 @@ export interface components {
              * @description Refused updates.
              */
             updates_refused: number;
+        };
+        /** @description A worker of a run. */
+        WorkerSummary: {
+            /** @description Its arithmetic class. */
+            arithmetic: string;
+            /**
+             * Format: int64
+             * @description Bytes this hub sent it since the hub started.
+             */
+            bytes_down: number;
+            /**
+             * Format: int64
+             * @description Bytes it sent: accepted updates.
+             */
+            bytes_up: number;
+            /**
+             * Format: int64
+             * @description Credit, in thousandths.
+             */
+            credits_milli: number;
+            /**
+             * Format: int64
+             * @description Log position of its newest join.
+             */
+            event: number;
+            /** @description Its public key. */
+            id: string;
+            /**
+             * Format: int64
+             * @description When it first joined.
+             */
+            joined_ms: number;
             /** @description Why the last one was refused. */
             last_refusal?: string | null;
             /**
@@ -768,194 +841,28 @@ export interface components {
             last_round?: number | null;
             /**
              * Format: int64
-             * @description Bytes it sent: accepted updates.
+             * @description When it was last heard of, if this hub remembers.
              */
-            bytes_up: number;
-            /**
-             * Format: int64
-             * @description Bytes this hub sent it since the hub started.
-             */
-            bytes_down: number;
-            /**
-             * Format: int64
-             * @description Log position of its newest join.
-             */
-            event: number;
-        };
-        /** @description A checkpoint that is kept whole. */
-        CheckpointSummary: {
-            /**
-             * Format: int64
-             * @description Round whose merge it follows.
-             */
-            round: number;
-            /**
-             * Format: int64
-             * @description When it was stored.
-             */
-            time_ms: number;
-            /** @description Hash of its safetensors file. */
-            blob: string;
-            /**
-             * Format: int64
-             * @description Size of that file.
-             */
-            bytes: number;
-            /** @description Hash of the parameters. */
-            parameters_hash: string;
-            /**
-             * Format: double
-             * @description Held-out loss, nats a token.
-             */
-            held_out_loss?: number | null;
-            /** @description What it was given to continue. */
-            prompt?: string | null;
-            /** @description What it wrote. */
-            sample?: string | null;
-            /**
-             * Format: int64
-             * @description Log position.
-             */
-            event: number;
-        };
-        /** @description One log entry as JSON, for people and the event stream. */
-        LogEntry: {
-            /**
-             * Format: int64
-             * @description Position.
-             */
-            index: number;
-            /** @description The entry's hash. */
-            hash: string;
-            /** @description The hash before it. */
-            previous: string;
-            /**
-             * Format: int64
-             * @description When.
-             */
-            time_ms: number;
-            /** @description The event's name. */
-            kind: string;
-            /** @description The event's content. */
-            body: Record<string, never>;
-            /** @description The hub's signature. */
-            signature: string;
-        };
-        /** @description A page of the log. */
-        LogPage: {
-            /** @description Entries from the position asked for. */
-            entries: components["schemas"]["LogEntry"][];
-            /**
-             * Format: int64
-             * @description Entries in the whole log.
-             */
-            length: number;
-        };
-        /** @description What a worker is to do now; the answer to its poll. */
-        Work: {
-            /**
-             * Format: int64
-             * @description The hub's clock, so that a worker whose clock is wrong still meets deadlines.
-             */
-            now_ms: number;
-            /**
-             * Format: int64
-             * @description Entries in the log: pass it to wait for news.
-             */
-            log_length: number;
-            /** @description Whether the run is finished. */
-            finished: boolean;
-            /** @description The newest model. */
-            model: components["schemas"]["WorkModel"];
-            /** @description The round in progress, if it takes commitments and the worker has a slot. */
-            assignment?: null | components["schemas"]["WorkAssignment"];
-            /** @description What the hub knows of this worker. */
-            worker: components["schemas"]["WorkWorker"];
-        };
-        /** @description The newest model, and how to come to it. */
-        WorkModel: {
-            /**
-             * Format: int64
-             * @description Round whose merge made it.
-             */
-            round: number;
-            /** @description Hash of its parameters. */
-            parameters_hash: string;
-            /**
-             * Format: int64
-             * @description Round of the newest whole checkpoint.
-             */
-            checkpoint_round: number;
-            /** @description Its safetensors blob. */
-            checkpoint_blob: string;
-            /**
-             * Format: int64
-             * @description Its size.
-             */
-            checkpoint_bytes: number;
-            /** @description Deltas of the merges since that checkpoint, oldest first. */
-            deltas: components["schemas"]["WorkDelta"][];
-        };
-        /** @description One published delta. */
-        WorkDelta: {
-            /**
-             * Format: int64
-             * @description Round whose merge it is.
-             */
-            round: number;
-            /** @description Its blob. */
-            blob: string;
-            /**
-             * Format: int64
-             * @description Its size.
-             */
-            bytes: number;
-            /** @description Hash of the parameters after it. */
-            parameters_hash: string;
-        };
-        /** @description A worker's slot in the round in progress. */
-        WorkAssignment: {
-            /**
-             * Format: int64
-             * @description The round.
-             */
-            round: number;
+            last_seen_ms?: number | null;
+            /** @description Name for people. */
+            name: string;
+            /** @description Whether it was heard of lately. */
+            present: boolean;
             /**
              * Format: int32
-             * @description The slot.
+             * @description Its threads.
              */
-            slot: number;
-            /** @description Seed of the samples. */
-            seed: string;
+            threads: number;
+            /**
+             * Format: int64
+             * @description Tokens of its accepted updates.
+             */
+            tokens: number;
             /**
              * Format: int32
-             * @description Slots in the round.
+             * @description Its own benchmark, tokens a second.
              */
-            slots: number;
-            /**
-             * Format: int64
-             * @description Accepted tokens before it.
-             */
-            tokens_before: number;
-            /**
-             * Format: int64
-             * @description Last moment for the commitment, by the hub's clock.
-             */
-            deadline_ms: number;
-            /** @description Whether this worker's commitment is there. */
-            committed: boolean;
-        };
-        /** @description What the hub knows of the worker that asks. */
-        WorkWorker: {
-            /** @description Whether it has joined. */
-            joined: boolean;
-            /**
-             * Format: int64
-             * @description Sequence number of its last command; the next is larger.
-             */
-            sequence: number;
-            /** @description Hash of the state it carries, as last settled. */
-            carried?: string | null;
+            tokens_per_s: number;
             /**
              * Format: int64
              * @description Accepted updates.
@@ -966,43 +873,6 @@ export interface components {
              * @description Refused updates.
              */
             updates_refused: number;
-            /** @description Why the last one was refused. */
-            last_refusal?: string | null;
-            /**
-             * Format: int64
-             * @description Last round with an accepted update.
-             */
-            last_round?: number | null;
-            /**
-             * Format: int64
-             * @description Tokens of accepted updates.
-             */
-            tokens: number;
-            /**
-             * Format: int64
-             * @description Credit, in thousandths.
-             */
-            credits_milli: number;
-        };
-        /** @description The answer to a command. */
-        CommandReply: {
-            /**
-             * Format: int64
-             * @description Entries in the log after it.
-             */
-            log_length: number;
-        };
-        /** @description A request to open a run. */
-        CreateRun: {
-            /** @description The charter as TOML; `hub` may be left to the hub itself by all zeros. */
-            charter: string;
-            /** @description Initial parameters as an uploaded safetensors blob; left out, the hub draws them from the charter's seed. */
-            parameters?: string | null;
-        };
-        /** @description A freshly created run. */
-        CreatedRun: {
-            /** @description Its id. */
-            id: string;
         };
     };
     responses: never;
@@ -1012,4 +882,688 @@ export interface components {
     pathItems: never;
 }
 export type $defs = Record<string, never>;
-export type operations = Record<string, never>;
+export interface operations {
+    read_blob: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description BLAKE3 of the bytes */
+                hash: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/octet-stream": number[];
+                };
+            };
+            206: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/octet-stream": number[];
+                };
+            };
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+            416: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
+    hub_info: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HubInfo"];
+                };
+            };
+        };
+    };
+    list_runs: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RunSummary"][];
+                };
+            };
+        };
+    };
+    create_run: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["CreateRun"];
+            };
+        };
+        responses: {
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CreatedRun"];
+                };
+            };
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
+    show_run: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id or name */
+                run: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RunSummary"];
+                };
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
+    bind_identity: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id or name */
+                run: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/octet-stream": number[];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CommandReply"];
+                };
+            };
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
+    show_charter: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id or name */
+                run: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/toml": string;
+                };
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
+    list_checkpoints: {
+        parameters: {
+            query?: {
+                /** @description At most this many, 50 unless said, 500 at most. */
+                limit?: number | null;
+            };
+            header?: never;
+            path: {
+                /** @description Id or name */
+                run: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CheckpointSummary"][];
+                };
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
+    send_command: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id or name */
+                run: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/octet-stream": number[];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CommandReply"];
+                };
+            };
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
+    follow_events: {
+        parameters: {
+            query?: {
+                /** @description Entries after this position; without it and without `Last-Event-ID`, only new ones. */
+                after?: number | null;
+            };
+            header?: never;
+            path: {
+                /** @description Id or name */
+                run: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "text/event-stream": components["schemas"]["LogEntry"];
+                };
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
+    read_log: {
+        parameters: {
+            query?: {
+                /** @description First position, 0 unless said. */
+                from?: number | null;
+                /** @description At most this many, 100 unless said, 1,000 at most. */
+                limit?: number | null;
+            };
+            header?: never;
+            path: {
+                /** @description Id or name */
+                run: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LogPage"];
+                };
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
+    read_log_binary: {
+        parameters: {
+            query?: {
+                /** @description First position, 0 unless said. */
+                from?: number | null;
+                /** @description At most this many, 100 unless said, 1,000 at most. */
+                limit?: number | null;
+            };
+            header?: never;
+            path: {
+                /** @description Id or name */
+                run: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/octet-stream": number[];
+                };
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
+    list_losses: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id or name */
+                run: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LossPoint"][];
+                };
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
+    list_rounds: {
+        parameters: {
+            query?: {
+                /** @description Only rounds below this one. */
+                before?: number | null;
+                /** @description At most this many, 50 unless said, 500 at most. */
+                limit?: number | null;
+            };
+            header?: never;
+            path: {
+                /** @description Id or name */
+                run: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RoundSummary"][];
+                };
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
+    show_round: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id or name */
+                run: string;
+                /** @description Number */
+                round: number;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RoundSummary"];
+                };
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
+    ask_for_work: {
+        parameters: {
+            query: {
+                /** @description The worker's public key. */
+                worker: string;
+                /** @description Entries of the log that the worker knows of; the answer comes when there are more. */
+                after?: number | null;
+                /** @description Longest wait in milliseconds, 0 unless said, 25,000 at most. */
+                wait_ms?: number | null;
+            };
+            header?: never;
+            path: {
+                /** @description Id or name */
+                run: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Work"];
+                };
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
+    list_workers: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id or name */
+                run: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["WorkerSummary"][];
+                };
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
+    upload_progress: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description BLAKE3 of the bytes */
+                hash: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description `x-athome-offset` says how much; `x-athome-complete` that it is whole */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
+    upload_part: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description BLAKE3 of the bytes */
+                hash: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/octet-stream": number[];
+            };
+        };
+        responses: {
+            /** @description More is to come, from `x-athome-offset` on */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description The blob is whole */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+            /** @description The part does not begin at `x-athome-offset` */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
+}

@@ -46,6 +46,7 @@ export class RunLive {
   #lossesAt = 0
   #lastIndex = -1
   #stopped = false
+  #rejoining = false
   #onEntry: (entry: LogEntry) => void = () => {}
 
   constructor(id: string, onEntry?: (entry: LogEntry) => void) {
@@ -111,7 +112,10 @@ export class RunLive {
     this.#source = source
     source.addEventListener('open', () => {
       this.#retryMs = 1_000
-      if (this.connection.state === 'behind') this.#mark([...this.#wanted])
+      if (this.connection.state === 'behind') {
+        this.#rejoining = true
+        this.#mark([...this.#wanted])
+      }
       this.connection = { state: 'live' }
     })
     source.addEventListener('entry', (event) => this.#receive(event as MessageEvent<string>))
@@ -177,8 +181,20 @@ export class RunLive {
     switch (name) {
       case 'run': {
         const run = await take(api.GET('/api/v1/runs/{run}', { params: { path } }))
-        if (!this.run || run.log_length >= this.run.log_length) this.run = run
-        else this.#dirty.add('run')
+        if (this.#rejoining) {
+          // A hub restored from a mirror may know less than it did: what it says now counts.
+          this.#rejoining = false
+          this.run = run
+          if (run.log_length <= this.#lastIndex) {
+            this.#lastIndex = run.log_length - 1
+            this.rounds = null
+            this.losses = null
+            this.#mark([...this.#wanted])
+          }
+        } else if (!this.run || run.log_length >= this.run.log_length) {
+          // An answer older than an entry seen since is left out; that entry has asked for a newer one.
+          this.run = run
+        }
         break
       }
       case 'rounds': {
