@@ -75,9 +75,15 @@ function watch(page, allowed) {
   return troubles
 }
 
+/** Switches the colours and waits until they are painted. */
+async function recolour(page, colorScheme) {
+  await page.emulateMedia({ colorScheme })
+  await page.evaluate(() => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve))))
+}
+
 async function accessible(page, name) {
   for (const colorScheme of ['light', 'dark']) {
-    await page.emulateMedia({ colorScheme })
+    await recolour(page, colorScheme)
     await page.evaluate(axeSource)
     const found = await page.evaluate(async () => {
       const { violations } = await window.axe.run(document)
@@ -87,7 +93,7 @@ async function accessible(page, name) {
     })
     must(found.length === 0, `${name}: no serious accessibility violation in ${colorScheme}`, found)
   }
-  await page.emulateMedia({ colorScheme: 'light' })
+  await recolour(page, 'light')
 }
 
 async function fits(page, name) {
@@ -150,7 +156,7 @@ async function checkRun(page, run) {
 
   await page.mouse.move(5, 5)
   await page.screenshot({ path: join(out, 'run-light.png') })
-  await page.emulateMedia({ colorScheme: 'dark' })
+  await recolour(page, 'dark')
   await page.screenshot({ path: join(out, 'run-dark.png') })
   await accessible(page, 'run')
   const first = page.getByTestId('timeline-row').first().locator('button').first()
