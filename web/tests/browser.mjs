@@ -142,7 +142,7 @@ async function checkRun(page, run) {
   const listed = await page.getByTestId('worker-row').count()
   must(listed >= Math.min(workers.length, 50), 'run: every worker is listed', { listed, workers: workers.length })
   await page.getByTestId('sample').first().waitFor({ timeout: PAGE_MS })
-  const sample = await until('run: a sample with text', () => page.locator('[data-testid=sample] p').first().textContent(), (text) => text.trim() !== '')
+  const sample = await until('run: a sample with text', () => page.getByTestId('sample-text').first().textContent(), (text) => text.trim() !== '')
   ok(`run: a sample is shown (${sample.trim().length} characters)`)
 
   await until('run: live', () => page.getByTestId('connection-state').getAttribute('data-state'), (state) => state === 'live')

@@ -16,9 +16,10 @@ test('events in a few words', () => {
   )
   check(
     'update_refused',
-    { round: 3, worker: 'w', reason: { code: 'norm', detail: 'far too long' } },
+    { round: 3, worker: 'w', reason: { norm: 'far too long' } },
     'round 3, w, norm: far too long',
   )
+  check('update_refused', { round: 3, worker: 'w', reason: 'not_revealed' }, 'round 3, w, not revealed')
   check('model_evaluated', { round: 1, evaluation: { loss_micronats: 4_200_000 } }, 'round 1, held-out loss 4.200')
 })
 

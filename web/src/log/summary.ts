@@ -50,11 +50,12 @@ export function summary(entry: LogEntry): string {
   }
 }
 
+/** A reason is a word, or a word with its detail. */
 function refusal(reason: unknown): string {
-  if (typeof reason === 'string') return reason
-  const code = text(at(reason, 'code'))
-  const detail = text(at(reason, 'detail'))
-  return detail ? `${code}: ${detail}` : code
+  if (typeof reason !== 'object' || reason === null) return text(reason).replaceAll('_', ' ')
+  return Object.entries(reason)
+    .map(([code, detail]) => `${code.replaceAll('_', ' ')}: ${text(detail)}`)
+    .join(', ')
 }
 
 function at(value: unknown, ...path: string[]): unknown {
