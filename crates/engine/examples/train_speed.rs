@@ -53,6 +53,12 @@ fn tokens(step: usize, count: usize, vocabulary: usize) -> Vec<u32> {
         .collect()
 }
 
+/// Seconds that this process has spent on a processor, where the system tells: steadier than the clock on a busy machine.
+fn processor_seconds() -> Option<f64> {
+    let statistics = std::fs::read_to_string("/proc/self/schedstat").ok()?;
+    Some(statistics.split_whitespace().next()?.parse::<f64>().ok()? / 1e9)
+}
+
 /// The largest resident memory of this process so far, where the system tells.
 fn peak_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
@@ -78,15 +84,20 @@ fn main() -> Result<(), Box<dyn Error>> {
         ..OptimizerSettings::default()
     };
     let mut started = Instant::now();
+    let mut processor_started = None;
     let mut loss = 0.0;
     for step in 0..WARM_UP_STEPS + steps {
         if step == WARM_UP_STEPS {
             started = Instant::now();
+            processor_started = processor_seconds();
         }
         let batch = tokens(step, batch * (sequence + 1), config.vocab_size);
         loss = trainer.step(&batch, 1e-3, &settings)?.loss;
     }
     let seconds = started.elapsed().as_secs_f64();
+    let processor = processor_seconds()
+        .zip(processor_started)
+        .map(|(end, start)| end - start);
     println!("model {name}");
     println!("parameters {}", config.parameter_count());
     println!("class {}", engine::arithmetic::class());
@@ -95,6 +106,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         "tokens_per_second {:.1}",
         (steps * batch * sequence) as f64 / seconds
     );
+    if let Some(processor) = processor {
+        println!(
+            "tokens_per_processor_second {:.1}",
+            (steps * batch * sequence) as f64 / processor
+        );
+    }
     println!(
         "planned_bytes {}",
         Trainer::memory_bytes(&config, batch, sequence)

@@ -20,6 +20,10 @@ pub(crate) enum Family {
 
 /// The widest family that this processor has.
 pub(crate) fn family() -> Family {
+    #[cfg(test)]
+    if let Some(family) = tests::FORCED.get() {
+        return family;
+    }
     #[cfg(target_arch = "x86_64")]
     {
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
@@ -36,7 +40,7 @@ pub(crate) fn family() -> Family {
     Family::Baseline
 }
 
-/// The arithmetic class of this machine: kernel family, element type, engine version; for example `avx2-f32-1`.
+/// The arithmetic class of this machine: kernel family, element type, engine version; for example `avx512-f32-1`.
 ///
 /// Two machines of one class compute the same bits from the same inputs, whatever their number of threads.
 pub fn class() -> String {
@@ -47,7 +51,10 @@ pub fn class() -> String {
 fn matrix_family() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     {
-        if family() != Family::Baseline {
+        // The same questions in the same order as `gemm` asks them.
+        if is_x86_feature_detected!("avx512f") {
+            "avx512"
+        } else if is_x86_feature_detected!("fma") {
             "avx2"
         } else {
             "portable"
@@ -94,10 +101,40 @@ macro_rules! specialised {
 pub(crate) use specialised;
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use std::cell::Cell;
+
+    use super::{Family, class, family};
+
+    thread_local! {
+        /// What [`family`] answers on this thread instead of the truth.
+        pub(crate) static FORCED: Cell<Option<Family>> = const { Cell::new(None) };
+    }
+
+    /// Runs `work` once for each family that this processor has.
+    pub(crate) fn with_each_family(mut work: impl FnMut(Family)) {
+        let widest = family();
+        let mut families = vec![Family::Baseline];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if widest != Family::Baseline {
+                families.push(Family::Avx2);
+            }
+            if widest == Family::Avx512 {
+                families.push(Family::Avx512);
+            }
+        }
+        for family in families {
+            FORCED.set(Some(family));
+            work(family);
+        }
+        FORCED.set(None);
+        assert_eq!(family(), widest);
+    }
+
     #[test]
     fn class_has_three_parts() {
-        let class = super::class();
+        let class = class();
         assert_eq!(class.split('-').count(), 3, "{class}");
         assert!(class.contains("-f32-"), "{class}");
     }

@@ -3,6 +3,8 @@
 use super::matmul::{Operand, Shape, Write, matmul};
 use super::rotary::Rotary;
 use super::{adamw, attention, cross_entropy, norm, swiglu, vector};
+use crate::arithmetic::Family;
+use crate::arithmetic::tests::with_each_family;
 use crate::layout::SplitMix;
 use crate::threads::Threads;
 
@@ -412,5 +414,96 @@ fn adamw_steps() {
         close(&weights, &plain, 1e-6, "weights");
         close(&m, &plain_m, 1e-6, "first moment");
         close(&v, &plain_v, 1e-6, "second moment");
+    }
+}
+
+#[test]
+fn every_instruction_set_gives_the_same_bits() {
+    const ROWS: usize = 5;
+    const WIDTH: usize = 67;
+    let threads = Threads::new(1);
+    let mut seen: Vec<(Family, Vec<u32>)> = vec![];
+    with_each_family(|family| {
+        let mut all = vec![];
+        let x: Vec<f32> = random(1, ROWS * WIDTH)
+            .iter()
+            .map(|value| value * 9.0)
+            .collect();
+        let (mut normalised, mut reciprocal) = (vec![0.0; ROWS * WIDTH], vec![0.0; ROWS]);
+        let mut out = vec![0.0; ROWS * WIDTH];
+        let kept = norm::Kept {
+            normalised: &mut normalised,
+            reciprocal: &mut reciprocal,
+        };
+        norm::forward(&threads, &x, &random(2, WIDTH), 1e-5, kept, &mut out);
+        all.extend_from_slice(&out);
+
+        let (mut input, mut gains) = (vec![0.0; ROWS * WIDTH], vec![0.0; WIDTH]);
+        let weights = random(2, WIDTH);
+        let saved = norm::Saved {
+            gains: &weights,
+            normalised: &normalised,
+            reciprocal: &reciprocal,
+        };
+        let mut partial = vec![0.0; WIDTH];
+        let into = norm::Target {
+            input: &mut input,
+            write: Write::Replace,
+            partial: &mut partial,
+            gains: &mut gains,
+        };
+        norm::backward(&threads, &saved, &random(3, ROWS * WIDTH), into);
+        all.extend(input);
+        all.extend(gains);
+
+        let (mut gate_up, mut activation) = (random(4, 2 * ROWS * WIDTH), random(5, ROWS * WIDTH));
+        swiglu::backward(&threads, WIDTH, &mut gate_up, &mut activation);
+        all.extend(gate_up);
+        all.extend(activation);
+
+        let (mut logits, mut losses) = (x.clone(), vec![0.0; ROWS]);
+        cross_entropy::loss_and_gradient(
+            &threads,
+            WIDTH,
+            &mut logits,
+            &[0, 9, 66, 3, 1],
+            0.1,
+            &mut losses,
+        );
+        all.extend(logits);
+        all.extend(losses);
+
+        let (mut w, mut m, mut v) = (random(6, 999), random(7, 999), vec![0.1; 999]);
+        let update = adamw::Update {
+            beta1: 0.9,
+            beta2: 0.95,
+            epsilon: 1e-8,
+            step_size: 0.01,
+            root_correction: 1.1,
+            clip: 0.7,
+            keep: 0.99,
+        };
+        adamw::update(&threads, update, &mut w, &mut m, &mut v, &random(8, 999));
+        all.extend(w);
+        all.extend(m);
+        all.extend(v);
+        all.push(vector::sum_of_squares(&x) as f32);
+
+        let past = attention::Past {
+            keys: &x,
+            values: &out,
+            stride: WIDTH,
+        };
+        let (mut scores, mut head) = (vec![0.0; ROWS], vec![0.0; 24]);
+        attention::attend_one(past, &random(9, 24), &mut scores, &mut head);
+        all.extend(head);
+        seen.push((family, all.iter().map(|value| value.to_bits()).collect()));
+    });
+    for (family, bits) in &seen[1..] {
+        assert!(
+            *bits == seen[0].1,
+            "{family:?} differs from {:?}",
+            seen[0].0
+        );
     }
 }
