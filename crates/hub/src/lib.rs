@@ -16,7 +16,10 @@ mod store;
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use anyhow::{Context, Result};
-use protocol::{Hash, SecretKey, units::RunId};
+use protocol::{
+    Hash, SecretKey,
+    units::{BlobReference, RunId},
+};
 use tokio::{
     sync::{Mutex, RwLock},
     task::JoinSet,
@@ -115,11 +118,11 @@ impl Hub {
         Ok(())
     }
 
-    /// The run in which somebody committed to a blob that is not here yet, and the blob.
+    /// The run in which somebody committed to a blob, the commitment, and the blob it names: the update or the inner state.
     pub(crate) async fn committed(
         &self,
         hash: &Hash,
-    ) -> Option<(Run, protocol::command::Commitment)> {
+    ) -> Option<(Run, protocol::command::Commitment, BlobReference)> {
         for run in self.runs.read().await.values() {
             let state = run.state.read().await;
             let commitment = state.current_round().and_then(|round| {
@@ -127,12 +130,15 @@ impl Hub {
                     .slots
                     .iter()
                     .filter_map(|it| it.commitment())
-                    .find(|it| it.update.hash == *hash)
-                    .cloned()
+                    .find_map(|it| {
+                        let mut blobs = [Some(it.update), it.header.inner_state].into_iter();
+                        let blob = blobs.find_map(|blob| blob.filter(|blob| blob.hash == *hash))?;
+                        Some((it.clone(), blob))
+                    })
             });
-            if let Some(commitment) = commitment {
+            if let Some((commitment, blob)) = commitment {
                 drop(state);
-                return Some((run.clone(), commitment));
+                return Some((run.clone(), commitment, blob));
             }
         }
         None
@@ -140,7 +146,7 @@ impl Hub {
 
     /// Whether a blob is an update that others must not see yet: its round still takes commitments.
     pub(crate) async fn is_private(&self, hash: &Hash) -> bool {
-        let Some((run, _)) = self.committed(hash).await else {
+        let Some((run, _, _)) = self.committed(hash).await else {
             return false;
         };
         let state = run.state.read().await;

@@ -9,7 +9,7 @@ use engine::{
         codec,
         decoded::DecodedUpdate,
         hash::parameters_hash,
-        norms,
+        inner_start, norms,
         outer::OuterState,
         round::merge_round,
         settings::{MergeSettings, UpdateSettings},
@@ -74,8 +74,11 @@ impl Arithmetic {
         })
     }
 
-    /// The longest payload that any honest update has.
-    pub(crate) fn update_bytes_max(&self) -> u64 {
+    /// The longest file that any honest update, or the inner state beside it, has.
+    pub(crate) fn upload_bytes_max(&self, is_update: bool) -> u64 {
+        if !is_update {
+            return inner_start::bytes_of(self.lengths.iter().sum()) as u64;
+        }
         let payload = codec::update_bytes_max(&self.lengths, &self.update);
         (payload + update::MAGIC.len() + 2 + update::HEADER_BYTES_MAX) as u64
     }
@@ -95,15 +98,22 @@ impl Arithmetic {
         }
         let decoded = codec::decode(payload, &self.lengths, &self.update)
             .map_err(|error| RefusalReason::Payload(error.to_string()))?;
-        if norm_of(&decoded) == 0 {
+        if decoded.norm() == 0 {
             return Err(RefusalReason::Norm("the update changes nothing".to_owned()));
         }
         Ok(decoded)
     }
 
+    /// Checks the optimiser's m and v that a warm start publishes.
+    pub(crate) fn judge_inner_state(&self, bytes: &[u8]) -> Result<(), RefusalReason> {
+        inner_start::from_bytes(bytes, self.lengths.iter().sum())
+            .map(|_| ())
+            .map_err(|error| RefusalReason::Payload(format!("its inner state: {error}")))
+    }
+
     /// The updates whose norm is out of proportion to the round's median.
     pub(crate) fn outliers(&self, parts: &[Part]) -> Vec<(WorkerId, RefusalReason)> {
-        let norms: Vec<u64> = parts.iter().map(|it| norm_of(&it.update)).collect();
+        let norms: Vec<u64> = parts.iter().map(|it| it.update.norm()).collect();
         let median = norms::median(norms.iter().copied());
         let limit = (u128::from(median) * u128::from(self.norm_ratio_max_q16)) >> 16;
         parts
@@ -282,12 +292,4 @@ async fn required(blobs: &Blobs, blob: &BlobReference) -> Result<bytes::Bytes> {
         .read(blob)
         .await?
         .with_context(|| format!("the blob {} is missing", blob.hash))
-}
-
-fn norm_of(update: &DecodedUpdate) -> u64 {
-    let squared = update
-        .squared_norms()
-        .into_iter()
-        .fold(0_u128, u128::saturating_add);
-    norms::norm(squared)
 }

@@ -379,8 +379,19 @@ impl Actor {
             .slots
             .iter()
             .filter_map(|it| it.commitment())
-            .find(|it| it.update.hash == hash);
+            .find(|it| {
+                it.update.hash == hash || it.header.inner_state.is_some_and(|it| it.hash == hash)
+            });
         if let Some(commitment) = commitment {
+            // An update of a warm start is looked at when the inner state beside it is here too.
+            for blob in [Some(commitment.update), commitment.header.inner_state]
+                .into_iter()
+                .flatten()
+            {
+                if !matches!(self.parts.blobs.length(&blob.hash).await, Ok(Some(_))) {
+                    return;
+                }
+            }
             let job = Job::Judge(Box::new(commitment.clone()));
             self.jobs
                 .spawn(job.run(Arc::clone(&self.arithmetic), self.parts.blobs.clone()));

@@ -284,6 +284,17 @@ pub struct Work {
     pub assignment: Option<WorkAssignment>,
     /// What the hub knows of this worker.
     pub worker: WorkWorker,
+    /// The newest published m and v of the optimiser: what a worker without carried state starts from.
+    pub inner_start: Option<WorkBlob>,
+}
+
+/// A blob and its size.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct WorkBlob {
+    /// Its hash.
+    pub blob: String,
+    /// Its size.
+    pub bytes: u64,
 }
 
 /// The newest model, and how to come to it.
@@ -333,6 +344,8 @@ pub struct WorkAssignment {
     pub deadline_ms: u64,
     /// Whether this worker's commitment is there.
     pub committed: bool,
+    /// Whether the run warms up: the update must name the optimiser's m and v, uploaded beside it.
+    pub publish_inner_state: bool,
 }
 
 /// What the hub knows of the worker that asks.

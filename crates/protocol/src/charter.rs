@@ -210,6 +210,9 @@ pub struct RoundRules {
     pub checkpoint_every: u32,
     /// Inner steps between leaves of an update's Merkle tree.
     pub leaf_steps: u32,
+    /// Accepted tokens up to which a round has one slot, given to the fastest worker, whose inner state everyone then starts from.
+    #[serde(default)]
+    pub warm_start_tokens: u64,
     /// How many times faster than its own measured speed a worker may claim to be, in units of 2^-16.
     pub speed_ratio_max_q16: u32,
 }
@@ -490,6 +493,14 @@ impl Charter {
         ] {
             require((1..=65_536).contains(&value), field, "must be 1 to 65536")?;
         }
+        require(
+            round.warm_start_tokens == 0
+                || self.inner.carry_inner_state
+                    && round.quorum == 1
+                    && round.warm_start_tokens < self.inner.tokens_max,
+            "round.warm_start_tokens",
+            "needs inner.carry_inner_state, a quorum of 1, and fewer tokens than inner.tokens_max",
+        )?;
         require(
             round.speed_ratio_max_q16 >= 65_536,
             "round.speed_ratio_max_q16",

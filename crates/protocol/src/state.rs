@@ -14,7 +14,7 @@ use crate::{
     command::{Commitment, Device},
     event::{Checkpoint, Evaluation, ModelState, RefusalReason},
     log::Head,
-    units::{AccountId, MilliCredits, RunId, WorkerId},
+    units::{AccountId, BlobReference, MilliCredits, RunId, WorkerId},
 };
 
 /// Most workers that one run's log admits.
@@ -41,6 +41,8 @@ pub struct State {
     pub rounds_merged: u64,
     /// Accepted tokens of the whole run.
     pub tokens: u64,
+    /// The newest published m and v of the optimiser: what a worker without carried state starts from.
+    pub inner_start: Option<BlobReference>,
     /// Everyone who ever joined.
     pub workers: BTreeMap<WorkerId, Worker>,
     /// Accounts by bound key.
@@ -145,6 +147,12 @@ impl State {
             Phase::Training(round) | Phase::Revealing(round) => Some(round),
             Phase::Idle | Phase::Finished => None,
         }
+    }
+
+    /// Whether the run still warms up: one worker at a time, whose inner state is published.
+    #[must_use]
+    pub fn is_warming_up(&self) -> bool {
+        self.tokens < self.charter.round.warm_start_tokens
     }
 
     /// Whether the run takes no further rounds.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Hash,
     canonical::{self, CanonicalError},
-    units::{RunId, WorkerId},
+    units::{BlobReference, RunId, WorkerId},
 };
 
 /// First bytes of every update file.
@@ -47,6 +47,8 @@ pub struct UpdateHeader {
     pub carried_if_refused: Hash,
     /// Merkle root over the inner steps.
     pub steps_root: Hash,
+    /// The optimiser's m and v that the worker carries out, uploaded beside the update while the run warms up: what others start from.
+    pub inner_state: Option<BlobReference>,
 }
 
 /// Why an update's envelope was refused.
@@ -110,6 +112,7 @@ pub(crate) mod tests {
             carried_after: Hash([8; 32]),
             carried_if_refused: Hash([10; 32]),
             steps_root: Hash([9; 32]),
+            inner_state: None,
         }
     }
 
@@ -119,7 +122,7 @@ pub(crate) mod tests {
         let (header, payload) = open(&bytes).unwrap();
         assert_eq!(header, sample_header());
         assert_eq!(payload, b"payload");
-        expect_test::expect!["55a0319de6e512e3832e536aa123301cd89af47afe52e2fe0ce85e33cdf3145a"]
+        expect_test::expect!["db22619ad3f0e6fdcc0c562a10044cac8299971bcd2875cbcd138b25cd03acb7"]
             .assert_eq(&Hash::of_blob(&bytes).to_string());
     }
 

@@ -142,16 +142,16 @@ async fn authorise(
             .ok_or_else(|| Failure::bad("the upload's authorisation does not read"))?;
         key.verify(UPLOAD_DOMAIN, &hash.0, &signature)
             .map_err(|_| refuse("the upload's signature does not match"))?;
-        let Some((run, commitment)) = hub.committed(&hash).await else {
+        let Some((run, commitment, blob)) = hub.committed(&hash).await else {
             return Err(refuse("no round in progress waits for that blob"));
         };
         if commitment.header.worker.0 != key {
             return Err(refuse("another worker committed to that blob"));
         }
-        if commitment.update.bytes > run.arithmetic.update_bytes_max() {
+        if blob.bytes > run.arithmetic.upload_bytes_max(blob == commitment.update) {
             return Err(refuse("no update of this run is that long"));
         }
-        return Ok((commitment.update, Some(run)));
+        return Ok((blob, Some(run)));
     }
     if !is_operator(hub, peer, headers) {
         return Err(refuse("an upload needs a worker's signature"));

@@ -8,7 +8,7 @@ use axum::{
     extract::{Path, Query, State},
 };
 use protocol::{
-    api::{ApiError, CommandReply, Work, WorkAssignment, WorkModel, WorkWorker},
+    api::{ApiError, CommandReply, Work, WorkAssignment, WorkBlob, WorkModel, WorkWorker},
     canonical,
     command::SignedCommand,
     identity::Binding,
@@ -122,6 +122,7 @@ async fn work(hub: &Hub, run: &Run, worker: WorkerId) -> Result<Work, Failure> {
             deltas,
         },
         assignment: state.assignment,
+        inner_start: state.inner_start,
         worker: WorkWorker {
             last_refusal,
             ..state.worker
@@ -137,6 +138,7 @@ struct ForWork {
     checkpoint: (u64, protocol::event::Checkpoint),
     assignment: Option<WorkAssignment>,
     worker: WorkWorker,
+    inner_start: Option<WorkBlob>,
 }
 
 impl ForWork {
@@ -151,6 +153,7 @@ impl ForWork {
                 tokens_before: round.tokens_before,
                 deadline_ms: round.deadline_ms,
                 committed: part.progress != SlotProgress::Assigned,
+                publish_inner_state: state.is_warming_up(),
             }),
             Phase::Idle | Phase::Revealing(_) | Phase::Finished => None,
         };
@@ -160,6 +163,10 @@ impl ForWork {
             model: state.model,
             checkpoint: state.checkpoint,
             assignment,
+            inner_start: state.inner_start.map(|it| WorkBlob {
+                blob: it.hash.to_string(),
+                bytes: it.bytes,
+            }),
             worker: WorkWorker {
                 joined: record.is_some_and(|it| it.joined),
                 sequence: record.map_or(0, |it| it.sequence),

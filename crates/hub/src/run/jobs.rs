@@ -148,11 +148,21 @@ async fn judge(commitment: Commitment, arithmetic: Arc<Arithmetic>, blobs: Blobs
         .await?
         .context("the update's bytes are missing")?;
     let header = commitment.header;
+    let inner_state = match &header.inner_state {
+        Some(blob) => blobs.read(blob).await?,
+        None => None,
+    };
     blocking(move || {
+        let mut verdict = arithmetic.judge(&bytes, &header).map(Arc::new);
+        if let (Ok(_), Some(inner_state)) = (&verdict, &inner_state)
+            && let Err(reason) = arithmetic.judge_inner_state(inner_state)
+        {
+            verdict = Err(reason);
+        }
         Ok(Done::Judged {
             round: header.round,
             worker: header.worker,
-            verdict: arithmetic.judge(&bytes, &header).map(Arc::new),
+            verdict,
         })
     })
     .await

@@ -84,6 +84,7 @@ pub(crate) fn sample_charter() -> Charter {
             shards_per_assignment: 2,
             checkpoint_every: 10,
             leaf_steps: 5,
+            warm_start_tokens: 0,
             speed_ratio_max_q16: 2 << 16,
         },
         income: Income::EveryoneWhoMadeIt,
@@ -100,7 +101,7 @@ fn toml_round_trip_keeps_the_id() {
 
 #[test]
 fn golden_id() {
-    expect_test::expect!["a0b3479486e38865d78e9a208c5ab283745548e85eb889f4c0ce52527a86953e"]
+    expect_test::expect!["51ff2030de1542d13b8336ddbefa4185838b0a7f86e903e186e6520766fef800"]
         .assert_eq(&sample_charter().id().to_string());
 }
 
@@ -148,6 +149,13 @@ fn values_without_meaning_are_refused() {
     refused(|it| it.round.window_ms = 0, "round.window_ms");
     refused(|it| it.round.quorum = 65, "round.quorum");
     refused(|it| it.round.steps_min = 101, "round.steps_min");
+    refused(
+        |it| {
+            it.round.warm_start_tokens = 1;
+            it.inner.carry_inner_state = false;
+        },
+        "round.warm_start_tokens",
+    );
 }
 
 #[test]

@@ -157,13 +157,13 @@ fn golden_bytes_of_every_event() {
         })
         .collect();
     expect_test::expect![[r#"
-        run_created 455 2d7a6229fb426feed9e790de6936108bdabf22d93d8435e29c921ee2df1e1124
+        run_created 456 c5a3540685d12293bcff19a0801034f054b5a55046f0f4130d11483e44106a2d
         worker_joined 150 6f2241d0c9517672c8d4b2bb9b3d361d6bd6e15980e07ffa256d65cb6f3a92e7
         worker_left 137 c7eb9ca10000adb3c1afe39a817170f5efe8607109c7b9b9c2342141d9c33528
         identity_bound 226 fc6949362984b66b18279383a1250b6501c26804f09c71e67d8f21cca172d3a5
         round_opened 134 55b0aa0d999401f66f7c0cc51c1f66c195acd6143c2c3507bcdecec4eb61a496
         slot_added 35 0501018139770ea87d175f56a35466c34c7ecccb8d8a91b4ee37a25df60f5b8fc9b394
-        update_committed 399 1d5e729f2d926402bbdc22635b438ee56e88bc6df97e170767e816c0b51bd986
+        update_committed 400 3c6eb3aa57e2330408d4fbf21946fea29f21fb20cf7572f97b15d2ce53dbe2cb
         commitments_closed 3 07010a
         update_accepted 35 08018139770ea87d175f56a35466c34c7ecccb8d8a91b4ee37a25df60f5b8fc9b3940b
         update_refused 41 09018139770ea87d175f56a35466c34c7ecccb8d8a91b4ee37a25df60f5b8fc9b394020573686f7274

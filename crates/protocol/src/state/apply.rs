@@ -72,6 +72,7 @@ impl State {
             round: 0,
             rounds_merged: 0,
             tokens: 0,
+            inner_start: None,
             workers: BTreeMap::new(),
             bindings: BTreeMap::new(),
             evaluation: None,
@@ -173,6 +174,9 @@ impl State {
             } => {
                 let joined = self.workers.get(worker).is_some_and(|it| it.joined);
                 let slots_max = self.charter.round.slots_max;
+                if self.is_warming_up() {
+                    return Err("a round of the warm start has one slot");
+                }
                 let open = self.training_round(*round)?;
                 if !joined || open.slot_of(worker).is_some() {
                     return Err("the worker has not joined, or has a slot");
@@ -352,6 +356,9 @@ impl State {
         };
         let commitment: Commitment = (**commitment).clone();
         let round = commitment.header.round;
+        if commitment.header.inner_state.is_some() != self.is_warming_up() {
+            return Err("the inner state is published in the warm start, and only there");
+        }
         let open = self.training_round(round)?;
         let slot = open
             .slots
@@ -371,6 +378,9 @@ impl State {
     fn check_assignments(&self, assignments: &[WorkerId]) -> Result<(), &'static str> {
         if assignments.is_empty() || assignments.len() > self.charter.round.slots_max as usize {
             return Err("it has no slot or too many");
+        }
+        if self.is_warming_up() && assignments.len() > 1 {
+            return Err("a round of the warm start has one slot");
         }
         let mut seen = std::collections::BTreeSet::new();
         for worker in assignments {
@@ -405,11 +415,13 @@ impl State {
 
     fn credit(&mut self, round: u64, update: &MergedUpdate) {
         self.tokens = self.tokens.saturating_add(update.tokens);
-        let carried = self
+        let header = self
             .current_round()
             .and_then(|it| it.slots.get(update.slot as usize))
             .and_then(Slot::commitment)
-            .map(|it| it.header.carried_after);
+            .map(|it| &it.header);
+        let carried = header.map(|it| it.carried_after);
+        self.inner_start = header.and_then(|it| it.inner_state).or(self.inner_start);
         if let Some(record) = self.workers.get_mut(&update.worker) {
             record.tokens = record.tokens.saturating_add(update.tokens);
             record.credits = MilliCredits(record.credits.0.saturating_add(update.credits.0));

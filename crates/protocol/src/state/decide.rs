@@ -305,10 +305,18 @@ fn check_commitment(
             "the update carries another state than the worker's last accepted update left",
         );
     }
+    if header.inner_state.is_some() != state.is_warming_up() {
+        return refuse(
+            RefusalCode::NotAssigned,
+            "the optimiser's inner state is published in the warm start, and only there",
+        );
+    }
     check_claim(state, worker, round, commitment, now_ms)
 }
 
 /// What a worker carries that starts afresh: it lost its folder, or never had one.
+///
+/// Its error feedback is zero, and its m and v are the newest published ones ([`State::inner_start`]), or zero.
 #[must_use]
 pub fn fresh() -> crate::Hash {
     crate::Hash::default()
@@ -340,7 +348,10 @@ fn check_claim(
             "the update's tokens are not its steps times the tokens of a step",
         );
     }
-    if commitment.update.bytes == 0 || commitment.update.bytes > UPDATE_BYTES_MAX {
+    let inner_bytes = header.inner_state.map_or(1, |it| it.bytes);
+    if !(1..=UPDATE_BYTES_MAX).contains(&commitment.update.bytes)
+        || !(1..=UPDATE_BYTES_MAX).contains(&inner_bytes)
+    {
         return refuse(RefusalCode::Claim, "the update's size is out of range");
     }
     let speed = state
@@ -432,6 +443,12 @@ fn open_round(state: &State, present: &[WorkerId], now_ms: u64) -> Vec<Event> {
         .collect();
     assignments.sort_unstable();
     assignments.dedup();
+    if state.is_warming_up() {
+        // The fastest trains alone; of equally fast ones the first by key.
+        let speed = |it: &WorkerId| state.workers.get(it).map_or(0, |it| it.device.tokens_per_s);
+        assignments.sort_by_key(|it| (std::cmp::Reverse(speed(it)), *it));
+        assignments.truncate(1);
+    }
     // More machines than slots: the seed draws who has one, so that nobody is left out for good.
     assignments.sort_by_cached_key(|it| {
         crate::Hash::in_domain(
@@ -455,6 +472,9 @@ fn open_round(state: &State, present: &[WorkerId], now_ms: u64) -> Vec<Event> {
 
 /// A worker that arrives within the first half of a window still has a use.
 fn add_slots(state: &State, round: &Round, present: &[WorkerId], now_ms: u64) -> Vec<Event> {
+    if state.is_warming_up() {
+        return vec![];
+    }
     let half = round.opened_ms + (round.deadline_ms - round.opened_ms) / 2;
     if now_ms > half {
         return vec![];

@@ -122,6 +122,10 @@ impl Driver {
                 carried_after: Hash([number; 32]),
                 carried_if_refused: Hash([number + 50; 32]),
                 steps_root: Hash::default(),
+                inner_state: self
+                    .state
+                    .is_warming_up()
+                    .then(|| BlobReference::of(b"inner state")),
             },
         }
     }
@@ -433,6 +437,42 @@ fn one_identity_is_capped() {
 }
 
 #[test]
+fn the_warm_start_has_one_slot_and_publishes_its_inner_state() {
+    let mut hub = Driver::new(|it| it.round.warm_start_tokens = 200);
+    hub.join(1);
+    hub.join(2);
+    for _ in 0..2 {
+        assert_eq!(hub.clock(&[1, 2]), ["round_opened"]);
+        let round = hub.state.current_round().unwrap();
+        assert_eq!(round.slots.len(), 1);
+        let alone = if round.slots[0].worker == worker(1) {
+            1
+        } else {
+            2
+        };
+        assert_eq!(hub.clock(&[1, 2]), Vec::<&str>::new());
+        let mut without = hub.commitment(alone, 1);
+        without.header.inner_state = None;
+        let refusal = hub
+            .command(alone, Command::Commit(Box::new(without)))
+            .unwrap_err();
+        assert_eq!(refusal.code, RefusalCode::NotAssigned);
+        hub.commit(alone, 1).unwrap();
+        hub.clock(&[1, 2]);
+        hub.judge(alone, Ok(())).unwrap();
+        hub.merge().unwrap();
+    }
+    assert_eq!(
+        hub.state.inner_start,
+        Some(BlobReference::of(b"inner state"))
+    );
+    hub.clock(&[1, 2]);
+    assert_eq!(hub.state.current_round().unwrap().slots.len(), 2);
+    hub.commit(1, 1).unwrap();
+    assert_eq!(hub.replayed(), hub.state);
+}
+
+#[test]
 fn a_run_ends_when_its_tokens_are_spent() {
     let mut hub = Driver::new(|it| {
         it.inner.warmup_tokens = 10;
@@ -542,12 +582,12 @@ fn golden_hash_of_a_log_with_the_common_events() {
         })
         .collect();
     expect_test::expect![[r#"
-        run_created 069c2e3f
-        worker_joined 050b0219
-        round_opened bfc8b659
-        update_committed c18b0134
-        commitments_closed 490100a2
-        update_accepted 6d91edd1
-        round_merged 8525f81e"#]]
+        run_created 22674580
+        worker_joined 42bd2d07
+        round_opened 90c2ba13
+        update_committed 42528c7e
+        commitments_closed af7e603e
+        update_accepted 30c00bf1
+        round_merged 881dc44c"#]]
     .assert_eq(&hashes.join("\n"));
 }
