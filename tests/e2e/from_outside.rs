@@ -28,7 +28,7 @@ const PROMPT: [u32; 12] = [3, 100, 7, 42, 42, 255, 9, 61, 130, 5, 77, 300];
 #[tokio::test(flavor = "multi_thread")]
 async fn strangers_are_served_and_refused() -> Result<()> {
     let mut network = Network::start("from-outside").await?;
-    let run = network.open_run(|_| {}).await?;
+    let run = network.open_run().await?;
     network.start_worker(run, "first", None)?;
     network.start_worker(run, "second", Some("0.5"))?;
     network.start_gateway().await?;
@@ -61,16 +61,11 @@ async fn strangers_are_served_and_refused() -> Result<()> {
 /// The exported folder gives the same logits in transformers as here.
 async fn an_export_opens_in_transformers(network: &Network, run: RunId) -> Result<()> {
     let folder = network.folder.join("export");
-    let arguments = [
-        "run",
-        "export",
-        &run.to_string(),
-        "--hub",
-        &network.hub_url(),
-        "--output",
-        &folder.to_string_lossy(),
-    ];
-    run_well(&places::athome()?, &arguments).await?;
+    let (run, hub) = (run.to_string(), network.hub_url());
+    let out = folder.to_string_lossy();
+    network
+        .athome(&["run", "export", &run, "--hub", &hub, "--out", &out])
+        .await?;
     let (config, parameters) = read_folder(&folder)?;
     let mut session = Generator::new(&config, Arc::new(parameters))?.session();
     let mut logits = Vec::new();
@@ -223,15 +218,21 @@ async fn hostile_data_is_refused(network: &Network) -> Result<()> {
     fs::write(&noise, [0xFF_u8, 0xFE, 0x00, 0x80].repeat(1000))?;
     let broken = folder.join("broken.jsonl");
     fs::write(&broken, "{\"text\": \"fine\"}\n{\"text\": 3}\n")?;
-    for file in [&noise, &broken, &folder.join("missing.txt")] {
-        let output = folder.join("output");
+    let files = [
+        ("text", &noise),
+        ("jsonl", &broken),
+        ("text", &folder.join("missing.txt")),
+        ("sotu", &folder),
+    ];
+    for (kind, file) in files {
+        let (path, out) = (file.to_string_lossy(), folder.join("output"));
+        let out = out.to_string_lossy();
+        let licence = ["--licence", "CC0-1.0", "--owner", "nobody"];
         let arguments = [
-            "data".as_ref(),
-            "import".as_ref(),
-            file.as_os_str(),
-            "--output".as_ref(),
-            output.as_os_str(),
-        ];
+            &["data", "import", kind, &path, "--out", &out],
+            &licence[..],
+        ]
+        .concat();
         let said = process::run(&places::athome()?, &arguments).await?;
         let name = file
             .file_name()

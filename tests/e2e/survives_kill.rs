@@ -17,7 +17,7 @@ const ROUND_MAX: Duration = Duration::from_secs(90);
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_acknowledged_is_lost() -> Result<()> {
     let mut network = Network::start("survives-kill").await?;
-    let run = network.open_run(|_| {}).await?;
+    let run = network.open_run().await?;
     network.start_worker(run, "first", None)?;
     network.start_worker(run, "second", Some("0.5"))?;
     merged(&mut network, run, 2).await?;

@@ -15,7 +15,7 @@ const LEARNT_MAX: Duration = Duration::from_secs(180);
 #[tokio::test(flavor = "multi_thread")]
 async fn three_machines_make_one_model() -> Result<()> {
     let mut network = Network::start("training-together").await?;
-    let run = network.open_run(|_| {}).await?;
+    let run = network.open_run().await?;
     network.start_worker(run, "swift", None)?;
     network.start_worker(run, "steady", Some("0.5"))?;
     network.start_worker(run, "slow", Some("0.25"))?;

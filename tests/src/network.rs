@@ -10,15 +10,13 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use network::HubClient;
-use protocol::{api::LogEntry, charter::Charter, units::RunId};
+use protocol::{api::LogEntry, units::RunId};
 
 use crate::{
     places,
     process::{Process, run_well},
 };
 
-/// The charter of `cargo xtask up`, without data.
-const DEMO: &str = include_str!("../../xtask/demo.toml");
 /// What `athome join` says where it can't make a control group.
 const NO_QUOTA: &str = "does not permit a processor quota";
 /// Longest wait for a process to answer its first request.
@@ -171,37 +169,38 @@ impl Network {
             .kill()
     }
 
-    /// Opens the demonstration's run on the corpus of speeches; `change` may alter its charter.
+    /// Opens the demonstration's run on the corpus of speeches.
     ///
     /// # Errors
     /// If the hub refuses it.
-    pub async fn open_run(&self, change: impl FnOnce(&mut Charter)) -> Result<RunId> {
-        let athome = places::athome()?;
+    pub async fn open_run(&self) -> Result<RunId> {
         let data = self.path("speeches");
         let speeches = places::speeches()?.to_string_lossy().into_owned();
-        run_well(
-            &athome,
-            &["data", "import", "sotu", &speeches, "--out", &data],
-        )
-        .await?;
-        let template = run_well(&athome, &["run", "charter-template", "--data", &data]).await?;
-        let mut fields: toml::Table = toml::from_str(&template)?;
-        fields.extend(toml::from_str::<toml::Table>(DEMO)?);
-        let mut charter = Charter::from_toml(&toml::to_string(&fields)?)?;
-        change(&mut charter);
-        let file = self.path("charter.toml");
-        fs::write(&file, charter.to_toml())?;
+        self.athome(&["data", "import", "sotu", &speeches, "--out", &data])
+            .await?;
+        let charter = places::root().join("xtask/demo.toml");
+        let charter = charter.to_string_lossy();
         let hub = self.hub_url();
-        run_well(
-            &athome,
-            &["run", "create", &file, "--data", &data, "--hub", &hub],
-        )
-        .await?;
+        self.athome(&["run", "create", &charter, "--data", &data, "--hub", &hub])
+            .await?;
         let runs = self.client()?.runs().await?;
         let run = runs
             .first()
             .context("the hub has no run after creating one")?;
-        Ok(RunId(run.id.parse()?))
+        Ok(run.id.parse()?)
+    }
+
+    /// Runs an `athome` command that must succeed; returns what it printed.
+    ///
+    /// # Errors
+    /// If it fails.
+    pub async fn athome(&self, arguments: &[&str]) -> Result<String> {
+        let home = self.path("home");
+        run_well(
+            &places::athome()?,
+            &[&["--home", &home], arguments].concat(),
+        )
+        .await
     }
 
     /// The log entries of a run from now on until `found` answers with something.

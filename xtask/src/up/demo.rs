@@ -1,8 +1,8 @@
 //! The demonstration network: which programs run with which arguments, and how the run `demo` is opened.
 
-use std::{fs, path::Path, process::Command};
+use std::{path::Path, process::Command};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use super::{
     Addresses, athome,
@@ -11,8 +11,6 @@ use super::{
 };
 use crate::{http, process, workspace};
 
-/// The demonstration's charter, without the data that `athome run create` fills in.
-const CHARTER: &str = include_str!("../../demo.toml");
 /// What `athome join` says where it can't make a control group.
 const NO_QUOTA: &str = "does not permit a processor quota";
 
@@ -111,24 +109,10 @@ pub(super) fn open_run(folder: &Path, addresses: Addresses) -> Result<()> {
         process::required("up-data-import", import.arg("--out").arg(&data))?;
     }
     say("opening the run `demo`");
-    let template = Command::new(workspace::athome())
-        .args(["run", "charter-template", "--data"])
-        .arg(&data)
-        .output()
-        .context("cannot start athome")?;
-    ensure!(
-        template.status.success(),
-        "`athome run charter-template` failed: {}",
-        String::from_utf8_lossy(&template.stderr)
-    );
-    let template = String::from_utf8(template.stdout)?;
-    let charter = folder.join("demo.toml");
-    fs::write(&charter, completed(&template, CHARTER)?)
-        .with_context(|| format!("cannot write {}", charter.display()))?;
     let mut create = Command::new(workspace::athome());
     create
         .args(["run", "create"])
-        .arg(&charter)
+        .arg(workspace::root().join("xtask/demo.toml"))
         .arg("--data")
         .arg(&data)
         .arg("--hub")
@@ -137,31 +121,6 @@ pub(super) fn open_run(folder: &Path, addresses: Addresses) -> Result<()> {
     Ok(())
 }
 
-/// The template's charter with every top-level field of `demo` in the place of the template's.
-fn completed(template: &str, demo: &str) -> Result<String> {
-    let mut charter: toml::Table =
-        toml::from_str(template).context("`athome run charter-template` printed no TOML")?;
-    let demo: toml::Table = toml::from_str(demo).context("xtask/demo.toml does not read")?;
-    charter.extend(demo);
-    Ok(toml::to_string(&charter)?)
-}
-
 fn arguments(words: &[&str]) -> Vec<String> {
     words.iter().map(|it| (*it).to_owned()).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_demonstration_wins_and_the_data_stay() {
-        let template =
-            "name = \"x\"\n[data]\nname = \"speeches\"\n[model]\nvocab_size = 9\nleft_over = 1\n";
-        let charter: toml::Table = toml::from_str(&completed(template, CHARTER).unwrap()).unwrap();
-        assert_eq!(charter["name"].as_str(), Some("demo"));
-        assert_eq!(charter["data"]["name"].as_str(), Some("speeches"));
-        assert_eq!(charter["model"]["vocab_size"].as_integer(), Some(512));
-        assert!(charter["model"].get("left_over").is_none());
-    }
 }
