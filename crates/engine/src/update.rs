@@ -41,6 +41,7 @@ pub mod outer;
 pub mod round;
 
 pub mod carried;
+pub mod inner_start;
 pub mod hash;
 pub mod steps;
 

@@ -311,4 +311,4 @@ pub(crate) fn refusal(status: reqwest::StatusCode, body: &[u8]) -> ClientError {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -5,13 +5,13 @@ mod round;
 
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use engine::{
     ModelConfig,
     train::{InnerState, Trainer},
     update::{
         carried::CarriedState, codec::update_bytes_max, delta, delta::Delta, hash::parameters_hash,
-        settings::UpdateSettings,
+        inner_start, settings::UpdateSettings,
     },
 };
 use protocol::{Hash, charter::Charter, state::decide::fresh};
@@ -46,8 +46,27 @@ pub(crate) struct Machine {
     held: Option<Held>,
     /// Error feedback.
     error: Vec<f32>,
-    /// The hash of error and moments as they are in memory; `None` in the middle of a round.
-    carried: Option<Hash>,
+    /// What error and moments in memory are; `None` in the middle of a round.
+    carried: Option<Carried>,
+}
+
+/// What a machine carries into a round, by hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Carried {
+    /// No error feedback; these published moments, or zeros.
+    Fresh(Option<Hash>),
+    /// The state of this hash.
+    State(Hash),
+}
+
+impl Carried {
+    /// What an update names as carried in.
+    pub(crate) fn hash(self) -> Hash {
+        match self {
+            Self::Fresh(_) => fresh(),
+            Self::State(hash) => hash,
+        }
+    }
 }
 
 /// Bytes that a machine for this charter takes.
@@ -86,7 +105,7 @@ impl Machine {
             base: vec![0.0; parameters],
             held: None,
             error: vec![0.0; parameters],
-            carried: Some(fresh()),
+            carried: Some(Carried::Fresh(None)),
             charter,
         }
     }
@@ -129,34 +148,53 @@ impl Machine {
         self.held = None;
     }
 
-    /// Brings what is carried to the state that the log names: from memory, from disk, or afresh. Gives the hash that
-    /// the next update names as carried in.
-    pub(crate) fn continue_from(
-        &mut self,
-        wanted: Option<Hash>,
-        store: &CarriedStore,
-    ) -> Result<Hash> {
-        let wanted = wanted.unwrap_or_else(fresh);
+    /// Brings what is carried to the state that the log names, from memory or from disk; false if it is in neither, or the
+    /// log names none: then [`Self::begin_fresh`].
+    pub(crate) fn continue_from(&mut self, wanted: Hash, store: &CarriedStore) -> Result<bool> {
+        if self.carried == Some(Carried::State(wanted)) {
+            return Ok(true);
+        }
+        if wanted == fresh() {
+            return Ok(false);
+        }
+        if let Some(state) = store.read(&wanted, self.base.len())?
+            && state.moments.is_some() == self.charter.inner.carry_inner_state
+        {
+            self.set_carried(state);
+            self.carried = Some(Carried::State(wanted));
+            return Ok(true);
+        }
+        tracing::warn!(carried = %wanted, "the carried state is not in this folder: starting afresh");
+        Ok(false)
+    }
+
+    /// Begins without error feedback, from published moments (their hash and bytes) or zeros.
+    ///
+    /// # Errors
+    /// The bytes are no moments of this model.
+    pub(crate) fn begin_fresh(&mut self, start: Option<(Hash, Vec<u8>)>) -> Result<()> {
+        let wanted = Carried::Fresh(start.as_ref().map(|(hash, _)| *hash));
         if self.carried == Some(wanted) {
-            return Ok(wanted);
+            return Ok(());
         }
         self.carried = None;
-        if wanted != fresh() {
-            if let Some(state) = store.read(&wanted, self.base.len())?
-                && state.moments.is_some() == self.charter.inner.carry_inner_state
-            {
-                self.set_carried(state);
-                self.carried = Some(wanted);
-                return Ok(wanted);
-            }
-            tracing::warn!(carried = %wanted, "the carried state is not in this folder: starting afresh");
-        }
         // A round that could not be sealed may have taken the vector with it.
         self.error.clear();
         self.error.resize(self.base.len(), 0.0);
-        self.reset_moments();
-        self.carried = Some(fresh());
-        Ok(fresh())
+        match start {
+            Some((_, bytes)) => {
+                let (step, moments) = inner_start::from_bytes(&bytes, self.base.len())
+                    .context("the run's published inner state")?;
+                self.trainer.set_inner_state(InnerState {
+                    m: moments.first,
+                    v: moments.second,
+                    step,
+                });
+            }
+            None => self.reset_moments(),
+        }
+        self.carried = Some(wanted);
+        Ok(())
     }
 
     fn set_carried(&mut self, state: CarriedState) {

@@ -105,7 +105,7 @@ impl Target {
     }
 
     /// The checkpoint and the deltas after it.
-    fn from_checkpoint(&self) -> Route {
+    fn by_checkpoint(&self) -> Route {
         let after = self.deltas.iter().copied();
         Route {
             checkpoint: Some((self.checkpoint_round, self.checkpoint)),
@@ -122,7 +122,7 @@ impl Target {
 
     /// The way from what is held to the newest model, whichever is fewer bytes.
     pub(crate) fn route(&self, held: Option<Held>, since: Option<&[DeltaStep]>) -> Route {
-        let whole = self.from_checkpoint();
+        let whole = self.by_checkpoint();
         let Some(deltas) = held.and_then(|held| self.deltas_from(held, since)) else {
             return whole;
         };

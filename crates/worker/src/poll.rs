@@ -51,16 +51,12 @@ pub(crate) async fn poll(
                 failures += 1;
                 // A hub that was restarted from an older copy has a shorter log: ask for whatever there is.
                 after = 0;
+                // One lost answer is no problem worth a word.
+                let problem = (failures >= 2).then(|| error.to_string());
                 tracing::debug!(failures, "no answer: {:#}", anyhow::Error::from(error));
-                let problem = problem_of(failures);
                 news.send_modify(|news| news.problem = problem);
                 tokio::time::sleep(PATIENCE.wait_after(failures)).await;
             }
         }
     }
-}
-
-/// One lost answer is no problem worth a word.
-fn problem_of(failures: u32) -> Option<String> {
-    (failures >= 2).then(|| "the hub does not answer".to_owned())
 }

@@ -15,7 +15,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use network::{BlobCache, ClientError, HubClient};
+use network::{BlobCache, HubClient};
 use protocol::{
     api::{Work, WorkAssignment},
     charter::Charter,
@@ -234,11 +234,6 @@ fn next(work: &Work, held: Option<Held>, attempted: u64) -> Next {
         }
         Some(_) | None => Next::Wait,
     }
-}
-
-/// Whether a call failed in a way that waiting may mend.
-fn is_temporary(error: &ClientError) -> bool {
-    error.is_temporary() || matches!(error, ClientError::Malformed { .. })
 }
 
 /// Runs `work` on a thread for blocking calls, with the machine, and gives the machine back.

@@ -1,1 +1,248 @@
+//! Calls against a small real server on loopback.
 
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    Json, Router,
+    body::Body,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use protocol::{
+    Hash, SecretKey,
+    command::{Command, SignedCommand},
+    event::Event,
+    log::{Entry, Head},
+    units::{RunId, WorkerId},
+};
+
+use super::*;
+use crate::log::{LogError, LogReader};
+
+/// Serves `router` on a free port and gives a client of it that does not wait long.
+pub(crate) async fn serve(router: Router) -> HubClient {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    HubClient::new(&address.to_string())
+        .unwrap()
+        .with_retry(RetryPolicy {
+            attempts: 4,
+            first_wait: Duration::from_millis(1),
+            wait_max: Duration::from_millis(4),
+        })
+}
+
+fn info() -> HubInfo {
+    HubInfo {
+        version: "0".into(),
+        key: "00".into(),
+        runs: 1,
+        gateway: None,
+    }
+}
+
+#[test]
+fn addresses_are_checked() {
+    for (address, expected) in [
+        ("127.0.0.1:7700", "http://127.0.0.1:7700"),
+        ("http://hub.example/", "http://hub.example"),
+        ("https://hub.example/athome/", "https://hub.example/athome"),
+    ] {
+        assert_eq!(HubClient::new(address).unwrap().address(), expected);
+    }
+    for address in ["", "ftp://hub", "http://", "http://hub?x=1", "not a url"] {
+        let error = HubClient::new(address).unwrap_err();
+        assert!(matches!(error, ClientError::Address { .. }), "{address}");
+    }
+}
+
+#[tokio::test]
+async fn an_overloaded_hub_is_asked_again() {
+    let calls = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&calls);
+    let answer = move || {
+        let call = counted.fetch_add(1, Ordering::SeqCst);
+        async move {
+            if call < 2 {
+                StatusCode::SERVICE_UNAVAILABLE.into_response()
+            } else {
+                Json(info()).into_response()
+            }
+        }
+    };
+    let client = serve(Router::new().route("/api/v1/hub", get(answer))).await;
+    assert_eq!(client.hub_info().await.unwrap().runs, 1);
+    assert_eq!(calls.load(Ordering::SeqCst), 3);
+}
+
+#[tokio::test]
+async fn a_refusal_is_not_repeated_and_keeps_its_words() {
+    let calls = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&calls);
+    let answer = move || {
+        counted.fetch_add(1, Ordering::SeqCst);
+        let error = ApiError {
+            code: "late".into(),
+            message: "too late".into(),
+        };
+        async move { (StatusCode::CONFLICT, Json(error)) }
+    };
+    let router = Router::new().route("/api/v1/runs/{run}/commands", axum::routing::post(answer));
+    let client = serve(router).await;
+    let leave = Command::Leave {
+        reason: "test".into(),
+    };
+    let key = SecretKey::from_entropy([1; 32]);
+    let command = SignedCommand::sign(&key, RunId::default(), 1, leave);
+    let error = client.command(&command).await.unwrap_err();
+    assert_eq!(error.refusal_code(), Some("late"));
+    assert_eq!(error.to_string(), "too late (late)");
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn nobody_there_is_unreachable() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    drop(listener);
+    let client = HubClient::new(&address)
+        .unwrap()
+        .with_retry(RetryPolicy::once());
+    let error = client.hub_info().await.unwrap_err();
+    assert!(matches!(error, ClientError::Unreachable { .. }));
+    assert!(error.is_temporary());
+    let worker = WorkerId(SecretKey::from_entropy([1; 32]).public());
+    let error = client.work(RunId::default(), worker, 0, 0).await;
+    assert!(error.unwrap_err().is_temporary());
+}
+
+#[tokio::test]
+async fn nonsense_and_endless_bodies_are_refused() {
+    async fn endless() -> Response {
+        let zeros = futures_util::stream::repeat_with(|| {
+            std::io::Result::Ok(bytes::Bytes::from_static(&[b'0'; 1 << 16]))
+        });
+        Body::from_stream(zeros).into_response()
+    }
+    let run = RunId(Hash([1; 32]));
+    let router = Router::new()
+        .route("/api/v1/hub", get(async || "{ nonsense"))
+        .route("/api/v1/runs/{run}/charter", get(endless))
+        .route(
+            "/api/v1/runs/{run}/losses",
+            get(async || (StatusCode::BAD_GATEWAY, "<html>")),
+        );
+    let client = serve(router).await;
+    let malformed = client.hub_info().await.unwrap_err();
+    assert!(matches!(malformed, ClientError::Malformed { .. }));
+    let endless = client.charter(run).await.unwrap_err();
+    assert!(matches!(endless, ClientError::TooLong { .. }), "{endless}");
+    let proxy = client.losses(run).await.unwrap_err();
+    assert_eq!(proxy.refusal_code(), Some("http"));
+}
+
+#[tokio::test]
+async fn names_of_runs_stay_one_segment() {
+    let path = async |uri: axum::http::Uri| {
+        let error = ApiError {
+            code: "not_found".into(),
+            message: uri.to_string(),
+        };
+        (StatusCode::NOT_FOUND, Json(error))
+    };
+    let client = serve(Router::new().fallback(path)).await;
+    let error = client.run("a b/../c?d").await.unwrap_err().to_string();
+    assert!(error.contains("/api/v1/runs/a%20b%2F..%2Fc%3Fd"), "{error}");
+}
+
+fn entries(run: RunId, key: &SecretKey) -> Vec<Entry> {
+    let mut head = Head::empty();
+    (1..=5)
+        .map(|round| {
+            let entry = head.next(key, run, round, Event::RoundEmpty { round });
+            head.advance(run, &key.public(), &entry).unwrap();
+            entry
+        })
+        .collect()
+}
+
+/// Serves entries two at a time.
+fn log_router(entries: Vec<Entry>) -> Router {
+    let answer = async move |uri: axum::http::Uri| {
+        let query = uri.query().unwrap_or_default().to_owned();
+        let from = query.strip_prefix("from=").unwrap();
+        let from: usize = from.split_once('&').unwrap().0.parse().unwrap();
+        let mut body = Vec::new();
+        for entry in entries.iter().skip(from).take(2) {
+            let bytes = entry.to_bytes();
+            body.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+            body.extend_from_slice(&bytes);
+        }
+        ([("x-athome-log-length", entries.len().to_string())], body)
+    };
+    Router::new().route("/api/v1/runs/{run}/log.bin", get(answer))
+}
+
+#[tokio::test]
+async fn a_log_is_read_page_by_page_and_checked() {
+    let (run, key) = (RunId(Hash([1; 32])), SecretKey::from_entropy([1; 32]));
+    let sent = entries(run, &key);
+    let client = serve(log_router(sent.clone())).await;
+    let page = client.log_entries(run, 3, 10).await.unwrap();
+    assert_eq!((page.entries.as_slice(), page.length), (&sent[3..5], 5));
+    let mut reader = LogReader::new(client, run, key.public(), Head::empty());
+    let mut read = Vec::new();
+    loop {
+        let page = reader.next_page().await.unwrap();
+        if page.is_empty() {
+            break;
+        }
+        read.extend(page);
+    }
+    assert_eq!(read, sent);
+    assert_eq!(reader.head().length, 5);
+}
+
+#[tokio::test]
+async fn a_log_that_changed_is_refused() {
+    let (run, key) = (RunId(Hash([1; 32])), SecretKey::from_entropy([1; 32]));
+    let mut forged = entries(run, &key);
+    forged[3].event = Event::RoundEmpty { round: 99 };
+    let client = serve(log_router(forged)).await;
+    let mut reader = LogReader::new(client, run, key.public(), Head::empty());
+    reader.next_page().await.unwrap();
+    let error = reader.next_page().await.unwrap_err();
+    assert!(matches!(error, LogError::Chain(_)), "{error}");
+    // The reader still stands where the log held.
+    assert_eq!(reader.head().length, 2);
+}
+
+#[tokio::test]
+async fn pages_that_are_cut_or_noise_are_refused() {
+    let (run, key) = (RunId(Hash([1; 32])), SecretKey::from_entropy([1; 32]));
+    let mut whole = Vec::new();
+    for entry in entries(run, &key) {
+        let bytes = entry.to_bytes();
+        whole.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+        whole.extend_from_slice(&bytes);
+    }
+    let answer = async move |uri: axum::http::Uri| {
+        let from = uri.query().unwrap().split(['=', '&']).nth(1).unwrap();
+        let length = from.parse::<usize>().unwrap();
+        ([("x-athome-log-length", "5")], whole[..length].to_vec())
+    };
+    let router = Router::new().route("/api/v1/runs/{run}/log.bin", get(answer));
+    let client = serve(router).await;
+    for cut in [1, 4, 5, 100] {
+        let error = client.log_entries(run, cut, 10).await.unwrap_err();
+        assert!(matches!(error, ClientError::Malformed { .. }), "{cut}");
+    }
+}

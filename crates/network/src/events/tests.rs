@@ -71,18 +71,18 @@ fn bytes_that_are_no_text_are_refused() {
 #[test]
 fn noise_is_parsed_alike_in_any_cut() {
     const PIECES: [&[u8]; 12] = [
+        b"data:x",
         b"data",
-        b":",
-        b" ",
+        b": ",
         b"\n",
+        b"\n\n",
         b"\r",
         b"\r\n",
-        b"id: 3",
-        b"event:entry",
+        b"id: 3\n",
+        b"event:entry\n",
         b"\xc3",
         b"\xa9",
         b"\0",
-        b"x",
     ];
     let mut state = 0x1234_5678_u64;
     let mut random = |below: usize| {

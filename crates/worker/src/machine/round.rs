@@ -1,10 +1,12 @@
 //! One round's work: the assigned samples, the inner steps, the update and what is carried out of the round.
 
 use anyhow::{Context, Result};
+use bytes::Bytes;
 use engine::update::{
     carried::{CarriedState, Moments},
     codec, feedback,
     hash::{moment_hash, parameters_hash, samples_hash},
+    inner_start,
     steps::{StepLeaf, StepTree},
 };
 use protocol::{
@@ -16,7 +18,7 @@ use protocol::{
     update::{self, UpdateHeader},
 };
 
-use super::{Held, Machine};
+use super::{Carried, Held, Machine};
 use crate::{carried::CarriedStore, shards::Shards};
 
 /// An assignment, and what its update names.
@@ -38,8 +40,10 @@ pub(crate) struct Task {
     pub(crate) tokens_before: u64,
     /// The model to start from; the machine holds it.
     pub(crate) base: Held,
-    /// What is carried in, as [`Machine::continue_from`] gave it.
-    pub(crate) carried_before: Hash,
+    /// What is carried in; the machine holds it.
+    pub(crate) carried: Carried,
+    /// Whether the optimiser's m and v are published beside the update.
+    pub(crate) publish_inner_state: bool,
 }
 
 /// What the inner steps came to.
@@ -57,9 +61,11 @@ pub(crate) struct Sealed {
     /// What the update says about itself.
     pub(crate) header: UpdateHeader,
     /// The update file.
-    pub(crate) file: Vec<u8>,
+    pub(crate) file: Bytes,
     /// The file's name.
     pub(crate) reference: BlobReference,
+    /// The published m and v, if the run warms up; the header names them.
+    pub(crate) inner_state: Option<Bytes>,
 }
 
 impl Machine {
@@ -67,7 +73,7 @@ impl Machine {
     ///
     /// # Errors
     /// Loss or gradient became infinite, or no assigned shard is longer than a sequence. What is carried is then to be
-    /// restored by [`Machine::continue_from`], as after any round that is not sealed.
+    /// restored by [`Machine::continue_from`] or [`Machine::begin_fresh`], as after any round that is not sealed.
     pub(crate) fn train(
         &mut self,
         task: &Task,
@@ -75,11 +81,7 @@ impl Machine {
         mut another: impl FnMut(u32, Option<f32>) -> bool,
     ) -> Result<Trained> {
         assert_eq!(self.held, Some(task.base), "the machine holds the base");
-        assert_eq!(
-            self.carried,
-            Some(task.carried_before),
-            "and what is carried in"
-        );
+        assert_eq!(self.carried, Some(task.carried), "and what is carried in");
         self.carried = None;
         if !self.charter.inner.carry_inner_state {
             self.reset_moments();
@@ -147,7 +149,11 @@ impl Machine {
         let after = Hash(state.hash());
         store.write(&after, &if_refused, &state)?;
         self.error = state.error;
-        self.carried = Some(after);
+        self.carried = Some(Carried::State(after));
+        let inner_state = task.publish_inner_state.then(|| {
+            let inner = self.trainer.inner_state();
+            inner_start::to_bytes(inner.step, &inner.m, &inner.v)
+        });
 
         let header = UpdateHeader {
             run: task.run,
@@ -160,16 +166,18 @@ impl Machine {
             head_start_steps: 0,
             tokens: u64::from(trained.steps) * self.charter.tokens_per_step(),
             loss_micronats: trained.loss_micronats(),
-            carried_before: task.carried_before,
+            carried_before: task.carried.hash(),
             carried_after: after,
             carried_if_refused: if_refused,
             steps_root: Hash(trained.tree.root()),
+            inner_state: inner_state.as_deref().map(BlobReference::of),
         };
         let file = update::seal(&header, &payload);
         Ok(Sealed {
             header,
             reference: BlobReference::of(&file),
-            file,
+            file: file.into(),
+            inner_state: inner_state.map(Bytes::from),
         })
     }
 
@@ -214,6 +222,16 @@ impl Machine {
             loss_bits: report.loss.to_bits(),
             gradient_norm_bits: report.gradient_norm.to_bits(),
         }
+    }
+}
+
+impl Sealed {
+    /// What is uploaded, by hash: the smaller file first.
+    pub(crate) fn files(&self) -> Vec<(Hash, Bytes)> {
+        let update = (self.reference.hash, self.file.clone());
+        let named = self.header.inner_state.map(|it| it.hash);
+        let inner = named.zip(self.inner_state.clone());
+        std::iter::once(update).chain(inner).collect()
     }
 }
 

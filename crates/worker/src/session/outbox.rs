@@ -16,8 +16,8 @@ use network::{HubClient, UploadAuthorisation};
 use protocol::{Hash, SecretKey};
 use tokio::task::JoinSet;
 
-/// Uploads at a time; older ones are worthless when a third one begins.
-const UPLOADS_MAX: usize = 3;
+/// Uploads at a time: two rounds of at most two files; older ones are worthless when a further one begins.
+const UPLOADS_MAX: usize = 4;
 /// Wait before an upload is tried again after the client gave it up.
 const AGAIN: Duration = Duration::from_secs(3);
 
@@ -76,8 +76,8 @@ impl Outbox {
     }
 
     /// Sends a committed update in the background.
-    pub(super) fn send(&mut self, hash: Hash, file: Vec<u8>) {
-        self.begin(hash, file.into(), false);
+    pub(super) fn send(&mut self, hash: Hash, file: Bytes) {
+        self.begin(hash, file, false);
     }
 
     fn begin(&mut self, hash: Hash, file: Bytes, is_old: bool) {

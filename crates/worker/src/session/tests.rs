@@ -1,1 +1,95 @@
+//! What the newest news make a worker do.
 
+use protocol::{
+    Hash,
+    api::{WorkModel, WorkWorker},
+};
+
+use super::*;
+
+fn held(round: u64) -> Held {
+    Held {
+        round,
+        parameters: Hash([round as u8; 32]),
+    }
+}
+
+fn assignment(round: u64) -> WorkAssignment {
+    WorkAssignment {
+        round,
+        slot: 0,
+        seed: Hash([9; 32]).to_string(),
+        slots: 1,
+        tokens_before: 0,
+        deadline_ms: 10_000,
+        committed: false,
+        publish_inner_state: false,
+    }
+}
+
+/// A joined worker between rounds; the newest model is that of round 3.
+fn work() -> Work {
+    Work {
+        now_ms: 1_000,
+        log_length: 40,
+        finished: false,
+        model: WorkModel {
+            round: 3,
+            parameters_hash: held(3).parameters.to_string(),
+            checkpoint_round: 0,
+            checkpoint_blob: Hash([8; 32]).to_string(),
+            checkpoint_bytes: 100,
+            deltas: vec![],
+        },
+        assignment: None,
+        worker: WorkWorker {
+            joined: true,
+            sequence: 5,
+            carried: None,
+            updates_accepted: 0,
+            updates_refused: 0,
+            last_refusal: None,
+            last_round: None,
+            tokens: 0,
+            credits_milli: 0,
+        },
+        inner_start: None,
+    }
+}
+
+#[track_caller]
+fn check(change: impl FnOnce(&mut Work), model: Option<u64>, attempted: u64, expected: Next) {
+    let mut work = work();
+    change(&mut work);
+    assert_eq!(next(&work, model.map(held), attempted), expected);
+}
+
+#[test]
+fn the_run_decides_first_then_the_model_then_the_round() {
+    check(|_| {}, Some(3), 3, Next::Wait);
+    check(|it| it.finished = true, None, 0, Next::Finish);
+    check(|it| it.worker.joined = false, None, 0, Next::Join);
+    check(|_| {}, None, 0, Next::CatchUp);
+    check(|_| {}, Some(2), 0, Next::CatchUp);
+    let open = |it: &mut Work| it.assignment = Some(assignment(4));
+    check(open, Some(2), 3, Next::CatchUp);
+    check(open, Some(3), 3, Next::Train(assignment(4)));
+}
+
+#[test]
+fn a_model_of_the_same_round_but_other_bits_is_another_model() {
+    let other = |it: &mut Work| it.model.parameters_hash = Hash([77; 32]).to_string();
+    check(other, Some(3), 3, Next::CatchUp);
+}
+
+#[test]
+fn a_round_is_worked_on_once() {
+    let open = |it: &mut Work| it.assignment = Some(assignment(4));
+    check(open, Some(3), 4, Next::Wait);
+    let committed = |it: &mut Work| {
+        let mut assignment = assignment(4);
+        assignment.committed = true;
+        it.assignment = Some(assignment);
+    };
+    check(committed, Some(3), 3, Next::Wait);
+}

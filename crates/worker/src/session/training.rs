@@ -8,17 +8,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use protocol::{
     Hash,
     api::{Work, WorkAssignment},
     sampling::assigned_shards,
+    state::decide::fresh,
+    units::BlobReference,
 };
 
 use super::{GOODBYE, Session, begin::be_nice, with_machine};
 use crate::{
     Activity,
-    machine::{Sealed, Task, Trained},
+    machine::{Carried, Sealed, Task, Trained},
     margin::fits_another_step,
     model,
 };
@@ -65,10 +67,10 @@ impl Session<'_> {
         if !self.load_shards(&assigned).await? {
             return Ok(());
         }
-        self.attempted = assignment.round;
         let Some(task) = self.task(work, assignment, seed).await? else {
             return Ok(());
         };
+        self.attempted = assignment.round;
         let ended = match self.train_until(&task, deadline).await? {
             Ok(ended) => ended,
             Err(error) => {
@@ -97,29 +99,22 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// What to train on and to go on from; `None` if the model is not the round's any more.
+    /// What to train on and to go on from; `None` if it could not be fetched (then the problem was shown).
     async fn task(
         &mut self,
         work: &Work,
         assignment: &WorkAssignment,
         seed: Hash,
     ) -> Result<Option<Task>> {
-        let carried = match work.worker.carried.as_deref().map(model::hash).transpose() {
-            Ok(carried) => carried,
+        let carried = match self.carried_in(work).await? {
+            Ok(Some(carried)) => carried,
+            Ok(None) => return Ok(None),
             Err(error) => {
                 self.try_again("reading the assignment", &error).await;
                 return Ok(None);
             }
         };
-        let Some(base) = self.held() else {
-            return Ok(None);
-        };
-        let store = self.store.clone();
-        let continued = with_machine(&mut self.machine, move |machine| {
-            machine.continue_from(carried, &store)
-        });
-        let carried_before = continued.await??;
-        Ok(Some(Task {
+        Ok(self.held().map(|base| Task {
             run: self.run,
             worker: self.worker,
             round: assignment.round,
@@ -128,8 +123,54 @@ impl Session<'_> {
             seed,
             tokens_before: assignment.tokens_before,
             base,
-            carried_before,
+            carried,
+            publish_inner_state: assignment.publish_inner_state,
         }))
+    }
+
+    /// Brings the machine to what the log says that this worker carries, or to a fresh start; `None` as with
+    /// [`Self::fetch`].
+    async fn carried_in(&mut self, work: &Work) -> Result<Result<Option<Carried>>> {
+        let wanted = match work.worker.carried.as_deref().map(model::hash).transpose() {
+            Ok(wanted) => wanted.unwrap_or_else(fresh),
+            Err(error) => return Ok(Err(error)),
+        };
+        let store = self.store.clone();
+        let is_here = with_machine(&mut self.machine, move |machine| {
+            machine.continue_from(wanted, &store)
+        });
+        if is_here.await?? {
+            return Ok(Ok(Some(Carried::State(wanted))));
+        }
+        let start = match &work.inner_start {
+            Some(start) if self.charter.inner.carry_inner_state => match model::hash(&start.blob) {
+                Ok(hash) => Some(BlobReference {
+                    hash,
+                    bytes: start.bytes,
+                }),
+                Err(error) => return Ok(Err(error)),
+            },
+            Some(_) | None => None,
+        };
+        if let Some(blob) = start
+            && !self.fetch("the optimiser's state", blob).await?
+        {
+            return Ok(Ok(None));
+        }
+        let cache = self.cache.clone();
+        let begun = with_machine(&mut self.machine, move |machine| {
+            let start = match start {
+                None => None,
+                Some(blob) => {
+                    let bytes = cache.get(&blob.hash)?;
+                    Some((blob.hash, bytes.context("it left the cache too early")?))
+                }
+            };
+            machine.begin_fresh(start)
+        });
+        Ok(begun
+            .await?
+            .map(|()| Some(Carried::Fresh(start.map(|it| it.hash)))))
     }
 
     /// Trains on a thread of its own until the window is filled, the owner stops it, or the round ends without it.
@@ -214,7 +255,7 @@ impl Session<'_> {
             round: task.round,
             steps: trained.steps,
         });
-        self.store.keep_only(&[task.carried_before])?;
+        self.store.keep_only(&[task.carried.hash()])?;
         let (store, task_copy) = (self.store.clone(), *task);
         let sealed = with_machine(&mut self.machine, move |machine| {
             machine.seal(&task_copy, &trained, &store)
@@ -226,19 +267,26 @@ impl Session<'_> {
                 return Ok(());
             }
         };
-        self.outbox.keep(sealed.reference.hash, &sealed.file)?;
+        let files = sealed.files();
+        for (hash, file) in &files {
+            self.outbox.keep(*hash, file)?;
+        }
         self.tell_speed(sealed.header.tokens, took).await;
         let committed = self.commit(&sealed, deadline + COMMIT_AFTER).await;
         self.margin.observe(begun.elapsed());
         match committed {
             Ok(reply) => {
                 self.status.problem = None;
-                self.outbox.send(sealed.reference.hash, sealed.file);
+                for (hash, file) in files {
+                    self.outbox.send(hash, file);
+                }
                 self.show(self.status.activity.clone());
                 self.wait_for_log(reply.log_length).await;
             }
             Err(error) => {
-                self.outbox.forget(sealed.reference.hash);
+                for (hash, _) in &files {
+                    self.outbox.forget(*hash);
+                }
                 self.lose_round(task, &format!("{:#}", anyhow::Error::from(error)));
             }
         }
