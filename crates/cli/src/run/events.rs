@@ -1,0 +1,212 @@
+//! Log entries as lines for people, and the stream of new ones that survives a hub's absence.
+
+use std::time::Duration;
+
+use network::{ClientError, HubClient, events::Events};
+use protocol::{api::LogEntry, units::RunId};
+use serde_json::Value;
+
+use crate::output::{grouped, printable};
+
+/// Wait before a broken stream is opened again.
+const REOPEN_AFTER: Duration = Duration::from_secs(2);
+
+/// A run's log entries from some point on, as they happen.
+pub(super) struct Follower {
+    client: HubClient,
+    run: RunId,
+    /// The last entry that was seen.
+    after: Option<u64>,
+    events: Option<Events>,
+}
+
+impl Follower {
+    pub(super) fn new(client: HubClient, run: RunId, after: Option<u64>) -> Self {
+        Self {
+            client,
+            run,
+            after,
+            events: None,
+        }
+    }
+
+    /// The next entry; waits for the hub while it is away.
+    ///
+    /// # Errors
+    /// What waiting cannot mend.
+    pub(super) async fn next(&mut self) -> Result<LogEntry, ClientError> {
+        loop {
+            match self.attempt().await {
+                Ok(Some(entry)) => {
+                    self.after = Some(entry.index);
+                    return Ok(entry);
+                }
+                Ok(None) => {}
+                Err(error) if error.is_temporary() => {
+                    tracing::warn!("the stream of events broke, trying again: {error}");
+                }
+                Err(error) => return Err(error),
+            }
+            self.events = None;
+            tokio::time::sleep(REOPEN_AFTER).await;
+        }
+    }
+
+    async fn attempt(&mut self) -> Result<Option<LogEntry>, ClientError> {
+        let events = match &mut self.events {
+            Some(events) => events,
+            None => self
+                .events
+                .insert(self.client.events(self.run, self.after).await?),
+        };
+        events.next().await
+    }
+}
+
+/// An entry on one line.
+pub(super) fn line(entry: &LogEntry) -> String {
+    let time = clock(entry.time_ms);
+    let said = sentence(&entry.kind, &entry.body);
+    format!("{:>6}  {time}  {}", entry.index, printable(&said))
+}
+
+/// What happened, in a few words.
+fn sentence(kind: &str, body: &Value) -> String {
+    let number = |name: &str| body[name].as_u64().map_or_else(|| "?".to_owned(), grouped);
+    let worker = || {
+        body["worker"]
+            .as_str()
+            .map_or_else(String::new, |it| it.chars().take(8).collect())
+    };
+    let command = &body["command"];
+    let signer = || {
+        command["worker"]
+            .as_str()
+            .map_or_else(String::new, |it| it.chars().take(8).collect())
+    };
+    match kind {
+        "run_created" => format!(
+            "the run was created: {}",
+            body["charter"]["name"].as_str().unwrap_or("")
+        ),
+        "worker_joined" => {
+            let name = command["command"]["join"]["name"].as_str().unwrap_or("");
+            format!("worker {} joined: {name}", signer())
+        }
+        "worker_left" => format!("worker {} left", signer()),
+        "round_opened" => {
+            let slots = body["assignments"].as_array().map_or(0, Vec::len);
+            format!(
+                "round {} opened for {slots} workers, {} tokens before",
+                number("round"),
+                number("tokens_before")
+            )
+        }
+        "slot_added" => format!(
+            "worker {} got slot {} of round {}",
+            worker(),
+            number("slot"),
+            number("round")
+        ),
+        "update_committed" => {
+            let header = &command["command"]["commit"]["header"];
+            let round = header["round"]
+                .as_u64()
+                .map_or_else(|| "?".to_owned(), grouped);
+            format!(
+                "worker {} committed to an update of round {round}",
+                signer()
+            )
+        }
+        "commitments_closed" => format!("round {} takes no more commitments", number("round")),
+        "update_accepted" => {
+            format!(
+                "worker {}'s update of round {} was accepted, weight {}",
+                worker(),
+                number("round"),
+                number("weight")
+            )
+        }
+        "update_refused" => {
+            let why = body["reason"]["detail"]
+                .as_str()
+                .or(body["reason"]["code"].as_str())
+                .unwrap_or("");
+            format!(
+                "worker {}'s update of round {} was refused: {why}",
+                worker(),
+                number("round")
+            )
+        }
+        "round_merged" => {
+            let updates = body["updates"].as_array().map_or(0, Vec::len);
+            format!("round {} merged, {updates} updates", number("round"))
+        }
+        "round_empty" => format!("round {} ended empty", number("round")),
+        "checkpoint_published" => format!("checkpoint of round {} is kept whole", number("round")),
+        "model_evaluated" => {
+            let nats = body["evaluation"]["loss_micronats"]
+                .as_f64()
+                .unwrap_or(f64::NAN)
+                / 1e6;
+            format!(
+                "the model of round {} has a held-out loss of {nats:.3} nats a token",
+                number("round")
+            )
+        }
+        "sample_drawn" => format!(
+            "the model of round {} writes: {}{}",
+            number("round"),
+            body["prompt"].as_str().unwrap_or(""),
+            body["text"].as_str().unwrap_or("")
+        ),
+        "run_finished" => "the run is finished".to_owned(),
+        other => format!("{other} {body}"),
+    }
+}
+
+/// Time of day, UTC.
+fn clock(time_ms: u64) -> String {
+    let seconds = time_ms / 1_000 % 86_400;
+    format!(
+        "{:02}:{:02}:{:02}",
+        seconds / 3_600,
+        seconds / 60 % 60,
+        seconds % 60
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn check(kind: &str, body: Value, expected: &str) {
+        let entry = LogEntry {
+            index: 7,
+            hash: String::new(),
+            previous: String::new(),
+            time_ms: 86_400_000 + 3_723_000,
+            kind: kind.to_owned(),
+            body,
+            signature: String::new(),
+        };
+        assert_eq!(line(&entry), format!("     7  01:02:03  {expected}"));
+    }
+
+    #[test]
+    fn entries_read_as_sentences() {
+        check(
+            "round_merged",
+            json!({"round": 1_200, "updates": [1, 2]}),
+            "round 1,200 merged, 2 updates",
+        );
+        check(
+            "update_refused",
+            json!({"round": 3, "worker": "abcdef0123456789", "reason": {"code": "norm", "detail": "too\nlarge"}}),
+            "worker abcdef01's update of round 3 was refused: too large",
+        );
+        check("something_new", json!({"a": 1}), "something_new {\"a\":1}");
+    }
+}
