@@ -26,7 +26,7 @@ pub(crate) struct Gateway {
     #[arg(value_name = "HUB")]
     positional_hub: Option<String>,
     /// The same, as an option
-    #[arg(long, env = "ATHOME_HUB", value_name = "URL")]
+    #[arg(long, env = "ATHOME_HUB", hide_env_values = true, value_name = "URL")]
     hub: Option<String>,
     /// Settings in TOML
     #[arg(long, value_name = "FILE")]

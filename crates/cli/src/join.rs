@@ -26,7 +26,7 @@ Two workers on one machine need two folders (--folder).";
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Join {
     /// The hub's address
-    #[arg(env = "ATHOME_HUB", value_name = "URL")]
+    #[arg(env = "ATHOME_HUB", hide_env_values = true, value_name = "URL")]
     hub: String,
     /// The run, by name or id [default: the hub's first open run]
     #[arg(long)]

@@ -53,6 +53,7 @@ struct Environment {
     #[arg(
         long,
         global = true,
+        help_heading = "Everywhere",
         env = "ATHOME_HOME",
         value_name = "FOLDER",
         hide_env_values = true
@@ -62,6 +63,7 @@ struct Environment {
     #[arg(
         long,
         global = true,
+        help_heading = "Everywhere",
         env = "ATHOME_LOG",
         value_name = "FILTER",
         hide_env_values = true

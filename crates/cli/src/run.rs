@@ -38,7 +38,7 @@ pub(crate) struct Run {
     #[command(subcommand)]
     command: Command,
     /// The hub's address
-    #[arg(long, global = true, env = "ATHOME_HUB", default_value = HUB_DEFAULT, value_name = "URL")]
+    #[arg(long, global = true, env = "ATHOME_HUB", hide_env_values = true, default_value = HUB_DEFAULT, value_name = "URL")]
     hub: String,
     /// Print JSON for programs
     #[arg(long, global = true)]

@@ -158,6 +158,7 @@ fn template(size: Size, name: &str, vocabulary: Option<u32>) -> String {
         ("{context}", shape.context.to_string()),
         ("{tokens}", shape.tokens.to_string()),
         ("{warmup}", (shape.tokens / 20).to_string()),
+        ("{warm_start}", (shape.tokens / 5).to_string()),
         ("{window}", shape.window_ms.to_string()),
     ] {
         text = text.replace(key, &value);
