@@ -1,7 +1,7 @@
 import { expect, test } from 'vitest'
 
 import type { LogEntry, LossPoint, Round, Run } from '../api/client'
-import { affected, foldLosses, foldRun, mergeRounds, newestMerged, refusals, stableOrder } from './fold'
+import { affected, foldLosses, foldRounds, foldRun, mergeRounds, newestMerged, refusals, stableOrder } from './fold'
 
 function entry(index: number, kind: string, body: Record<string, unknown>): LogEntry {
   return { index, kind, body, hash: '', previous: '', signature: '', time_ms: 1000 * index } as LogEntry
@@ -54,6 +54,13 @@ test('a merge seen twice appends once, and broken bodies are passed over', () =>
   expect(foldLosses(points, entry(20, 'round_merged', { round: 2, updates: [] }))).toBe(points)
   expect(foldLosses(points, entry(21, 'model_evaluated', { round: 2 }))).toBe(points)
   expect(foldLosses(points, entry(21, 'round_merged', {}))).toBe(points)
+})
+
+test('a late evaluation reaches its round', () => {
+  const rounds = [round(30), round(2), round(1)]
+  const next = foldRounds(rounds, entry(90, 'model_evaluated', { round: 2, evaluation: { loss_micronats: 4_000_000 } }))
+  expect(next.map((each) => each.held_out_loss)).toEqual([undefined, 4, undefined])
+  expect(foldRounds(rounds, entry(91, 'model_evaluated', { round: 9, evaluation: { loss_micronats: 1 } }))).toBe(rounds)
 })
 
 test('fetched rounds replace known ones, newest first', () => {

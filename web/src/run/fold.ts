@@ -97,6 +97,15 @@ export function foldLosses(points: LossPoint[], entry: LogEntry): LossPoint[] {
   return points
 }
 
+/** The rounds after an entry: an evaluation may come long after its round has left the newest, which alone are fetched. */
+export function foldRounds(rounds: Round[], entry: LogEntry): Round[] {
+  if (entry.kind !== 'model_evaluated') return rounds
+  const body = entry.body as Body
+  const micronats = number((body.evaluation as Body | undefined)?.loss_micronats)
+  if (micronats === null || !rounds.some((round) => round.round === body.round)) return rounds
+  return rounds.map((round) => (round.round === body.round ? { ...round, held_out_loss: micronats / 1e6 } : round))
+}
+
 /** Newest first, each round once, the fetched version wins. */
 export function mergeRounds(known: Round[], fetched: Round[]): Round[] {
   const oldestFetched = fetched.at(-1)?.round

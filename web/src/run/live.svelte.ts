@@ -12,7 +12,7 @@ import {
   type Run,
   type Worker,
 } from '../api/client'
-import { affected, foldLosses, foldRun, mergeRounds, stableOrder, type Projection } from './fold'
+import { affected, foldLosses, foldRounds, foldRun, mergeRounds, stableOrder, type Projection } from './fold'
 
 const REFRESH_MS = 500
 /** Loss curves are the largest answer: merged points are folded at once and confirmed at this pace. */
@@ -144,6 +144,7 @@ export class RunLive {
     if (entry.index <= this.#lastIndex) return
     this.#lastIndex = entry.index
     if (this.run) this.run = foldRun(this.run, entry)
+    if (this.rounds) this.rounds = foldRounds(this.rounds, entry)
     if (this.losses) this.losses = foldLosses(this.losses, entry)
     this.#mark(affected(entry.kind))
     this.#onEntry(entry)
