@@ -669,6 +669,7 @@ export interface components {
             assignment?: null | components["schemas"]["WorkAssignment"];
             /** @description Whether the run is finished. */
             finished: boolean;
+            inner_start?: null | components["schemas"]["WorkBlob"];
             /**
              * Format: int64
              * @description Entries in the log: pass it to wait for news.
@@ -693,6 +694,8 @@ export interface components {
              * @description Last moment for the commitment, by the hub's clock.
              */
             deadline_ms: number;
+            /** @description Whether the run warms up: the update must name the optimiser's m and v, uploaded beside it. */
+            publish_inner_state: boolean;
             /**
              * Format: int64
              * @description The round.
@@ -715,6 +718,16 @@ export interface components {
              * @description Accepted tokens before it.
              */
             tokens_before: number;
+        };
+        /** @description A blob and its size. */
+        WorkBlob: {
+            /** @description Its hash. */
+            blob: string;
+            /**
+             * Format: int64
+             * @description Its size.
+             */
+            bytes: number;
         };
         /** @description One published delta. */
         WorkDelta: {
