@@ -5,7 +5,8 @@ use std::{
     fmt::Write as _,
     io::{self, IsTerminal, Write},
     process::ExitCode,
-    sync::OnceLock,
+    sync::{OnceLock, mpsc},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -202,61 +203,80 @@ fn drawn() -> &'static MultiProgress {
 }
 
 /// One line that says how things stand: redrawn on a terminal, else printed when it has changed, not too often.
-pub(crate) struct StatusLine {
-    bar: Option<ProgressBar>,
-    printed: String,
-    printed_at: Option<Instant>,
+pub(crate) enum StatusLine {
+    /// A terminal: the line is drawn again and again.
+    Drawn(ProgressBar),
+    /// No terminal: a thread prints the newest text whenever a line is due.
+    Printed(mpsc::Sender<String>),
 }
 
 impl StatusLine {
     /// A status line on standard error.
     pub(crate) fn new() -> Self {
-        let bar = io::stderr().is_terminal().then(|| {
-            let bar = drawn().add(ProgressBar::new_spinner());
-            let style = ProgressStyle::with_template("{spinner} {wide_msg}");
-            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
-            bar.enable_steady_tick(Duration::from_millis(120));
-            bar
-        });
-        Self {
-            bar,
-            printed: String::new(),
-            printed_at: None,
+        if !io::stderr().is_terminal() {
+            let (sender, texts) = mpsc::channel();
+            thread::spawn(move || print_lines(&texts));
+            return Self::Printed(sender);
         }
+        let bar = drawn().add(ProgressBar::new_spinner());
+        let style = ProgressStyle::with_template("{spinner} {wide_msg}");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+        bar.enable_steady_tick(Duration::from_millis(120));
+        Self::Drawn(bar)
     }
 
     /// Shows `text` until the next call.
     pub(crate) fn set(&mut self, text: &str) {
         let text = printable(text);
-        match &self.bar {
-            Some(bar) => bar.set_message(text),
-            None if self.printed_at.is_none_or(|at| at.elapsed() >= LINE_EVERY) => self.line(text),
-            None => {}
+        match self {
+            Self::Drawn(bar) => bar.set_message(text),
+            // The thread lives as long as the sender.
+            Self::Printed(sender) => drop(sender.send(text)),
         }
     }
 
     /// Shows `text` at once and keeps it on the screen.
     pub(crate) fn keep(&mut self, text: &str) {
         let text = printable(text);
-        match &self.bar {
-            Some(bar) => bar.println(text),
-            None => self.line(text),
+        match self {
+            Self::Drawn(bar) => bar.println(text),
+            Self::Printed(_) => print_line(&text),
         }
     }
 
     /// Takes the line away.
-    pub(crate) fn end(self) {
-        if let Some(bar) = self.bar {
-            bar.finish_and_clear();
-        }
-    }
+    pub(crate) fn end(self) {}
+}
 
-    fn line(&mut self, text: String) {
-        if text != self.printed {
-            // Without standard error there is nobody to tell.
-            let _ = writeln!(io::stderr(), "{text}");
-            self.printed = text;
-            self.printed_at = Some(Instant::now());
+/// Prints the newest of the texts every [`LINE_EVERY`], if it is another; ends when no more can come.
+fn print_lines(texts: &mpsc::Receiver<String>) {
+    let mut printed = String::new();
+    let mut due = Instant::now() + LINE_EVERY;
+    while let Ok(mut newest) = texts.recv() {
+        loop {
+            match texts.recv_timeout(due.saturating_duration_since(Instant::now())) {
+                Ok(newer) => newest = newer,
+                Err(mpsc::RecvTimeoutError::Timeout) => break,
+                Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            }
+        }
+        if newest != printed {
+            print_line(&newest);
+            printed = newest;
+        }
+        due = Instant::now() + LINE_EVERY;
+    }
+}
+
+fn print_line(text: &str) {
+    // Without standard error there is nobody to tell.
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+impl Drop for StatusLine {
+    fn drop(&mut self) {
+        if let Self::Drawn(bar) = self {
+            bar.finish_and_clear();
         }
     }
 }

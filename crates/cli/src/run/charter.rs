@@ -14,8 +14,11 @@ use serde::Serialize;
 use toml::{Table, Value};
 
 use super::{Context, dataset_folder};
+use crate::output::grouped;
 
 const TEMPLATE: &str = include_str!("template.toml");
+/// Where the template's comments begin.
+const COMMENT_COLUMN: usize = 36;
 /// Held-out tokens of one evaluation, where the charter doesn't say.
 const HELD_OUT_TOKENS: u32 = 65_536;
 
@@ -146,24 +149,37 @@ fn template(size: Size, name: &str, vocabulary: Option<u32>) -> String {
             "{description}",
             "A language model that many machines train together.".to_owned(),
         ),
-        (
-            "{parameters}",
-            crate::output::grouped(model.parameter_count()),
-        ),
+        ("{parameters}", grouped(model.parameter_count())),
         ("{vocabulary}", vocabulary),
         ("{hidden}", shape.hidden.to_string()),
         ("{intermediate}", shape.intermediate.to_string()),
         ("{layers}", shape.layers.to_string()),
         ("{heads}", shape.heads.to_string()),
         ("{context}", shape.context.to_string()),
-        ("{tokens}", shape.tokens.to_string()),
-        ("{warmup}", (shape.tokens / 20).to_string()),
-        ("{warm_start}", (shape.tokens / 5).to_string()),
-        ("{window}", shape.window_ms.to_string()),
+        ("{tokens}", spaced(shape.tokens)),
+        ("{warmup}", spaced(shape.tokens / 20)),
+        ("{warm_start}", spaced(shape.tokens / 5)),
+        ("{window}", spaced(shape.window_ms)),
     ] {
         text = text.replace(key, &value);
     }
-    text
+    let lines: Vec<String> = text.lines().map(aligned).collect();
+    lines.join("\n") + "\n"
+}
+
+/// A line whose comment, if it follows a value, begins at [`COMMENT_COLUMN`].
+fn aligned(line: &str) -> String {
+    match line.split_once(" #") {
+        Some((value, comment)) if !line.starts_with('#') => {
+            format!("{:COMMENT_COLUMN$}#{comment}", value.trim_end())
+        }
+        _ => line.to_owned(),
+    }
+}
+
+/// A number as TOML writes long ones.
+fn spaced(number: u64) -> String {
+    grouped(number).replace(',', "_")
 }
 
 /// A charter from its text, with everything filled in that it leaves out and the dataset has.

@@ -96,7 +96,7 @@ fn text(shown: &Shown) -> String {
             run.tokens_per_s
         ),
         format!("parameters   {}", grouped(run.parameters)),
-        format!("credits      {}", credits(run.credits_milli)),
+        format!("credits      {}", credits(run.credits_micro)),
         format!("log          {} entries", grouped(run.log_length)),
         format!(
             "to beat      unigram {:.3}, bigram {:.3}, trigram {:.3} nats a token",
@@ -147,7 +147,7 @@ fn worker_row(worker: &WorkerSummary) -> Vec<String> {
         printable(&worker.name),
         if worker.present { "yes" } else { "no" }.to_owned(),
         grouped(worker.tokens),
-        credits(worker.credits_milli),
+        credits(worker.credits_micro),
         worker.updates_accepted.to_string(),
         worker.updates_refused.to_string(),
         worker.tokens_per_s.to_string(),
@@ -160,7 +160,8 @@ pub(super) fn held_out_loss(run: &RunSummary) -> Option<f64> {
     run.evaluation.as_ref()?.held_out_loss
 }
 
-/// Thousandths of a credit for people.
-pub(super) fn credits(milli: u64) -> String {
-    format!("{}.{:03}", grouped(milli / 1_000), milli % 1_000)
+/// Millionths of a credit for people.
+/// Millionths of a credit for people.
+pub(super) fn credits(micro: u64) -> String {
+    format!("{}.{:06}", grouped(micro / 1_000_000), micro % 1_000_000)
 }

@@ -113,8 +113,8 @@ impl ApiError {
                 prompt_tokens,
             } => {
                 let message = format!(
-                    "this model's maximum context length is {context} tokens, and the {param} has {prompt_tokens}; \
-                     shorten it, or set \"truncation\": \"auto\" to keep its newest tokens"
+                    "this model's maximum context length is {context} tokens, and the {param} came to {prompt_tokens}, which leaves \
+                     no room for an answer; shorten the {param}, or set \"truncation\": \"auto\" to keep its newest tokens"
                 );
                 Self::of(StatusCode::BAD_REQUEST, INVALID, message)
                     .param(param)
