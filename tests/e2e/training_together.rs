@@ -109,7 +109,7 @@ async fn speeds_differ_and_credit_follows(
     ensure!(slow < swift, "slow did {slow:?} tokens, swift {swift:?}");
     for worker in &workers {
         ensure!(
-            0 < worker.credits_milli && 0 < worker.updates_accepted,
+            0 < worker.credits_micro && 0 < worker.updates_accepted,
             "{} was never credited",
             worker.name
         );

@@ -50,7 +50,7 @@ pub(super) fn gateway(folder: &Path, addresses: Addresses) -> Program {
 /// Where no processor quota is permitted they have different priorities instead, which tells on a machine with two cores.
 pub(super) fn workers(folder: &Path, addresses: Addresses) -> Vec<Program> {
     [
-        ("swift", ["--nice", "5"], None),
+        ("swift", ["--nice", "0"], None),
         ("steady", ["--cpu-quota", "0.5"], Some(["--nice", "12"])),
         ("slow", ["--cpu-quota", "0.25"], Some(["--nice", "19"])),
     ]
