@@ -39,10 +39,13 @@ export function loss(value: number | null | undefined): string {
   return value === null || value === undefined ? '–' : value.toFixed(3)
 }
 
-/** Thousandths of a credit as credits. */
-export function credits(milli: number): string {
-  const value = milli / 1000
-  return value >= 1000 ? short(value) : value.toFixed(value >= 100 ? 0 : value >= 10 ? 1 : 3)
+/** Millionths of a credit as credits, three digits that count. */
+export function credits(micro: number): string {
+  const value = micro / 1e6
+  if (value === 0) return '0'
+  if (value >= 1000) return short(value)
+  const decimals = value >= 100 ? 0 : value >= 10 ? 1 : value >= 1 ? 2 : Math.min(6, 2 - Math.floor(Math.log10(value)))
+  return value.toFixed(decimals)
 }
 
 export function percent(part: number, all: number): string {

@@ -78,8 +78,8 @@ pub struct RunSummary {
     pub baselines: BaselineLosses,
     /// Round of the newest whole checkpoint.
     pub checkpoint_round: u64,
-    /// Accepted credit, in thousandths.
-    pub credits_milli: u64,
+    /// Accepted credit, in millionths.
+    pub credits_micro: u64,
 }
 
 /// Held-out losses of n-gram models over the same tokens, nats a token.
@@ -164,8 +164,8 @@ pub struct Contribution {
     pub update_bytes: Option<u64>,
     /// Weight in the merge.
     pub weight: Option<u64>,
-    /// Credit granted, in thousandths.
-    pub credits_milli: Option<u64>,
+    /// Credit granted, in millionths.
+    pub credits_micro: Option<u64>,
     /// When it committed.
     pub committed_ms: Option<u64>,
     /// When its bytes were accepted or refused.
@@ -197,8 +197,8 @@ pub struct WorkerSummary {
     pub tokens_per_s: u32,
     /// Tokens of its accepted updates.
     pub tokens: u64,
-    /// Credit, in thousandths.
-    pub credits_milli: u64,
+    /// Credit, in millionths.
+    pub credits_micro: u64,
     /// Accepted updates.
     pub updates_accepted: u64,
     /// Refused updates.
@@ -367,8 +367,8 @@ pub struct WorkWorker {
     pub last_round: Option<u64>,
     /// Tokens of accepted updates.
     pub tokens: u64,
-    /// Credit, in thousandths.
-    pub credits_milli: u64,
+    /// Credit, in millionths.
+    pub credits_micro: u64,
 }
 
 /// The answer to a command.

@@ -7,7 +7,7 @@ use crate::{
     charter::Charter,
     command::SignedCommand,
     identity::Binding,
-    units::{BlobReference, MilliCredits, WorkerId},
+    units::{BlobReference, MicroCredits, WorkerId},
 };
 
 /// Longest sample text kept in the log.
@@ -186,7 +186,7 @@ pub struct MergedUpdate {
     /// Weight in the merge.
     pub weight: u64,
     /// Credit granted.
-    pub credits: MilliCredits,
+    pub credits: MicroCredits,
 }
 
 /// Why an update does not count.

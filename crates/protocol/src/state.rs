@@ -14,7 +14,7 @@ use crate::{
     command::{Commitment, Device},
     event::{Checkpoint, Evaluation, ModelState, RefusalReason},
     log::Head,
-    units::{AccountId, BlobReference, MilliCredits, RunId, WorkerId},
+    units::{AccountId, BlobReference, MicroCredits, RunId, WorkerId},
 };
 
 /// Most workers that one run's log admits.
@@ -130,7 +130,7 @@ pub struct Worker {
     /// Tokens of its accepted updates.
     pub tokens: u64,
     /// Credit for them.
-    pub credits: MilliCredits,
+    pub credits: MicroCredits,
     /// Accepted updates.
     pub updates_accepted: u64,
     /// Refused updates.

@@ -23,22 +23,22 @@ pub struct WorkerId(pub PublicKey);
 #[serde(transparent)]
 pub struct AccountId(pub PublicKey);
 
-/// Accepted work in thousandths of a credit; one credit is 10^15 reference FLOP.
+/// Accepted work in millionths of a credit; one credit is 10^15 reference FLOP.
 #[derive(
     Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize,
 )]
 #[serde(transparent)]
-pub struct MilliCredits(pub u64);
+pub struct MicroCredits(pub u64);
 
-/// Reference FLOP in one thousandth of a credit.
-pub const FLOP_PER_MILLI_CREDIT: u128 = 1_000_000_000_000;
+/// Reference FLOP in one millionth of a credit.
+pub const FLOP_PER_MICRO_CREDIT: u128 = 1_000_000_000;
 
-impl MilliCredits {
+impl MicroCredits {
     /// The credit for `tokens` tokens at `flop_per_token`, rounded down.
     #[must_use]
     pub fn for_tokens(tokens: u64, flop_per_token: u64) -> Self {
         let flop = u128::from(tokens) * u128::from(flop_per_token);
-        Self(u64::try_from(flop / FLOP_PER_MILLI_CREDIT).unwrap_or(u64::MAX))
+        Self(u64::try_from(flop / FLOP_PER_MICRO_CREDIT).unwrap_or(u64::MAX))
     }
 }
 
@@ -104,14 +104,11 @@ mod tests {
 
     #[test]
     fn credit_is_flop_rounded_down() {
+        assert_eq!(MicroCredits::for_tokens(1, 5_000_000_000), MicroCredits(5));
+        assert_eq!(MicroCredits::for_tokens(1, 999), MicroCredits(0));
         assert_eq!(
-            MilliCredits::for_tokens(1_000, 5_000_000_000),
-            MilliCredits(5)
-        );
-        assert_eq!(MilliCredits::for_tokens(1, 999), MilliCredits(0));
-        assert_eq!(
-            MilliCredits::for_tokens(u64::MAX, u64::MAX),
-            MilliCredits(u64::MAX)
+            MicroCredits::for_tokens(u64::MAX, u64::MAX),
+            MicroCredits(u64::MAX)
         );
     }
 }

@@ -70,6 +70,8 @@ struct Session<'a> {
     sequence: u64,
     /// Length of the log when the held model was the newest.
     held_at: u64,
+    /// Whether the training text is being fetched ahead, or was.
+    is_prefetched: bool,
     status: Status,
     report: &'a mut dyn FnMut(&Status),
     /// Held to the end, if the owner asked for one.
@@ -163,11 +165,14 @@ impl Session<'_> {
         let record = &work.worker;
         let status = &mut self.status;
         status.tokens = record.tokens;
-        status.credits_milli = record.credits_milli;
-        status.updates_accepted = record.updates_accepted;
-        if record.updates_refused > status.updates_refused || status.last_refusal.is_none() {
+        status.credits_micro = record.credits_micro;
+        if record.updates_refused > status.updates_refused {
             status.last_refusal.clone_from(&record.last_refusal);
+        } else if record.updates_accepted > status.updates_accepted {
+            // What came after is accepted: the refusal is history, and the log keeps it.
+            status.last_refusal = None;
         }
+        status.updates_accepted = record.updates_accepted;
         status.updates_refused = record.updates_refused;
         status.last_round = record.last_round;
         self.sequence = self.sequence.max(record.sequence);

@@ -19,15 +19,15 @@ pub struct Status {
     pub tokens_per_s: u32,
     /// Tokens of accepted updates.
     pub tokens: u64,
-    /// Credit, in thousandths.
-    pub credits_milli: u64,
+    /// Credit, in millionths.
+    pub credits_micro: u64,
     /// Accepted updates.
     pub updates_accepted: u64,
     /// Refused updates.
     pub updates_refused: u64,
     /// Last round with an accepted update.
     pub last_round: Option<u64>,
-    /// Why the last update or commitment was refused.
+    /// Why the last update or commitment was refused, until a later one is accepted.
     pub last_refusal: Option<String>,
 }
 
@@ -46,7 +46,7 @@ pub enum Activity {
     Waiting,
     /// Fetches the model or text.
     Downloading {
-        /// `the model`, `a delta` or `training text`.
+        /// `the model`, `a delta`, `training text` or `the optimiser's state`.
         what: &'static str,
         /// Bytes present.
         bytes: u64,
@@ -107,8 +107,8 @@ pub struct Summary {
     pub finished: bool,
     /// Tokens of accepted updates.
     pub tokens: u64,
-    /// Credit, in thousandths.
-    pub credits_milli: u64,
+    /// Credit, in millionths.
+    pub credits_micro: u64,
     /// Accepted updates.
     pub updates_accepted: u64,
     /// Refused updates.
@@ -125,7 +125,7 @@ impl Status {
             problem: None,
             tokens_per_s: 0,
             tokens: 0,
-            credits_milli: 0,
+            credits_micro: 0,
             updates_accepted: 0,
             updates_refused: 0,
             last_round: None,
@@ -138,7 +138,7 @@ impl Status {
             run: self.run.clone(),
             finished: self.activity == Activity::Finished,
             tokens: self.tokens,
-            credits_milli: self.credits_milli,
+            credits_micro: self.credits_micro,
             updates_accepted: self.updates_accepted,
             updates_refused: self.updates_refused,
         }
@@ -159,7 +159,7 @@ impl fmt::Display for Status {
             " | accepted {} updates, {} tokens, {} credits",
             self.updates_accepted,
             self.tokens,
-            Milli(self.credits_milli)
+            Micro(self.credits_micro)
         )?;
         if let Some(round) = self.last_round {
             write!(f, ", last in round {round}")?;
@@ -242,7 +242,7 @@ impl fmt::Display for Summary {
             self.run,
             self.tokens,
             self.updates_accepted,
-            Milli(self.credits_milli)
+            Micro(self.credits_micro)
         )
     }
 }
@@ -261,12 +261,12 @@ impl fmt::Display for Size {
     }
 }
 
-/// Thousandths for people.
-struct Milli(u64);
+/// Millionths for people.
+struct Micro(u64);
 
-impl fmt::Display for Milli {
+impl fmt::Display for Micro {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{:03}", self.0 / 1_000, self.0 % 1_000)
+        write!(f, "{}.{:06}", self.0 / 1_000_000, self.0 % 1_000_000)
     }
 }
 
@@ -279,7 +279,7 @@ mod tests {
         let mut status = Status::new();
         assert_eq!(
             status.to_string(),
-            "looking for the hub | accepted 0 updates, 0 tokens, 0.000 credits"
+            "looking for the hub | accepted 0 updates, 0 tokens, 0.000000 credits"
         );
         status.run = "demo".into();
         status.activity = Activity::Training {
@@ -291,14 +291,14 @@ mod tests {
         };
         status.uploading = Some((1_500, 2_000_000));
         status.tokens = 5_120;
-        status.credits_milli = 12_045;
+        status.credits_micro = 12_045;
         status.updates_accepted = 6;
         status.last_round = Some(6);
         status.last_refusal = Some("too late".into());
         assert_eq!(
             status.to_string(),
             "demo: training round 7, step 12, loss 3.250, 8 s left, uploading 1.5 kB of 2.0 MB | accepted 6 updates, \
-             5120 tokens, 12.045 credits, last in round 6 | last refusal: too late"
+             5120 tokens, 0.012045 credits, last in round 6 | last refusal: too late"
         );
         status.problem = Some("the hub does not answer".into());
         assert!(

@@ -377,9 +377,9 @@ export interface components {
             committed_ms?: number | null;
             /**
              * Format: int64
-             * @description Credit granted, in thousandths.
+             * @description Credit granted, in millionths.
              */
-            credits_milli?: number | null;
+            credits_micro?: number | null;
             /**
              * Format: int64
              * @description Log position of the newest event about it.
@@ -601,9 +601,9 @@ export interface components {
             created_ms: number;
             /**
              * Format: int64
-             * @description Accepted credit, in thousandths.
+             * @description Accepted credit, in millionths.
              */
-            credits_milli: number;
+            credits_micro: number;
             /**
              * Format: int64
              * @description Deadline for commitments of the round in progress.
@@ -776,9 +776,9 @@ export interface components {
             carried?: string | null;
             /**
              * Format: int64
-             * @description Credit, in thousandths.
+             * @description Credit, in millionths.
              */
-            credits_milli: number;
+            credits_micro: number;
             /** @description Whether it has joined. */
             joined: boolean;
             /** @description Why the last one was refused. */
@@ -825,9 +825,9 @@ export interface components {
             bytes_up: number;
             /**
              * Format: int64
-             * @description Credit, in thousandths.
+             * @description Credit, in millionths.
              */
-            credits_milli: number;
+            credits_micro: number;
             /**
              * Format: int64
              * @description Log position of its newest join.
@@ -1141,7 +1141,7 @@ export interface operations {
         parameters: {
             query?: {
                 /** @description At most this many, 50 unless said, 500 at most. */
-                limit?: number | null;
+                limit?: number;
             };
             header?: never;
             path: {
@@ -1232,7 +1232,7 @@ export interface operations {
         parameters: {
             query?: {
                 /** @description Entries after this position; without it and without `Last-Event-ID`, only new ones. */
-                after?: number | null;
+                after?: number;
             };
             header?: never;
             path: {
@@ -1265,9 +1265,9 @@ export interface operations {
         parameters: {
             query?: {
                 /** @description First position, 0 unless said. */
-                from?: number | null;
+                from?: number;
                 /** @description At most this many, 100 unless said, 1,000 at most. */
-                limit?: number | null;
+                limit?: number;
             };
             header?: never;
             path: {
@@ -1300,9 +1300,9 @@ export interface operations {
         parameters: {
             query?: {
                 /** @description First position, 0 unless said. */
-                from?: number | null;
+                from?: number;
                 /** @description At most this many, 100 unless said, 1,000 at most. */
-                limit?: number | null;
+                limit?: number;
             };
             header?: never;
             path: {
@@ -1365,9 +1365,9 @@ export interface operations {
         parameters: {
             query?: {
                 /** @description Only rounds below this one. */
-                before?: number | null;
+                before?: number;
                 /** @description At most this many, 50 unless said, 500 at most. */
-                limit?: number | null;
+                limit?: number;
             };
             header?: never;
             path: {
@@ -1434,9 +1434,9 @@ export interface operations {
                 /** @description The worker's public key. */
                 worker: string;
                 /** @description Entries of the log that the worker knows of; the answer comes when there are more. */
-                after?: number | null;
+                after?: number;
                 /** @description Longest wait in milliseconds, 0 unless said, 25,000 at most. */
-                wait_ms?: number | null;
+                wait_ms?: number;
             };
             header?: never;
             path: {

@@ -212,7 +212,7 @@ export class RunLive {
         this.workers = stableOrder(
           this.workers ?? [],
           fetched,
-          (a, b) => Number(b.present) - Number(a.present) || b.credits_milli - a.credits_milli || a.joined_ms - b.joined_ms,
+          (a, b) => Number(b.present) - Number(a.present) || b.credits_micro - a.credits_micro || a.joined_ms - b.joined_ms,
         )
         break
       }

@@ -6,10 +6,12 @@
 
 use crate::threads::{Parts, Threads};
 
-/// Rows of one task's tile.
+/// A tile's extent along the side whose operand `gemm` has to transpose while packing: each part is packed once.
+const TILE_PACKED: usize = 192;
+/// A tile's extent along the other side: long, because every tile packs its part of the first side again.
+const TILE_LONG: usize = 1024;
+/// A tile's rows where neither operand is transposed.
 const TILE_ROWS: usize = 512;
-/// Columns of one task's tile.
-const TILE_COLUMNS: usize = 2048;
 /// Products of one uninterrupted sum.
 const DEPTH: usize = 512;
 
@@ -77,14 +79,15 @@ pub(crate) fn matmul(
     b: Operand,
 ) {
     assert_eq!(out.len(), shape.rows * shape.columns, "matmul: size of out");
-    let down = shape.rows.div_ceil(TILE_ROWS);
-    let across = shape.columns.div_ceil(TILE_COLUMNS);
+    let (tile_rows, tile_columns) = tile(a, b);
+    let down = shape.rows.div_ceil(tile_rows);
+    let across = shape.columns.div_ceil(tile_columns);
     let parts = Parts::new(out);
     threads.run(down * across, |task, _| {
-        let (row, column) = (task / across * TILE_ROWS, task % across * TILE_COLUMNS);
-        let tile = Shape {
-            rows: TILE_ROWS.min(shape.rows - row),
-            columns: TILE_COLUMNS.min(shape.columns - column),
+        let (row, column) = (task / across * tile_rows, task % across * tile_columns);
+        let part = Shape {
+            rows: tile_rows.min(shape.rows - row),
+            columns: tile_columns.min(shape.columns - column),
             depth: shape.depth,
         };
         let a = Operand {
@@ -97,8 +100,19 @@ pub(crate) fn matmul(
         };
         let start = parts.pointer(row * shape.columns + column);
         // SAFETY: tiles are disjoint parts of `out`, which holds rows × columns elements.
-        unsafe { block(tile, start, shape.columns, write, a, b, 1.0) };
+        unsafe { block(part, start, shape.columns, write, a, b, 1.0) };
     });
+}
+
+/// Rows and columns of one task's tile, by the operands' layout alone.
+fn tile(a: Operand, b: Operand) -> (usize, usize) {
+    if b.row_stride == 1 && b.column_stride != 1 {
+        (TILE_LONG, TILE_PACKED)
+    } else if a.row_stride == 1 && a.column_stride != 1 {
+        (TILE_PACKED, TILE_LONG)
+    } else {
+        (TILE_ROWS, TILE_LONG)
+    }
 }
 
 /// One product on the calling thread, scaled: out = scale·a·b, or out += scale·a·b; rows of out are `stride` apart.

@@ -20,6 +20,7 @@ const PAGE: u64 = 100;
 
 /// Which entries.
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct LogQuery {
     /// First position, 0 unless said.
     from: Option<u64>,

@@ -114,6 +114,7 @@ pub(super) async fn show_charter(
 
 /// Which rounds.
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct RoundsQuery {
     /// Only rounds below this one.
     before: Option<u64>,
@@ -170,6 +171,7 @@ pub(super) async fn list_losses(
 
 /// How many checkpoints.
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct CheckpointsQuery {
     /// At most this many, 50 unless said, 500 at most.
     limit: Option<u64>,

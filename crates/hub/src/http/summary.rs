@@ -41,7 +41,7 @@ pub(super) async fn run_summary(hub: &Hub, run: &Run) -> Result<RunSummary> {
             trigram: nats(charter.data.baselines.trigram_micronats),
         },
         checkpoint_round: state.checkpoint.0,
-        credits_milli: state.workers.values().map(|it| it.credits.0).sum(),
+        credits_micro: state.workers.values().map(|it| it.credits.0).sum(),
     })
 }
 

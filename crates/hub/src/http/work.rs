@@ -56,6 +56,7 @@ pub(super) async fn bind_identity(
 
 /// Who asks, and how long it is willing to wait.
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct WorkQuery {
     /// The worker's public key.
     worker: String,
@@ -176,7 +177,7 @@ impl ForWork {
                 last_refusal: None,
                 last_round: record.and_then(|it| it.last_round),
                 tokens: record.map_or(0, |it| it.tokens),
-                credits_milli: record.map_or(0, |it| it.credits.0),
+                credits_micro: record.map_or(0, |it| it.credits.0),
             },
         }
     }

@@ -281,7 +281,7 @@ async fn merged(
     .await?;
     for update in updates {
         sqlx::query(
-            "UPDATE contribution SET state = 'merged', weight = ?, credits_milli = ?, event = ?
+            "UPDATE contribution SET state = 'merged', weight = ?, credits_micro = ?, event = ?
              WHERE run = ? AND round = ? AND slot = ?",
         )
         .bind(update.weight as i64)
@@ -293,7 +293,7 @@ async fn merged(
         .execute(&mut **tx)
         .await?;
         sqlx::query(
-            "UPDATE worker SET tokens = tokens + ?, credits_milli = credits_milli + ?, bytes_up = bytes_up + ?,
+            "UPDATE worker SET tokens = tokens + ?, credits_micro = credits_micro + ?, bytes_up = bytes_up + ?,
              updates_accepted = updates_accepted + 1, last_round = ? WHERE run = ? AND id = ?",
         )
         .bind(update.tokens as i64)

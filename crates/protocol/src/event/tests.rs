@@ -115,7 +115,7 @@ fn samples() -> Vec<Event> {
                 update: blob(),
                 tokens: 12,
                 weight: 13,
-                credits: MilliCredits(14),
+                credits: MicroCredits(14),
             }],
             delta: blob(),
             model: model(),

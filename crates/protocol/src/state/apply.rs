@@ -8,7 +8,7 @@ use crate::{
     event::{Event, MergedUpdate},
     log::{ChainError, Entry, Head},
     sampling::round_seed,
-    units::{MilliCredits, WorkerId},
+    units::{MicroCredits, WorkerId},
 };
 
 /// Why an entry cannot be part of this run's log.
@@ -325,7 +325,7 @@ impl State {
                 sequence: 0,
                 carried: None,
                 tokens: 0,
-                credits: MilliCredits(0),
+                credits: MicroCredits(0),
                 updates_accepted: 0,
                 updates_refused: 0,
                 last_round: None,
@@ -424,7 +424,7 @@ impl State {
         self.inner_start = header.and_then(|it| it.inner_state).or(self.inner_start);
         if let Some(record) = self.workers.get_mut(&update.worker) {
             record.tokens = record.tokens.saturating_add(update.tokens);
-            record.credits = MilliCredits(record.credits.0.saturating_add(update.credits.0));
+            record.credits = MicroCredits(record.credits.0.saturating_add(update.credits.0));
             record.updates_accepted += 1;
             record.last_round = Some(round);
             record.carried = carried.or(record.carried);
@@ -447,7 +447,7 @@ pub fn merged_updates(charter: &crate::charter::Charter, round: &Round) -> Vec<M
                 update: commitment.update,
                 tokens: commitment.header.tokens,
                 weight: *weight,
-                credits: MilliCredits::for_tokens(commitment.header.tokens, flop),
+                credits: MicroCredits::for_tokens(commitment.header.tokens, flop),
             });
         }
     }

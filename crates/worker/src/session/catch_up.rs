@@ -151,6 +151,33 @@ impl Session<'_> {
         }
     }
 
+    /// Fetches the rest of the training text while the machine computes, one shard after the other, if half of the cache
+    /// holds all of it: later assignments then begin at once.
+    pub(super) fn prefetch(&mut self) {
+        let blobs: Vec<BlobReference> = self
+            .charter
+            .data
+            .training
+            .iter()
+            .map(|it| it.blob)
+            .collect();
+        let total: u64 = blobs.iter().map(|it| it.bytes).sum();
+        if self.is_prefetched || total > self.cache.bytes_max() / 2 {
+            return;
+        }
+        self.is_prefetched = true;
+        let (client, cache, worker) = (self.client.clone(), self.cache.clone(), self.worker);
+        let stop = self.shutdown.clone();
+        tokio::spawn(stop.run_until_cancelled_owned(async move {
+            for blob in blobs {
+                if let Err(error) = client.download(&cache, blob, Some(worker), |_| {}).await {
+                    // The assignment that needs it will ask again, and tell.
+                    tracing::debug!("fetching ahead: {:#}", anyhow::Error::from(error));
+                }
+            }
+        }));
+    }
+
     /// Brings the shards of an assignment into memory; false as with [`Self::fetch`].
     pub(super) async fn load_shards(&mut self, assigned: &[u32]) -> Result<bool> {
         self.shards.trim(assigned);

@@ -51,7 +51,7 @@ fn work() -> Work {
             last_refusal: None,
             last_round: None,
             tokens: 0,
-            credits_milli: 0,
+            credits_micro: 0,
         },
         inner_start: None,
     }

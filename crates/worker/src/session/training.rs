@@ -31,7 +31,7 @@ const FASTER: f64 = 1.2;
 const COMMIT_AFTER: Duration = Duration::from_secs(2);
 
 /// Shared with the thread that trains.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Control {
     stop: AtomicBool,
     steps: AtomicU32,
@@ -71,6 +71,14 @@ impl Session<'_> {
             return Ok(());
         };
         self.attempted = assignment.round;
+        if self.is_too_late_for(deadline) {
+            tracing::debug!(
+                round = task.round,
+                "too little of the window is left: waiting for the next"
+            );
+            return Ok(());
+        }
+        self.prefetch();
         let ended = match self.train_until(&task, deadline).await? {
             Ok(ended) => ended,
             Err(error) => {
@@ -97,6 +105,15 @@ impl Session<'_> {
             self.deliver(&task, ended, deadline).await?;
         }
         Ok(())
+    }
+
+    /// Whether this machine came to the round when the fewest steps do not fit any more. At the full window a slow machine
+    /// tries all the same: it may have become faster than it was measured.
+    fn is_too_late_for(&self, deadline: Instant) -> bool {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let window = Duration::from_millis(self.charter.round.window_ms);
+        let needed = self.measured.step * self.charter.round.steps_min + self.margin.get();
+        left < window / 2 && left < needed
     }
 
     /// What to train on and to go on from; `None` if it could not be fetched (then the problem was shown).
@@ -175,7 +192,11 @@ impl Session<'_> {
 
     /// Trains on a thread of its own until the window is filled, the owner stops it, or the round ends without it.
     async fn train_until(&mut self, task: &Task, deadline: Instant) -> Result<Result<Ended>> {
-        let control = Arc::new(Control::default());
+        let control = Arc::new(Control {
+            stop: AtomicBool::new(false),
+            steps: AtomicU32::new(0),
+            loss_bits: AtomicU32::new(f32::NAN.to_bits()),
+        });
         let limits = (self.charter.round.steps_min, self.charter.round.steps_max);
         let (margin, first_step, nice) = (self.margin.get(), self.measured.step, self.config.nice);
         let (shards, task_copy, shared) = (self.shards.clone(), *task, Arc::clone(&control));
@@ -186,12 +207,18 @@ impl Session<'_> {
         let mut thread = tokio::task::spawn_blocking(move || {
             be_nice(nice);
             let begun = Instant::now();
+            let (mut step, mut last) = (first_step, begun);
             let result = machine.train(&task_copy, &shards, |steps, loss| {
                 shared.steps.store(steps, Ordering::Relaxed);
                 let bits = loss.unwrap_or(f32::NAN).to_bits();
                 shared.loss_bits.store(bits, Ordering::Relaxed);
-                let step = begun.elapsed().checked_div(steps).unwrap_or(first_step);
-                let left = deadline.saturating_duration_since(Instant::now());
+                let now = Instant::now();
+                if let Some(mean) = (now - begun).checked_div(steps) {
+                    // On a busy machine steps differ: the longer of mean and last is what to reckon with.
+                    step = mean.max(now - last);
+                }
+                last = now;
+                let left = deadline.saturating_duration_since(now);
                 !shared.stop.load(Ordering::Relaxed)
                     && fits_another_step(steps, limits, left, margin, step)
             });
