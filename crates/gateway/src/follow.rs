@@ -125,15 +125,37 @@ impl Follower {
                 models.truncate(self.checkpoints_kept);
             }
         }
-        // The evaluation of a checkpoint may come after it.
-        if let Some(evaluation) = &run.evaluation
-            && let Some(model) = models
-                .iter_mut()
-                .find(|model| model.round == evaluation.round)
-        {
-            model.bits_per_byte = evaluation.bits_per_byte;
-        }
+        self.evaluate(id, run, &mut models).await?;
         self.catalogue.replace(id, models);
+        Ok(())
+    }
+
+    /// Fills in held-out losses that came after their checkpoints.
+    async fn evaluate(
+        &self,
+        id: RunId,
+        run: &RunSummary,
+        models: &mut [Model],
+    ) -> anyhow::Result<()> {
+        let evaluated = run
+            .evaluation
+            .as_ref()
+            .map_or(0, |evaluation| evaluation.round);
+        let lacking = |model: &Model| model.bits_per_byte.is_none() && model.round <= evaluated;
+        let Some(known) = self.runs.get(&id).filter(|_| models.iter().any(lacking)) else {
+            return Ok(());
+        };
+        let listed = self
+            .client
+            .checkpoints(id, self.checkpoints_kept as u64)
+            .await?;
+        for model in models.iter_mut().filter(|model| lacking(model)) {
+            let checkpoint = listed
+                .iter()
+                .find(|checkpoint| checkpoint.round == model.round);
+            let loss = checkpoint.and_then(|checkpoint| checkpoint.held_out_loss);
+            model.bits_per_byte = loss.map(|nats| bits_per_byte(&known.charter, nats));
+        }
         Ok(())
     }
 
@@ -231,3 +253,6 @@ fn bits_per_byte(charter: &Charter, nats_per_token: f64) -> f64 {
     let bytes: u64 = shards.iter().map(|shard| shard.text_bytes).sum();
     nats_per_token / std::f64::consts::LN_2 * tokens as f64 / bytes as f64
 }
+
+#[cfg(test)]
+mod tests;

@@ -48,7 +48,12 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Resul
         .with_context(|| format!("the cache at {} cannot be used", config.cache.display()))?;
     let listener = TcpListener::bind(config.listen)
         .await
-        .with_context(|| format!("the gateway cannot listen on {}", config.listen))?;
+        .with_context(|| {
+            format!(
+                "the gateway cannot listen on {}: is another one running? Choose another address with --listen",
+                config.listen
+            )
+        })?;
     let service = http::Service {
         catalogue: Arc::default(),
         queue: queue::Queue::new(config.concurrent_answers, config.waiting_answers),

@@ -12,7 +12,7 @@ pub(crate) struct Metrics {
     requests: Family<RequestLabels, Counter>,
     /// Tokens of prompts that were answered.
     pub(crate) prompt_tokens: Counter,
-    /// Tokens of answers, those of disconnected clients included.
+    /// Tokens of answers that came to their end.
     pub(crate) completion_tokens: Counter,
     running: Gauge,
     waiting: Gauge,
