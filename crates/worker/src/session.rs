@@ -17,6 +17,7 @@ use std::{
 use anyhow::{Context, Result};
 use network::{BlobCache, HubClient};
 use protocol::{
+    Hash,
     api::{Work, WorkAssignment},
     charter::Charter,
     command::Device,
@@ -70,6 +71,8 @@ struct Session<'a> {
     sequence: u64,
     /// Length of the log when the held model was the newest.
     held_at: u64,
+    /// The m and v that this worker published in its last round, if that was one of the warm start.
+    published: Option<Hash>,
     /// Whether the training text is being fetched ahead, or was.
     is_prefetched: bool,
     status: Status,

@@ -122,6 +122,7 @@ pub(super) async fn begin<'a>(
         attempted: 0,
         sequence: 0,
         held_at: 0,
+        published: None,
         is_prefetched: false,
         status,
         report,
