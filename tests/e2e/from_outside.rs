@@ -21,7 +21,7 @@ use tests::{
 };
 
 /// Longest wait for the first checkpoint with a sample.
-const SAMPLED_MAX: Duration = Duration::from_secs(120);
+const SAMPLED_MAX: Duration = Duration::from_secs(240);
 /// Token ids that every vocabulary of the tests has.
 const PROMPT: [u32; 12] = [3, 100, 7, 42, 42, 255, 9, 61, 130, 5, 77, 300];
 
@@ -30,6 +30,7 @@ async fn strangers_are_served_and_refused() -> Result<()> {
     let mut network = Network::start("from-outside").await?;
     let run = network.open_run().await?;
     network.start_worker(run, "first", None)?;
+    network.joined(run, 1).await?;
     network.start_worker(run, "second", Some("0.5"))?;
     network.start_gateway().await?;
     network

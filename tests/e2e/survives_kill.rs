@@ -19,6 +19,7 @@ async fn nothing_acknowledged_is_lost() -> Result<()> {
     let mut network = Network::start("survives-kill").await?;
     let run = network.open_run().await?;
     network.start_worker(run, "first", None)?;
+    network.joined(run, 1).await?;
     network.start_worker(run, "second", Some("0.5"))?;
     merged(&mut network, run, 2).await?;
     the_hub_is_killed(&mut network, run).await?;

@@ -8,15 +8,16 @@ use tests::{audit, network::Network};
 /// Merged rounds that all three must be part of.
 const ROUNDS_TOGETHER: usize = 5;
 /// Longest wait for those.
-const TOGETHER_MAX: Duration = Duration::from_secs(120);
+const TOGETHER_MAX: Duration = Duration::from_secs(240);
 /// Longest wait for a model that beats counting pairs of tokens.
-const LEARNT_MAX: Duration = Duration::from_secs(180);
+const LEARNT_MAX: Duration = Duration::from_secs(300);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn three_machines_make_one_model() -> Result<()> {
     let mut network = Network::start("training-together").await?;
     let run = network.open_run().await?;
     network.start_worker(run, "swift", None)?;
+    network.joined(run, 1).await?;
     network.start_worker(run, "steady", Some("0.5"))?;
     network.start_worker(run, "slow", Some("0.25"))?;
 

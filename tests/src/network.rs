@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use network::HubClient;
+use network::{HubClient, events::Events};
 use protocol::{api::LogEntry, units::RunId};
 
 use crate::{
@@ -21,6 +21,8 @@ use crate::{
 const NO_QUOTA: &str = "does not permit a processor quota";
 /// Longest wait for a process to answer its first request.
 const READY_MAX: Duration = Duration::from_secs(30);
+/// Longest wait for a worker to have joined.
+const JOINED_MAX: Duration = Duration::from_secs(90);
 /// Time between two attempts at that.
 const READY_EVERY: Duration = Duration::from_millis(50);
 
@@ -157,6 +159,22 @@ impl Network {
         Ok(())
     }
 
+    /// Waits until so many workers have joined a run.
+    ///
+    /// A worker measures its speed before it joins: let the swiftest join before the others start to.
+    ///
+    /// # Errors
+    /// If they do not.
+    pub async fn joined(&mut self, run: RunId, workers: usize) -> Result<()> {
+        let events = self.client()?.events(run, Some(0)).await?;
+        let mut joined = 0;
+        self.follow(events, JOINED_MAX, "join", |entry| {
+            joined += usize::from(entry.kind == "worker_joined");
+            (joined == workers).then_some(())
+        })
+        .await
+    }
+
     /// Ends a worker as a power cut would.
     ///
     /// # Errors
@@ -212,10 +230,20 @@ impl Network {
         run: RunId,
         wait: Duration,
         what: &str,
+        found: impl FnMut(&LogEntry) -> Option<T>,
+    ) -> Result<T> {
+        let events = self.client()?.events(run, None).await?;
+        self.follow(events, wait, what, found).await
+    }
+
+    async fn follow<T>(
+        &mut self,
+        mut events: Events,
+        wait: Duration,
+        what: &str,
         mut found: impl FnMut(&LogEntry) -> Option<T>,
     ) -> Result<T> {
         let begin = Instant::now();
-        let mut events = self.client()?.events(run, None).await?;
         let mut last = String::from("nothing");
         loop {
             let left = wait.saturating_sub(begin.elapsed());
