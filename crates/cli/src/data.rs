@@ -12,6 +12,7 @@ use data::{
     import::{self, Document, Provenance},
 };
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     output::{Output, StatusLine, grouped, printable, size, table},
@@ -132,10 +133,14 @@ struct Described {
 }
 
 impl Data {
-    pub(crate) async fn execute(self, places: &Places) -> anyhow::Result<()> {
+    pub(crate) async fn execute(
+        self,
+        places: &Places,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<()> {
         let output = Output { json: self.json };
         match self.command {
-            Command::Import(command) => command.execute(places, output).await,
+            Command::Import(command) => command.execute(places, output, &shutdown).await,
             Command::List(command) => command.execute(places, output),
             Command::Show(command) => command.execute(places, output),
         }
@@ -143,7 +148,12 @@ impl Data {
 }
 
 impl Import {
-    async fn execute(self, places: &Places, output: Output) -> anyhow::Result<()> {
+    async fn execute(
+        self,
+        places: &Places,
+        output: Output,
+        shutdown: &CancellationToken,
+    ) -> anyhow::Result<()> {
         let (name, out) = self.destination(places)?;
         ensure!(
             std::fs::symlink_metadata(&out).is_err(),
@@ -173,6 +183,11 @@ impl Import {
         });
         let mut status = StatusLine::new();
         while !work.is_finished() {
+            ensure!(
+                !shutdown.is_cancelled(),
+                "stopped before it was done; {} was not made",
+                out.display()
+            );
             status.set(&progress.borrow());
             tokio::time::sleep(PROGRESS_EVERY).await;
         }

@@ -119,7 +119,7 @@ fn execute(command: Command, places: &Places) -> anyhow::Result<()> {
         match command {
             Command::Join(command) => command.execute(places, shutdown).await,
             Command::Run(command) => command.execute(places, shutdown).await,
-            Command::Data(command) => command.execute(places).await,
+            Command::Data(command) => command.execute(places, shutdown).await,
             Command::Hub(command) => command.execute(places, shutdown).await,
             Command::Gateway(command) => command.execute(places, shutdown).await,
         }
