@@ -181,7 +181,11 @@ async fn limit(
 
 /// Counts the answer and sets what every answer carries.
 async fn finish(State(hub): Shared, request: Request, next: Next) -> Response {
+    let is_api = request.uri().path().starts_with("/api/");
     let mut response = next.run(request).await;
+    if is_api {
+        response = errors::in_our_form(response).await;
+    }
     let status = response.status().as_u16();
     hub.metrics
         .requests

@@ -541,7 +541,7 @@ impl Actor {
                 state.tokens >= state.charter.inner.tokens_max,
             )
         };
-        if round % every == 0 || is_last {
+        if round.is_multiple_of(every) || is_last {
             let job = Job::Store {
                 run: self.run.id,
                 model,

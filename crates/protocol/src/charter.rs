@@ -545,13 +545,14 @@ impl Model {
             )?;
         }
         require(
-            self.hidden_size % self.num_attention_heads == 0
-                && (self.hidden_size / self.num_attention_heads) % 2 == 0,
+            self.hidden_size.is_multiple_of(self.num_attention_heads)
+                && (self.hidden_size / self.num_attention_heads).is_multiple_of(2),
             "model.hidden_size",
             "must be an even multiple of model.num_attention_heads",
         )?;
         require(
-            self.num_attention_heads % self.num_key_value_heads == 0,
+            self.num_attention_heads
+                .is_multiple_of(self.num_key_value_heads),
             "model.num_attention_heads",
             "must be a multiple of model.num_key_value_heads",
         )

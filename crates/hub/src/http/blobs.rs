@@ -69,9 +69,9 @@ pub(super) async fn read_blob(
         count_sent(&hub, &headers, part.end - part.start).await;
         Body::from_stream(hub.blobs.stream(&hash, part).await?)
     };
-    Ok(response
+    response
         .body(body)
-        .map_err(|error| Failure::from(anyhow::Error::from(error)))?)
+        .map_err(|error| Failure::from(anyhow::Error::from(error)))
 }
 
 /// How much of a blob the hub holds; 404 if nobody may upload it.

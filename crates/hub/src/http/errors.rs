@@ -1,7 +1,7 @@
 //! The one type of error that leaves the hub: a stable code, a safe sentence. Causes go to the log only.
 
 use axum::{
-    Json,
+    Json, body,
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -58,6 +58,35 @@ impl IntoResponse for Failure {
         }
         response
     }
+}
+
+/// Longest sentence taken over from a refusal of axum's own.
+const SENTENCE_BYTES_MAX: usize = 1024;
+
+/// What axum refuses by itself (a body too long, a query that does not read, a method that is not there), as one of ours.
+pub(super) async fn in_our_form(response: Response) -> Response {
+    let status = response.status();
+    let is_json = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|it| it.as_bytes().starts_with(b"application/json"));
+    // 416 has headers that say what range there is.
+    if !status.is_client_error() || is_json || status == StatusCode::RANGE_NOT_SATISFIABLE {
+        return response;
+    }
+    let text = body::to_bytes(response.into_body(), SENTENCE_BYTES_MAX)
+        .await
+        .unwrap_or_default();
+    let (code, otherwise) = match status {
+        StatusCode::PAYLOAD_TOO_LARGE => ("too_long", "the body is too long"),
+        StatusCode::METHOD_NOT_ALLOWED => ("method", "this address does not take that method"),
+        _ => ("bad_request", "the request does not read"),
+    };
+    let message = match std::str::from_utf8(&text) {
+        Ok(text) if !text.is_empty() => text,
+        _ => otherwise,
+    };
+    Failure::new(status, code, message).into_response()
 }
 
 impl From<anyhow::Error> for Failure {

@@ -360,8 +360,8 @@ fn check_claim(
         .map_or(0, |it| u64::from(it.device.tokens_per_s));
     // The head start before the round opened is bounded by the reveal time of the round before.
     let elapsed_ms = now_ms.saturating_sub(round.opened_ms) + rules.reveal_ms;
-    let possible = u128::from(speed) * u128::from(elapsed_ms) / 1_000
-        * u128::from(rules.speed_ratio_max_q16)
+    let possible = (u128::from(speed) * u128::from(elapsed_ms) / 1_000
+        * u128::from(rules.speed_ratio_max_q16))
         >> 16;
     if u128::from(header.tokens) > possible + u128::from(CLAIM_SLACK_STEPS * per_step) {
         return refuse(
