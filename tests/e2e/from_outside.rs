@@ -29,9 +29,9 @@ const PROMPT: [u32; 12] = [3, 100, 7, 42, 42, 255, 9, 61, 130, 5, 77, 300];
 async fn strangers_are_served_and_refused() -> Result<()> {
     let mut network = Network::start("from-outside").await?;
     let run = network.open_run().await?;
-    network.start_worker(run, "first", None)?;
+    network.start_worker(run, "first", "1.0")?;
     network.joined(run, 1).await?;
-    network.start_worker(run, "second", Some("0.5"))?;
+    network.start_worker(run, "second", "0.5")?;
     network.start_gateway().await?;
     network
         .watch(run, SAMPLED_MAX, "sample of a trained model", |entry| {
@@ -40,9 +40,6 @@ async fn strangers_are_served_and_refused() -> Result<()> {
         })
         .await?;
 
-    hostile_requests_are_refused(&network, run)
-        .await
-        .context("hostile requests")?;
     hostile_data_is_refused(&network)
         .await
         .context("hostile data")?;
@@ -55,6 +52,9 @@ async fn strangers_are_served_and_refused() -> Result<()> {
     the_pages_work_in_a_browser(&network)
         .await
         .context("browser")?;
+    hostile_requests_are_refused(&network, run)
+        .await
+        .context("hostile requests")?;
     network.must_run()?;
     network.finish().await
 }

@@ -18,9 +18,9 @@ const ROUND_MAX: Duration = Duration::from_secs(90);
 async fn nothing_acknowledged_is_lost() -> Result<()> {
     let mut network = Network::start("survives-kill").await?;
     let run = network.open_run().await?;
-    network.start_worker(run, "first", None)?;
+    network.start_worker(run, "first", "1.0")?;
     network.joined(run, 1).await?;
-    network.start_worker(run, "second", Some("0.5"))?;
+    network.start_worker(run, "second", "0.5")?;
     merged(&mut network, run, 2).await?;
     the_hub_is_killed(&mut network, run).await?;
     a_worker_is_killed(&mut network, run).await?;
@@ -80,7 +80,7 @@ async fn a_worker_is_killed(network: &mut Network, run: RunId) -> Result<()> {
         .iter()
         .find(|it| it.name == "first")
         .context("first never joined")?;
-    network.start_worker(run, "first", None)?;
+    network.start_worker(run, "first", "1.0")?;
     let id = first.id.clone();
     network
         .watch(

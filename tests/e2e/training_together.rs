@@ -16,10 +16,10 @@ const LEARNT_MAX: Duration = Duration::from_secs(300);
 async fn three_machines_make_one_model() -> Result<()> {
     let mut network = Network::start("training-together").await?;
     let run = network.open_run().await?;
-    network.start_worker(run, "swift", None)?;
+    network.start_worker(run, "swift", "1.0")?;
     network.joined(run, 1).await?;
-    network.start_worker(run, "steady", Some("0.5"))?;
-    network.start_worker(run, "slow", Some("0.25"))?;
+    network.start_worker(run, "steady", "0.5")?;
+    network.start_worker(run, "slow", "0.25")?;
 
     let mut together = 0;
     network

@@ -40,8 +40,8 @@ pub struct Network {
 /// A worker, and how to start it again.
 struct Worker {
     process: Process,
-    /// Without what limits it.
-    arguments: Vec<String>,
+    /// With a priority instead of a quota.
+    instead: Vec<String>,
     log: PathBuf,
 }
 
@@ -119,11 +119,11 @@ impl Network {
 
     /// Starts a worker with one thread, again after [`Self::kill_worker`], on the same folder.
     ///
-    /// `cores` holds it to a part of a core. Where the machine permits no quota it gets a lower priority instead.
+    /// `cores` holds it to a core or a part of one. Where the machine permits no quota it gets a lower priority instead.
     ///
     /// # Errors
     /// If it can't be started.
-    pub fn start_worker(&mut self, run: RunId, name: &str, cores: Option<&str>) -> Result<()> {
+    pub fn start_worker(&mut self, run: RunId, name: &str, cores: &str) -> Result<()> {
         ensure!(
             !self.workers.contains_key(name),
             "the worker {name} runs already"
@@ -142,17 +142,18 @@ impl Network {
         ]
         .map(str::to_owned)
         .to_vec();
+        let nice = match cores {
+            "1.0" => "0",
+            "0.5" => "12",
+            _ => "19",
+        };
         let mut limited = arguments.clone();
-        limited.extend(
-            cores
-                .iter()
-                .flat_map(|it| ["--cpu-quota".to_owned(), (*it).to_owned()]),
-        );
+        limited.extend(["--cpu-quota".to_owned(), cores.to_owned()]);
         let log = self.folder.join(format!("worker-{name}.log"));
         let process = Process::athome(&limited, &log)?;
         let worker = Worker {
             process,
-            arguments,
+            instead: [arguments, vec!["--nice".to_owned(), nice.to_owned()]].concat(),
             log,
         };
         self.workers.insert(name.to_owned(), worker);
@@ -280,11 +281,8 @@ impl Network {
             if !error.to_string().contains(NO_QUOTA) {
                 return Err(error);
             }
-            worker
-                .arguments
-                .extend(["--nice".to_owned(), "19".to_owned()]);
             worker.log.set_extension("again.log");
-            worker.process = Process::athome(&worker.arguments, &worker.log)?;
+            worker.process = Process::athome(&worker.instead, &worker.log)?;
         }
         Ok(())
     }

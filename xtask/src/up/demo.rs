@@ -45,14 +45,14 @@ pub(super) fn gateway(folder: &Path, addresses: Addresses) -> Program {
     )
 }
 
-/// Three workers of one thread each, the second and third held to a part of a core.
+/// Three workers of one thread each, held to a core, half of one and a quarter.
 ///
 /// Where no processor quota is permitted they have different priorities instead, which tells on a machine with two cores.
 pub(super) fn workers(folder: &Path, addresses: Addresses) -> Vec<Program> {
     [
-        ("swift", ["--nice", "0"], None),
-        ("steady", ["--cpu-quota", "0.5"], Some(["--nice", "12"])),
-        ("slow", ["--cpu-quota", "0.25"], Some(["--nice", "19"])),
+        ("swift", ["--cpu-quota", "1.0"], ["--nice", "0"]),
+        ("steady", ["--cpu-quota", "0.5"], ["--nice", "12"]),
+        ("slow", ["--cpu-quota", "0.25"], ["--nice", "19"]),
     ]
     .into_iter()
     .map(|(name, limit, instead)| {
@@ -60,9 +60,9 @@ pub(super) fn workers(folder: &Path, addresses: Addresses) -> Vec<Program> {
             &format!("worker-{name}"),
             join(folder, addresses, name, &limit),
         );
-        worker.fallback = instead.map(|it| Fallback {
+        worker.fallback = Some(Fallback {
             reason: NO_QUOTA,
-            arguments: join(folder, addresses, name, &it),
+            arguments: join(folder, addresses, name, &instead),
         });
         worker
     })
