@@ -10,7 +10,8 @@ use thiserror::Error;
 use crate::config::{ConfigError, ModelConfig};
 use crate::train::OptimizerSettings;
 use crate::update::settings::{
-    DeltaSettings, DenseSettings, DenseWidth, MergeSettings, SettingsError, SparseSettings, UpdateSettings,
+    DeltaSettings, DenseSettings, DenseWidth, MergeSettings, SettingsError, SparseSettings,
+    UpdateSettings,
 };
 
 /// Standard deviation of a new run's matrices; the charter has no field for it.
@@ -77,14 +78,19 @@ pub fn learning_rate(nano: u64) -> f32 {
 pub fn update_settings(outer: &Outer) -> UpdateSettings {
     match outer.codec {
         Codec::Sparse { chunk, kept, .. } => UpdateSettings::Sparse(SparseSettings { chunk, kept }),
-        Codec::Dense { chunk, bits } => UpdateSettings::Dense(DenseSettings { chunk, width: width(bits) }),
+        Codec::Dense { chunk, bits } => UpdateSettings::Dense(DenseSettings {
+            chunk,
+            width: width(bits),
+        }),
     }
 }
 
 /// What a worker multiplies its error feedback by; 0 with the dense codec, which keeps none.
 pub fn error_decay(outer: &Outer) -> f32 {
     match outer.codec {
-        Codec::Sparse { error_decay_q16, .. } => error_decay_q16 as f32 / 65_536.0,
+        Codec::Sparse {
+            error_decay_q16, ..
+        } => error_decay_q16 as f32 / 65_536.0,
         Codec::Dense { .. } => 0.0,
     }
 }
@@ -97,15 +103,25 @@ pub fn merge_settings(outer: &Outer) -> MergeSettings {
         momentum_q16: (outer.momentum_q16 > 0).then_some(outer.momentum_q16),
         denominator_floor_q16: outer.denominator_floor_q16,
         delta: match outer.codec {
-            Codec::Sparse { chunk, .. } => DeltaSettings::Sparse(SparseSettings { chunk, kept: outer.delta_kept }),
-            Codec::Dense { chunk, bits } => DeltaSettings::Dense(DenseSettings { chunk, width: width(bits) }),
+            Codec::Sparse { chunk, .. } => DeltaSettings::Sparse(SparseSettings {
+                chunk,
+                kept: outer.delta_kept,
+            }),
+            Codec::Dense { chunk, bits } => DeltaSettings::Dense(DenseSettings {
+                chunk,
+                width: width(bits),
+            }),
         },
     }
 }
 
 /// The charter's check admits 8 and 16.
 fn width(bits: u32) -> DenseWidth {
-    if bits == 8 { DenseWidth::Eight } else { DenseWidth::Sixteen }
+    if bits == 8 {
+        DenseWidth::Eight
+    } else {
+        DenseWidth::Sixteen
+    }
 }
 
 fn millionths(ppm: u32) -> f32 {
@@ -172,12 +188,31 @@ mod tests {
 
     #[test]
     fn both_codecs_give_an_update_and_a_delta() {
-        let sparse = outer(Codec::Sparse { chunk: 4096, kept: 128, error_decay_q16: 32_768 });
-        assert_eq!(update_settings(&sparse), UpdateSettings::Sparse(SparseSettings { chunk: 4096, kept: 128 }));
+        let sparse = outer(Codec::Sparse {
+            chunk: 4096,
+            kept: 128,
+            error_decay_q16: 32_768,
+        });
+        assert_eq!(
+            update_settings(&sparse),
+            UpdateSettings::Sparse(SparseSettings {
+                chunk: 4096,
+                kept: 128
+            })
+        );
         assert_eq!(merge_settings(&sparse), MergeSettings::default());
         assert_eq!(error_decay(&sparse), 0.5);
-        let dense = Outer { momentum_q16: 58_982, ..outer(Codec::Dense { chunk: 4096, bits: 8 }) };
-        let eight = DenseSettings { chunk: 4096, width: DenseWidth::Eight };
+        let dense = Outer {
+            momentum_q16: 58_982,
+            ..outer(Codec::Dense {
+                chunk: 4096,
+                bits: 8,
+            })
+        };
+        let eight = DenseSettings {
+            chunk: 4096,
+            width: DenseWidth::Eight,
+        };
         assert_eq!(update_settings(&dense), UpdateSettings::Dense(eight));
         assert_eq!(merge_settings(&dense).delta, DeltaSettings::Dense(eight));
         assert_eq!(merge_settings(&dense).momentum_q16, Some(58_982));

@@ -41,8 +41,8 @@ pub mod outer;
 pub mod round;
 
 pub mod carried;
-pub mod inner_start;
 pub mod hash;
+pub mod inner_start;
 pub mod steps;
 
 use thiserror::Error;

@@ -51,14 +51,20 @@ pub enum InnerStartError {
 
 /// The bytes of m and v after `step` inner steps. Panics if they differ in length.
 pub fn to_bytes(step: u64, first: &[f32], second: &[f32]) -> Vec<u8> {
-    assert_eq!(first.len(), second.len(), "one m and one v for each parameter");
+    assert_eq!(
+        first.len(),
+        second.len(),
+        "one m and one v for each parameter"
+    );
     let mut bytes = Vec::with_capacity(bytes_of(first.len()));
     bytes.extend_from_slice(MAGIC);
     bytes.push(VERSION);
     bytes.extend_from_slice(&step.to_le_bytes());
     bytes.extend_from_slice(&(first.len() as u64).to_le_bytes());
     for vector in [first, second] {
-        for_each_block(vector.iter().map(|value| value.to_le_bytes()), |block| bytes.extend_from_slice(block));
+        for_each_block(vector.iter().map(|value| value.to_le_bytes()), |block| {
+            bytes.extend_from_slice(block)
+        });
     }
     bytes
 }
@@ -74,18 +80,26 @@ pub fn bytes_of(parameters: usize) -> usize {
 /// # Errors
 /// [`InnerStartError`].
 pub fn from_bytes(bytes: &[u8], parameters: usize) -> Result<(u64, Moments), InnerStartError> {
-    let (header, body) = bytes.split_first_chunk::<HEADER_BYTES>().ok_or(InnerStartError::WrongFormat)?;
+    let (header, body) = bytes
+        .split_first_chunk::<HEADER_BYTES>()
+        .ok_or(InnerStartError::WrongFormat)?;
     if header[..4] != *MAGIC || header[4] != VERSION {
         return Err(InnerStartError::WrongFormat);
     }
     let word = |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().expect("eight bytes"));
     let (step, found) = (word(5), word(13));
     if found != parameters as u64 {
-        return Err(InnerStartError::WrongShape { expected: parameters as u64, found });
+        return Err(InnerStartError::WrongShape {
+            expected: parameters as u64,
+            found,
+        });
     }
     let expected = bytes_of(parameters);
     if bytes.len() != expected {
-        return Err(InnerStartError::WrongLength { expected, found: bytes.len() });
+        return Err(InnerStartError::WrongLength {
+            expected,
+            found: bytes.len(),
+        });
     }
     let values = body.as_chunks().0.iter().copied().map(f32::from_le_bytes);
     if let Some(index) = values.clone().position(|value| !value.is_finite()) {
@@ -114,23 +128,44 @@ mod tests {
             &[0, 0, 0, 0x3f, 0, 0, 0, 0],
         ];
         assert_eq!(bytes, expected.concat());
-        let moments = Moments { first: vec![1.0, -2.0], second: vec![0.5, 0.0] };
+        let moments = Moments {
+            first: vec![1.0, -2.0],
+            second: vec![0.5, 0.0],
+        };
         assert_eq!(from_bytes(&bytes, 2), Ok((258, moments)));
     }
 
     #[test]
     fn everything_else_is_refused() {
         let bytes = to_bytes(1, &[1.0, 2.0], &[3.0, 4.0]);
-        assert_eq!(from_bytes(&bytes, 3), Err(InnerStartError::WrongShape { expected: 3, found: 2 }));
+        assert_eq!(
+            from_bytes(&bytes, 3),
+            Err(InnerStartError::WrongShape {
+                expected: 3,
+                found: 2
+            })
+        );
         for length in 0..bytes.len() {
             assert!(from_bytes(&bytes[..length], 2).is_err(), "{length} bytes");
         }
         let long = [&bytes[..], &[0]].concat();
-        assert_eq!(from_bytes(&long, 2), Err(InnerStartError::WrongLength { expected: 37, found: 38 }));
+        assert_eq!(
+            from_bytes(&long, 2),
+            Err(InnerStartError::WrongLength {
+                expected: 37,
+                found: 38
+            })
+        );
         assert_eq!(from_bytes(b"AHcs", 2), Err(InnerStartError::WrongFormat));
         let infinite = to_bytes(1, &[1.0, f32::INFINITY], &[3.0, 4.0]);
-        assert_eq!(from_bytes(&infinite, 2), Err(InnerStartError::NotFinite { index: 1 }));
+        assert_eq!(
+            from_bytes(&infinite, 2),
+            Err(InnerStartError::NotFinite { index: 1 })
+        );
         let negative = to_bytes(1, &[1.0, 2.0], &[3.0, -4.0]);
-        assert_eq!(from_bytes(&negative, 2), Err(InnerStartError::NegativeSecondMoment { index: 1 }));
+        assert_eq!(
+            from_bytes(&negative, 2),
+            Err(InnerStartError::NegativeSecondMoment { index: 1 })
+        );
     }
 }
