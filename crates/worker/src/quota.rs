@@ -16,6 +16,8 @@ const PERIOD_US: u32 = 100_000;
 /// The kernel's least quota.
 const QUOTA_US_MIN: u32 = 1_000;
 const CORES_MAX: f32 = 1024.0;
+/// Of our groups' names; the process's number follows.
+const GROUP_PREFIX: &str = "athome-";
 
 /// A control group with this process in it; dropped, the process is moved back and the group removed.
 #[derive(Debug)]
@@ -74,7 +76,8 @@ impl Quota {
     }
 
     fn set_in(place: &Place, parent: &Path, cores: f32) -> Result<Self> {
-        let group = parent.join(format!("athome-{}", process::id()));
+        remove_orphans(parent);
+        let group = parent.join(format!("{GROUP_PREFIX}{}", process::id()));
         fs::create_dir(&group).with_context(|| format!("making {}", group.display()))?;
         // From here on a failure removes the group again, by its drop.
         let quota = Self {
@@ -105,6 +108,20 @@ impl Drop for Quota {
         }
         if let Err(error) = fs::remove_dir(&self.group) {
             tracing::debug!("removing the control group: {error}");
+        }
+    }
+}
+
+/// Removes the groups of workers that were killed before they could. The kernel removes none that has a process in it.
+fn remove_orphans(parent: &Path) {
+    for item in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = item.file_name();
+        let number = name.to_str().and_then(|it| it.strip_prefix(GROUP_PREFIX));
+        if let Some(number) = number.and_then(|it| it.parse::<u32>().ok())
+            && !Path::new("/proc").join(number.to_string()).exists()
+            && let Err(error) = fs::remove_dir(item.path())
+        {
+            tracing::debug!("removing {}: {error}", item.path().display());
         }
     }
 }
@@ -219,6 +236,25 @@ nonsense";
                 ("cpu.cfs_quota_us", "1000".to_owned())
             ]
         );
+    }
+
+    #[test]
+    fn groups_of_dead_workers_go_and_others_stay() {
+        let place = tempfile::tempdir().unwrap();
+        let make = |name: &str| fs::create_dir(place.path().join(name)).unwrap();
+        let alive = format!("athome-{}", process::id());
+        // Process numbers end far below this one.
+        make("athome-4294967295");
+        for name in [&alive, "athome-test", "other-4294967295"] {
+            make(name);
+        }
+        remove_orphans(place.path());
+        let mut left: Vec<_> = fs::read_dir(place.path())
+            .unwrap()
+            .map(|it| it.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        assert_eq!(left, [&alive, "athome-test", "other-4294967295"]);
     }
 
     #[test]
