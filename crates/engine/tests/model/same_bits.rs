@@ -156,3 +156,19 @@ fn a_smaller_batch_uses_its_own_rows_only() {
     assert_eq!(loss.to_bits(), exact_loss.to_bits());
     assert!(bits(gradient) == bits(exact_gradient));
 }
+
+#[test]
+fn the_memory_plan_grows_as_its_parts_do() {
+    let config = config();
+    let parameters = 4 * 4 * config.parameter_count();
+    let one = Trainer::memory_bytes(&config, 1, SEQUENCE);
+    let nine = Trainer::memory_bytes(&config, ROWS, SEQUENCE);
+    assert!(one > parameters && nine > one);
+    // What a position of each layer keeps, in floats: two normalised rows, the attention's output, q, k and v, gate and
+    // up, two reciprocals, and two statistics for each head.
+    let kept = 3 * 96 + (96 + 2 * 48) + 2 * 130 + 2 + 2 * 6;
+    assert!(
+        nine - one > 4 * 2 * kept * SEQUENCE * (ROWS - 1),
+        "{nine} - {one}"
+    );
+}
