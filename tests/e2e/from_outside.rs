@@ -85,7 +85,7 @@ async fn an_export_opens_in_transformers(network: &Network, run: RunId) -> Resul
         &[&script, &folder, &ours],
     )
     .await?;
-    println!("{said}");
+    fs::write(places::kept().join("export.txt"), said)?;
     Ok(())
 }
 
@@ -121,7 +121,7 @@ async fn the_pages_work_in_a_browser(network: &Network) -> Result<()> {
     ];
     let said = run_well(Path::new("node"), &arguments).await?;
     ensure!(said.contains(" passed, 0 failed"), "{said}");
-    println!("{said}");
+    fs::write(pictures.join("checks.txt"), said)?;
     Ok(())
 }
 
@@ -141,7 +141,7 @@ async fn hostile_requests_are_refused(network: &Network, run: RunId) -> Result<(
     let bodies = [
         ("nothing", Vec::new()),
         ("noise", vec![0xA5; 300]),
-        ("too much", vec![0; 1 << 20]),
+        ("too much", vec![0; 16 << 10]),
         ("a forged signature", forged),
         (
             "a command of somebody who never joined",
@@ -155,6 +155,10 @@ async fn hostile_requests_are_refused(network: &Network, run: RunId) -> Result<(
     for (what, body) in bodies {
         let answer = http.post(&commands).body(body).send().await?;
         refused(answer, what).await?;
+    }
+    // Whoever sends far too much may find the line cut instead of an answer; what counts is that the hub goes on.
+    if let Ok(answer) = http.post(&commands).body(vec![0; 32 << 20]).send().await {
+        refused(answer, "far too much").await?;
     }
     let blob = "0".repeat(64);
     for (what, path) in [

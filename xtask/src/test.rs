@@ -152,7 +152,10 @@ impl Report {
 }
 
 fn format() -> Result<Counts> {
-    process::required("format", &mut process::cargo(&["fmt", "--all", "--check"]))?;
+    process::required(
+        "format",
+        &mut process::cargo(&["fmt", "--all", "--", "--check", "-l"]),
+    )?;
     Ok(Counts::one())
 }
 
