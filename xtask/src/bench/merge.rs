@@ -53,6 +53,9 @@ fn figures(text: &str) -> Result<Vec<Figure>> {
 fn unit(name: &str) -> &'static str {
     match name {
         _ if name.ends_with("mcoord_per_s") => "10^6 values/s",
+        _ if name.ends_with("mparameters_per_s") => "10^6 parameters/s",
+        _ if name.ends_with("mb_per_s") => "MB/s",
+        _ if name.ends_with("bytes_per_parameter") => "bytes/parameter",
         _ if name.ends_with("_ms") => "ms",
         _ if name.ends_with("_s") => "s",
         _ if name.ends_with("bytes") => "bytes",
