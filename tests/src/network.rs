@@ -193,12 +193,21 @@ impl Network {
     /// # Errors
     /// If the hub refuses it.
     pub async fn open_run(&self) -> Result<RunId> {
+        self.open_run_of(&places::demo_charter()?).await
+    }
+
+    /// Imports the speeches and opens a run of this charter's text on them.
+    ///
+    /// # Errors
+    /// If `athome` refuses either.
+    pub async fn open_run_of(&self, charter: &str) -> Result<RunId> {
         let data = self.path("speeches");
         let speeches = places::speeches()?.to_string_lossy().into_owned();
         self.athome(&["data", "import", "sotu", &speeches, "--out", &data])
             .await?;
-        let charter = places::root().join("xtask/demo.toml");
-        let charter = charter.to_string_lossy();
+        let file = self.folder.join("charter.toml");
+        std::fs::write(&file, charter)?;
+        let charter = file.to_string_lossy();
         let hub = self.hub_url();
         self.athome(&["run", "create", &charter, "--data", &data, "--hub", &hub])
             .await?;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 /// The repository's root folder.
 #[must_use]
@@ -65,4 +65,13 @@ fn required(path: PathBuf, remedy: &str) -> Result<PathBuf> {
         path.display()
     );
     Ok(path)
+}
+
+/// The demo run's charter, as text.
+///
+/// # Errors
+/// If it is not there.
+pub fn demo_charter() -> Result<String> {
+    let path = root().join("xtask/demo.toml");
+    std::fs::read_to_string(&path).with_context(|| format!("can't read {}", path.display()))
 }
