@@ -304,11 +304,13 @@ impl Actor {
         let mut entries = Vec::new();
         let mut answers = Vec::new();
         for request in requests {
-            let decided = decide(&state, &request, now_ms());
+            // One moment for the decision and its entries: the fold asks the same questions again.
+            let now = now_ms().max(state.head.time_ms);
+            let decided = decide(&state, &request, now);
             answers.push(match decided {
                 Ok(events) => {
                     for event in events {
-                        entries.push(self.apply(&mut state, event));
+                        entries.push(self.apply(&mut state, now, event));
                     }
                     Ok(state.head.length)
                 }
@@ -334,11 +336,9 @@ impl Actor {
     }
 
     /// Seals one event and folds it; an event that does not fold is a bug of `decide`.
-    fn apply(&self, state: &mut State, event: Event) -> (Entry, Projected) {
+    fn apply(&self, state: &mut State, now: u64, event: Event) -> (Entry, Projected) {
         let mut projected = projected_before(state, &event);
-        let entry = state
-            .head
-            .next(&self.parts.key, self.run.id, now_ms(), event);
+        let entry = state.head.next(&self.parts.key, self.run.id, now, event);
         state
             .apply(&entry)
             .expect("the state machine takes the events it decided on");

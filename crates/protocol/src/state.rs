@@ -137,6 +137,8 @@ pub struct Worker {
     pub updates_refused: u64,
     /// Last round it had an update accepted in.
     pub last_round: Option<u64>,
+    /// Slots in a row that it left without a commitment: who promises speed and brings nothing goes last.
+    pub missed_in_a_row: u64,
 }
 
 impl State {

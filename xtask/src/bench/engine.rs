@@ -24,6 +24,8 @@ const MODELS: [(&str, u32); 2] = [("a", 6), ("b", 60)];
 /// One run's figures.
 struct Run {
     tokens_per_s: f64,
+    /// By the program's own processor time: what other programs on the machine take away does not count.
+    tokens_per_processor_s: f64,
     peak_bytes: f64,
 }
 
@@ -37,6 +39,7 @@ pub(super) fn measure() -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     for (model, steps) in MODELS {
         let mut speed_ratios = Vec::new();
+        let mut processor_ratios = Vec::new();
         let mut memory_ratios = Vec::new();
         let mut speeds = (Vec::new(), Vec::new());
         for pair in 0..PAIRS {
@@ -50,12 +53,18 @@ pub(super) fn measure() -> Result<Vec<Figure>> {
                 peer.tokens_per_s
             );
             speed_ratios.push(own.tokens_per_s / peer.tokens_per_s);
+            processor_ratios.push(own.tokens_per_processor_s / peer.tokens_per_processor_s);
             memory_ratios.push(own.peak_bytes / peer.peak_bytes);
             speeds.0.push(own.tokens_per_s);
             speeds.1.push(peer.tokens_per_s);
         }
         figures.extend([
             Figure::new(format!("engine_f32_{model}"), median(speed_ratios), "ratio"),
+            Figure::new(
+                format!("engine_f32_{model}_by_processor_time"),
+                median(processor_ratios),
+                "ratio",
+            ),
             Figure::new(
                 format!("engine_memory_{model}"),
                 median(memory_ratios),
@@ -110,6 +119,7 @@ fn run(program: &Path, arguments: &[&str]) -> Result<Run> {
     }
     Ok(Run {
         tokens_per_s: value(&text, "tokens_per_second")?,
+        tokens_per_processor_s: value(&text, "tokens_per_processor_second")?,
         peak_bytes: value(&text, "peak_bytes")?,
     })
 }

@@ -131,6 +131,11 @@ impl State {
                 if binding.run != self.run || binding.check().is_err() {
                     return Err("the binding is not signed by both sides for this run");
                 }
+                if self.bindings.len() >= WORKERS_MAX || self.bindings.contains_key(&binding.key) {
+                    return Err(
+                        "the key is bound already, or the log has as many bindings as it admits",
+                    );
+                }
                 self.bindings.insert(binding.key, binding.account);
                 Ok(())
             }
@@ -187,14 +192,19 @@ impl State {
                 open.slots.push(Slot::assigned(*worker));
                 Ok(())
             }
-            Event::UpdateCommitted { command } => self.fold_committed(command),
+            Event::UpdateCommitted { command } => self.fold_committed(command, time_ms),
             Event::CommitmentsClosed {
                 round,
                 reveal_deadline_ms,
             } => {
+                if *reveal_deadline_ms != time_ms.saturating_add(self.charter.round.reveal_ms) {
+                    return Err("the time to reveal is not the charter's");
+                }
                 let open = self.training_round(*round)?;
                 open.reveal_deadline_ms = Some(*reveal_deadline_ms);
-                self.phase = Phase::Revealing(open.clone());
+                let open = open.clone();
+                self.count_missed(&open);
+                self.phase = Phase::Revealing(open);
                 Ok(())
             }
             Event::UpdateAccepted {
@@ -206,8 +216,8 @@ impl State {
                 let SlotProgress::Committed(commitment) = &slot.progress else {
                     return Err("the update was not committed, or was judged already");
                 };
-                if *weight == 0 || *weight > commitment.header.tokens {
-                    return Err("the weight is zero or more than the update's tokens");
+                if *weight != super::decide::weight(*round, commitment) {
+                    return Err("the weight is not what the update's tokens and lateness give");
                 }
                 slot.progress = SlotProgress::Accepted {
                     commitment: commitment.clone(),
@@ -241,7 +251,7 @@ impl State {
                 model,
                 ..
             } => {
-                let Phase::Revealing(open) = &self.phase else {
+                let Some(open) = super::decide::round_to_merge(self) else {
                     return Err("no round waits for its merge");
                 };
                 if open.round != *round || model.round != *round {
@@ -262,6 +272,13 @@ impl State {
                 let Some(open) = self.current_round().filter(|it| it.round == *round) else {
                     return Err("that round is not in progress");
                 };
+                if super::decide::round_to_merge(self).is_some() {
+                    return Err("enough updates are accepted: the round is to be merged");
+                }
+                let open = open.clone();
+                if matches!(self.phase, Phase::Training(_)) {
+                    self.count_missed(&open);
+                }
                 let kept: Vec<_> = open
                     .slots
                     .iter()
@@ -329,6 +346,7 @@ impl State {
                 updates_accepted: 0,
                 updates_refused: 0,
                 last_round: None,
+                missed_in_a_row: 0,
             });
         record.name.clone_from(name);
         record.device.clone_from(device);
@@ -350,15 +368,19 @@ impl State {
         Ok(())
     }
 
-    fn fold_committed(&mut self, command: &SignedCommand) -> Result<(), &'static str> {
+    fn fold_committed(
+        &mut self,
+        command: &SignedCommand,
+        time_ms: u64,
+    ) -> Result<(), &'static str> {
         let Command::Commit(commitment) = &command.command else {
             return Err("the command is not a commitment");
         };
+        if super::decide::check_commitment(self, command.worker, commitment, time_ms).is_err() {
+            return Err("the commitment does not fit its assignment");
+        }
         let commitment: Commitment = (**commitment).clone();
         let round = commitment.header.round;
-        if commitment.header.inner_state.is_some() != self.is_warming_up() {
-            return Err("the inner state is published in the warm start, and only there");
-        }
         let open = self.training_round(round)?;
         let slot = open
             .slots
@@ -413,6 +435,17 @@ impl State {
             .ok_or("the worker has no slot in this round")
     }
 
+    /// Notes who had a slot and committed to nothing.
+    fn count_missed(&mut self, round: &Round) {
+        for slot in &round.slots {
+            if slot.progress == SlotProgress::Assigned
+                && let Some(record) = self.workers.get_mut(&slot.worker)
+            {
+                record.missed_in_a_row += 1;
+            }
+        }
+    }
+
     fn credit(&mut self, round: u64, update: &MergedUpdate) {
         self.tokens = self.tokens.saturating_add(update.tokens);
         let header = self
@@ -426,6 +459,7 @@ impl State {
             record.tokens = record.tokens.saturating_add(update.tokens);
             record.credits = MicroCredits(record.credits.0.saturating_add(update.credits.0));
             record.updates_accepted += 1;
+            record.missed_in_a_row = 0;
             record.last_round = Some(round);
             record.carried = carried.or(record.carried);
         }

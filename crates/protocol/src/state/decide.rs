@@ -14,6 +14,9 @@ const CLAIM_SLACK_STEPS: u64 = 3;
 /// Largest update file accepted: dense 16-bit values, scales and header of the largest model of the charter's limits are far above this; raised when such a model is trained.
 pub const UPDATE_BYTES_MAX: u64 = 1 << 32;
 
+/// Largest training loss taken over into the curves, in 10^-6 nats a token: far above the logarithm of any vocabulary.
+const LOSS_MICRONATS_MAX: u64 = 1_000_000_000;
+
 /// Something that the world asks of a run.
 #[derive(Clone, Debug)]
 pub enum Request {
@@ -198,7 +201,11 @@ fn decide_command(state: &State, command: &SignedCommand, now_ms: u64) -> Decisi
         );
     }
     match &command.command {
-        Command::Join { .. } => {
+        Command::Join { name, device } => {
+            // Saying the same again changes nothing and costs the log nothing.
+            if record.is_some_and(|it| it.joined && it.name == *name && it.device == *device) {
+                return Ok(vec![]);
+            }
             if state.is_finished() {
                 return refuse(RefusalCode::Closed, "the run is finished");
             }
@@ -221,9 +228,6 @@ fn decide_command(state: &State, command: &SignedCommand, now_ms: u64) -> Decisi
             }])
         }
         Command::Commit(commitment) => {
-            if !record.is_some_and(|it| it.joined) {
-                return refuse(RefusalCode::NotJoined, "the worker has not joined");
-            }
             check_commitment(state, command.worker, commitment, now_ms)?;
             Ok(vec![Event::UpdateCommitted {
                 command: command.clone(),
@@ -253,13 +257,17 @@ fn is_done(state: &State, command: &SignedCommand) -> bool {
     }
 }
 
-fn check_commitment(
+/// Whether a commitment fits its assignment; the fold asks the same of a log.
+pub(super) fn check_commitment(
     state: &State,
     worker: WorkerId,
     commitment: &Commitment,
     now_ms: u64,
 ) -> Result<(), Refusal> {
     let header = &commitment.header;
+    if !state.workers.get(&worker).is_some_and(|it| it.joined) {
+        return refuse(RefusalCode::NotJoined, "the worker has not joined");
+    }
     let round = match &state.phase {
         Phase::Training(round) if round.round == header.round && now_ms <= round.deadline_ms => {
             round
@@ -290,6 +298,32 @@ fn check_commitment(
         return refuse(
             RefusalCode::NotAssigned,
             "the slot has another commitment already",
+        );
+    }
+    let blobs = |it: &Commitment| {
+        [
+            Some(it.update.hash),
+            it.header.inner_state.map(|it| it.hash),
+        ]
+    };
+    let own = blobs(commitment);
+    let is_named = |it: &Commitment| {
+        blobs(it)
+            .iter()
+            .flatten()
+            .any(|it| own.contains(&Some(*it)))
+    };
+    // Honest updates never share a hash: their maker's key stands inside.
+    if own[0] == own[1]
+        || round
+            .slots
+            .iter()
+            .filter_map(super::Slot::commitment)
+            .any(is_named)
+    {
+        return refuse(
+            RefusalCode::NotAssigned,
+            "another commitment of this round names the same bytes",
         );
     }
     if header.base_round != round.base.round || header.base != round.base.parameters {
@@ -348,6 +382,12 @@ fn check_claim(
             "the update's tokens are not its steps times the tokens of a step",
         );
     }
+    if header.loss_micronats > LOSS_MICRONATS_MAX {
+        return refuse(
+            RefusalCode::Claim,
+            "the claimed training loss is out of range",
+        );
+    }
     let inner_bytes = header.inner_state.map_or(1, |it| it.bytes);
     if !(1..=UPDATE_BYTES_MAX).contains(&commitment.update.bytes)
         || !(1..=UPDATE_BYTES_MAX).contains(&inner_bytes)
@@ -390,6 +430,12 @@ fn decide_binding(state: &State, binding: &Binding) -> Decision {
     }
     if state.bindings.get(&binding.key) == Some(&binding.account) {
         return Ok(vec![]);
+    }
+    if state.bindings.len() >= super::WORKERS_MAX {
+        return refuse(
+            RefusalCode::Closed,
+            "the run has as many bindings as its log admits",
+        );
     }
     if state.bindings.contains_key(&binding.key) {
         return refuse(
@@ -444,9 +490,14 @@ fn open_round(state: &State, present: &[WorkerId], now_ms: u64) -> Vec<Event> {
     assignments.sort_unstable();
     assignments.dedup();
     if state.is_warming_up() {
-        // The fastest trains alone; of equally fast ones the first by key.
-        let speed = |it: &WorkerId| state.workers.get(it).map_or(0, |it| it.device.tokens_per_s);
-        assignments.sort_by_key(|it| (std::cmp::Reverse(speed(it)), *it));
+        // The fastest trains alone, unless it missed its last slots; of equally fast ones the first by key.
+        let rank = |it: &WorkerId| {
+            let record = state.workers.get(it);
+            let missed = record.map_or(0, |it| it.missed_in_a_row);
+            let speed = record.map_or(0, |it| it.device.tokens_per_s);
+            (missed, std::cmp::Reverse(speed))
+        };
+        assignments.sort_by_key(|it| (rank(it), *it));
         assignments.truncate(1);
     }
     // More machines than slots: the seed draws who has one, so that nobody is left out for good.
@@ -566,7 +617,7 @@ fn decide_verdict(
 /// Weight of an update that is `lateness` rounds late: tokens × exp(−0.5·s), in units of 2^-16.
 pub const STALENESS_Q16: [u64; 4] = [65_536, 39_750, 24_109, 14_623];
 
-fn weight(merged_in: u64, commitment: &Commitment) -> u64 {
+pub(super) fn weight(merged_in: u64, commitment: &Commitment) -> u64 {
     let late = merged_in.saturating_sub(commitment.header.round) as usize;
     let factor = STALENESS_Q16.get(late).copied().unwrap_or(0);
     let weighted = (u128::from(commitment.header.tokens) * u128::from(factor)) >> 16;

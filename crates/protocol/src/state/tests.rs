@@ -420,6 +420,54 @@ fn verdicts_only_count_once_and_in_time() {
 }
 
 #[test]
+fn a_copied_commitment_is_refused() {
+    let mut hub = Driver::new(|_| {});
+    hub.join(1);
+    hub.join(2);
+    hub.clock(&[1, 2]);
+    hub.commit(1, 1).unwrap();
+    let mut copied = hub.commitment(2, 1);
+    copied.update = hub.commitment(1, 1).update;
+    let refusal = hub
+        .command(2, Command::Commit(Box::new(copied)))
+        .unwrap_err();
+    assert_eq!(refusal.code, RefusalCode::NotAssigned);
+    assert!(hub.commit(2, 1).is_ok());
+}
+
+#[test]
+fn who_promises_speed_and_brings_nothing_goes_last() {
+    let mut hub = Driver::new(|it| it.round.warm_start_tokens = 10_000);
+    hub.join(1);
+    hub.join(2);
+    let mut had_it = std::collections::BTreeSet::new();
+    for _ in 0..2 {
+        hub.clock(&[1, 2]);
+        had_it.insert(hub.state.current_round().unwrap().slots[0].worker);
+        hub.now_ms += hub.state.charter.round.window_ms + 1;
+        assert_eq!(hub.clock(&[1, 2])[0], "round_empty");
+    }
+    assert_eq!(had_it.len(), 2);
+    assert_eq!(hub.replayed(), hub.state);
+}
+
+#[test]
+fn joining_again_unchanged_adds_nothing_to_the_log() {
+    let mut hub = Driver::new(|_| {});
+    hub.join(1);
+    let record = hub.state.workers[&worker(1)].clone();
+    let join = |tokens_per_s| Command::Join {
+        name: record.name.clone(),
+        device: Device {
+            tokens_per_s,
+            ..record.device.clone()
+        },
+    };
+    assert_eq!(hub.command(1, join(10_000)), Ok(vec![]));
+    assert_eq!(hub.command(1, join(20_000)), Ok(vec!["worker_joined"]));
+}
+
+#[test]
 fn one_identity_is_capped() {
     let mut hub = Driver::new(|it| it.round.weight_cap_q16 = 1 << 14);
     hub.join(1);
