@@ -2,6 +2,15 @@
 
 use std::{fmt, time::Duration};
 
+/// Columns of the narrowest usual terminal, less the two of the command line's spinner.
+const COLUMNS: usize = 78;
+/// Columns kept free for the first words of what is being done: `downloading`.
+const ACTIVITY_COLUMNS: usize = 11;
+/// Columns that a run's name has in any case.
+const RUN_COLUMNS_MIN: usize = 4;
+/// Between the parts of the line.
+const SEPARATOR: &str = " | ";
+
 /// A worker's state for its owner. [`fmt::Display`] is the line.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Status {
@@ -143,31 +152,55 @@ impl Status {
             updates_refused: self.updates_refused,
         }
     }
+
+    /// Accepted work and last round, in few columns however large the numbers.
+    fn accepted(&self) -> String {
+        let last = match self.last_round {
+            Some(round) => format!("last round {round}"),
+            None => "no round yet".to_owned(),
+        };
+        format!(
+            "{} {}, {} tokens, {} cr, {last}",
+            Short(self.updates_accepted),
+            counted(self.updates_accepted, "update", "updates"),
+            Short(self.tokens),
+            ShortMicro(self.credits_micro),
+        )
+    }
+}
+
+/// A text in at most so many characters.
+fn shortened(text: &str, columns: usize) -> String {
+    if text.chars().count() <= columns {
+        return text.to_owned();
+    }
+    let kept: String = text.chars().take(columns.saturating_sub(1)).collect();
+    format!("{}…", kept.trim_end())
+}
+
+fn counted(count: u64, one: &'static str, many: &'static str) -> &'static str {
+    if count == 1 { one } else { many }
 }
 
 impl fmt::Display for Status {
+    /// The run, what was accepted, what is being done. The first two stay within [`COLUMNS`]: a terminal cuts the rest.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let accepted = self.accepted();
         if !self.run.is_empty() {
-            write!(f, "{}: ", self.run)?;
+            let taken = accepted.chars().count() + 2 * SEPARATOR.len() + ACTIVITY_COLUMNS;
+            let columns = COLUMNS.saturating_sub(taken).max(RUN_COLUMNS_MIN);
+            write!(f, "{}{SEPARATOR}", shortened(&self.run, columns))?;
+        }
+        write!(f, "{accepted}{SEPARATOR}")?;
+        if let Some(problem) = &self.problem {
+            write!(f, "{problem}; trying again{SEPARATOR}")?;
         }
         write!(f, "{}", self.activity)?;
         if let Some((bytes, total)) = self.uploading {
             write!(f, ", uploading {} of {}", Size(bytes), Size(total))?;
         }
-        write!(
-            f,
-            " | accepted {} updates, {} tokens, {} credits",
-            self.updates_accepted,
-            self.tokens,
-            Micro(self.credits_micro)
-        )?;
-        if let Some(round) = self.last_round {
-            write!(f, ", last in round {round}")?;
-        }
-        if let Some(problem) = &self.problem {
-            write!(f, " | {problem}; trying again")?;
-        } else if let Some(refusal) = &self.last_refusal {
-            write!(f, " | last refusal: {refusal}")?;
+        if let (None, Some(refusal)) = (&self.problem, &self.last_refusal) {
+            write!(f, "{SEPARATOR}last refusal: {refusal}")?;
         }
         Ok(())
     }
@@ -200,7 +233,7 @@ impl fmt::Display for Activity {
             } => {
                 write!(f, "training round {round}, step {step}")?;
                 if let Some(loss) = loss {
-                    write!(f, ", loss {loss:.3}")?;
+                    write!(f, ", loss {loss:.2}")?;
                 }
                 write!(f, ", {} s left", left.as_secs())
             }
@@ -217,10 +250,11 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "will train a model of {:.1} M parameters: {} of memory, {} threads, {} to download, at most {} to upload each round of {} s, at most {} of disk",
-            self.parameters as f64 / 1e6,
+            "will train a model of {} parameters: {} of memory, {} {}, {} to download, at most {} to upload each round of {} s, at most {} of disk",
+            Short(self.parameters),
             Size(self.memory_bytes),
             self.threads,
+            counted(self.threads as u64, "thread", "threads"),
             Size(self.download_bytes),
             Size(self.upload_bytes_max),
             self.window.as_secs_f64(),
@@ -231,6 +265,10 @@ impl fmt::Display for Plan {
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.run.is_empty() {
+            return f
+                .write_str("Stopped before this machine took part in a run. Nothing was trained.");
+        }
         let end = if self.finished {
             "is finished"
         } else {
@@ -238,12 +276,34 @@ impl fmt::Display for Summary {
         };
         write!(
             f,
-            "Run {} {end}. This machine taught it {} accepted tokens in {} updates and earned {} credits. Thank you!",
+            "Run {} {end}. This machine taught it {} accepted tokens in {} {} and earned {} credits. Thank you!",
             self.run,
             self.tokens,
             self.updates_accepted,
+            counted(self.updates_accepted, "update", "updates"),
             Micro(self.credits_micro)
         )
+    }
+}
+
+/// A count for people, in at most five characters up to 10^18.
+struct Short(u64);
+
+impl fmt::Display for Short {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut unit = 1;
+        for prefix in ["", " k", " M", " G", " T", " P"] {
+            let whole = self.0 / unit;
+            if whole < 1_000 || prefix == " P" {
+                return if whole < 10 && unit > 1 {
+                    write!(f, "{whole}.{}{prefix}", self.0 % unit * 10 / unit)
+                } else {
+                    write!(f, "{whole}{prefix}")
+                };
+            }
+            unit *= 1_000;
+        }
+        Ok(())
     }
 }
 
@@ -270,41 +330,143 @@ impl fmt::Display for Micro {
     }
 }
 
+/// Millionths for people, in at most eight characters up to 10^18 whole ones.
+struct ShortMicro(u64);
+
+impl fmt::Display for ShortMicro {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (whole, micro) = (self.0 / 1_000_000, self.0 % 1_000_000);
+        match self.0 {
+            0 => f.write_str("0"),
+            1..1_000 => write!(f, "{}", Micro(self.0)),
+            1_000..1_000_000 => write!(f, "0.{:04}", micro / 100),
+            1_000_000..1_000_000_000 => write!(f, "{whole}.{:02}", micro / 10_000),
+            _ => write!(f, "{}", Short(whole)),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn training(round: u64) -> Activity {
+        Activity::Training {
+            round,
+            step: 7,
+            steps_max: 100,
+            loss: Some(2.912),
+            left: Duration::from_millis(8_400),
+        }
+    }
 
     #[test]
     fn one_line_tells_state_accepted_work_and_last_round() {
         let mut status = Status::new();
         assert_eq!(
             status.to_string(),
-            "looking for the hub | accepted 0 updates, 0 tokens, 0.000000 credits"
+            "0 updates, 0 tokens, 0 cr, no round yet | looking for the hub"
         );
         status.run = "demo".into();
-        status.activity = Activity::Training {
-            round: 7,
-            step: 12,
-            steps_max: 100,
-            loss: Some(3.25),
-            left: Duration::from_millis(8_400),
-        };
+        status.activity = training(32);
         status.uploading = Some((1_500, 2_000_000));
-        status.tokens = 5_120;
-        status.credits_micro = 12_045;
-        status.updates_accepted = 6;
-        status.last_round = Some(6);
+        status.tokens = 185_344;
+        status.credits_micro = 1_112;
+        status.updates_accepted = 11;
+        status.last_round = Some(31);
         status.last_refusal = Some("too late".into());
         assert_eq!(
             status.to_string(),
-            "demo: training round 7, step 12, loss 3.250, 8 s left, uploading 1.5 kB of 2.0 MB | accepted 6 updates, \
-             5120 tokens, 0.012045 credits, last in round 6 | last refusal: too late"
+            "demo | 11 updates, 185 k tokens, 0.0011 cr, last round 31 | training round 32, step 7, loss 2.91, 8 s left, \
+             uploading 1.5 kB of 2.0 MB | last refusal: too late"
         );
         status.problem = Some("the hub does not answer".into());
         assert!(
             status
                 .to_string()
-                .ends_with("| the hub does not answer; trying again")
+                .contains("last round 31 | the hub does not answer; trying again | training")
         );
+    }
+
+    #[test]
+    fn what_was_accepted_and_what_is_done_fit_a_narrow_terminal() {
+        for (updates, tokens, credits_micro, round) in [
+            (1, 512, 3, 1),
+            (1_234, 1_234_567, 999_999, 54_321),
+            (999_999, 999_999_999_999, 999_999_999, 999_999),
+            (9_999, 9_999_999_999_999, 1_234_567_890_123, 999_999),
+        ] {
+            let status = Status {
+                run: "a run with a name of sixty-four letters, the most that there are".into(),
+                activity: training(round + 1),
+                tokens,
+                credits_micro,
+                updates_accepted: updates,
+                last_round: Some(round),
+                ..Status::new()
+            };
+            let line = status.to_string();
+            let cut: String = line.chars().take(COLUMNS).collect();
+            assert!(
+                cut.contains(&format!(", last round {round} | training")),
+                "{cut}"
+            );
+        }
+    }
+
+    #[test]
+    fn counts_are_short_and_never_more_than_there_is() {
+        for (count, expected) in [
+            (0, "0"),
+            (999, "999"),
+            (1_999, "1.9 k"),
+            (37_024, "37 k"),
+            (999_999, "999 k"),
+            (12_345_678, "12 M"),
+            (u64::MAX, "18446 P"),
+        ] {
+            assert_eq!(Short(count).to_string(), expected);
+        }
+        for (micro, expected) in [
+            (0, "0"),
+            (7, "0.000007"),
+            (12_045, "0.0120"),
+            (12_345_678, "12.34"),
+            (1_234_567_890, "1.2 k"),
+        ] {
+            assert_eq!(ShortMicro(micro).to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn what_will_be_used_is_said_in_words_that_fit() {
+        let plan = Plan {
+            parameters: 37_024,
+            memory_bytes: 1_000_000,
+            threads: 1,
+            download_bytes: 1_000,
+            cache_bytes_max: 4_000_000_000,
+            upload_bytes_max: 2_000,
+            window: Duration::from_secs(5),
+        };
+        let text = plan.to_string();
+        assert!(
+            text.starts_with("will train a model of 37 k parameters: 1.0 MB of memory, 1 thread, "),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_farewell_before_a_run_names_none() {
+        let farewell = Status::new().summary().to_string();
+        assert!(farewell.starts_with("Stopped before"), "{farewell}");
+        let status = Status {
+            run: "demo".into(),
+            updates_accepted: 1,
+            ..Status::new()
+        };
+        let farewell = status.summary().to_string();
+        assert!(farewell.starts_with("Run demo goes on"), "{farewell}");
+        assert!(farewell.contains(" in 1 update and"), "{farewell}");
     }
 }
