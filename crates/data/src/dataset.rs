@@ -17,6 +17,7 @@ use std::{
     fs::{self, File},
     io::{self, Read},
     path::{Path, PathBuf},
+    sync::{Arc, Mutex},
 };
 
 use protocol::Hash;
@@ -162,6 +163,10 @@ pub struct Dataset {
     dir: PathBuf,
 }
 
+/// Ends a build from another thread, see [`build_unless`]. Copies end the same build.
+#[derive(Clone, Debug, Default)]
+pub struct Abandon(Arc<Mutex<folder::Stage>>);
+
 /// Why a dataset was not built or not opened.
 #[derive(Debug, thiserror::Error)]
 pub enum DatasetError {
@@ -211,6 +216,9 @@ pub enum DatasetError {
     /// Another process is building the same dataset.
     #[error("another process is writing {0}")]
     Busy(PathBuf),
+    /// [`Abandon::now`] was called.
+    #[error("the dataset was abandoned before it was done")]
+    Abandoned,
     /// The operating system refused.
     #[error("cannot {doing} {path}")]
     File {
@@ -284,7 +292,21 @@ pub fn build(
     out_dir: &Path,
     progress: &mut dyn FnMut(&str, u64, u64),
 ) -> Result<Manifest, DatasetError> {
-    build::build(documents, settings, out_dir, progress)
+    build_unless(documents, settings, out_dir, &Abandon::default(), progress)
+}
+
+/// Like [`build`], but can be ended from another thread, also where it computes for long: nothing is left beside `out_dir` then.
+///
+/// # Errors
+/// Those of [`build`], and [`DatasetError::Abandoned`].
+pub fn build_unless(
+    documents: Vec<Document>,
+    settings: &BuildSettings,
+    out_dir: &Path,
+    abandon: &Abandon,
+    progress: &mut dyn FnMut(&str, u64, u64),
+) -> Result<Manifest, DatasetError> {
+    build::build(documents, settings, out_dir, abandon, progress)
 }
 
 /// Opens a dataset and reads all of it once, to check it.

@@ -8,8 +8,8 @@ use std::{
 use protocol::Hash;
 
 use super::{
-    Baselines, BuildSettings, DatasetError, FORMAT_VERSION, MANIFEST_FILE, Manifest, SHARDS_FOLDER,
-    ShardEntry, TOKENIZER_FILE, folder::PartialFolder, manifest::is_name,
+    Abandon, Baselines, BuildSettings, DatasetError, FORMAT_VERSION, MANIFEST_FILE, Manifest,
+    SHARDS_FOLDER, ShardEntry, TOKENIZER_FILE, folder::PartialFolder, manifest::is_name,
 };
 use crate::{
     baseline::{Ngram, ORDER_MAX},
@@ -37,10 +37,11 @@ pub(super) fn build(
     documents: Vec<Document>,
     settings: &BuildSettings,
     out_dir: &Path,
+    abandon: &Abandon,
     progress: Progress<'_>,
 ) -> Result<Manifest, DatasetError> {
     check_settings(settings)?;
-    let folder = PartialFolder::create(out_dir)?;
+    let folder = PartialFolder::create(out_dir, abandon)?;
 
     let given = documents.len() as u64;
     let documents = without_duplicates(documents, progress)?;

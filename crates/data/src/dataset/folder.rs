@@ -4,12 +4,57 @@ use std::{
     fs::{self, File, TryLockError},
     io::{self, Write},
     path::{Path, PathBuf},
+    sync::{MutexGuard, PoisonError},
 };
 
-use super::DatasetError;
+use super::{Abandon, DatasetError};
 
 /// Held locked while the folder is being written, so that a leftover can be told from work in progress.
 const LOCK_FILE: &str = "lock";
+
+/// How far a build is, for whoever may abandon it.
+#[derive(Debug, Default)]
+pub(super) enum Stage {
+    /// No folder yet.
+    #[default]
+    Before,
+    /// The folder in the making.
+    Making(PathBuf),
+    /// At its destination, or failed: nothing is left to abandon.
+    Over,
+    /// No more is written.
+    Abandoned,
+}
+
+impl Abandon {
+    /// Ends the build: removes the folder in the making at once and has the build fail where it would write next.
+    /// Returns whether it did; if not, the build was over already.
+    pub fn now(&self) -> bool {
+        let mut stage = self.stage();
+        if let Stage::Making(path) = &*stage {
+            remove(path);
+        }
+        let is_over = matches!(*stage, Stage::Over);
+        if !is_over {
+            *stage = Stage::Abandoned;
+        }
+        !is_over
+    }
+
+    fn stage(&self) -> MutexGuard<'_, Stage> {
+        // A build that panicked while it wrote has left a stage that holds.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The stage, which stays as it is while the answer lives.
+    fn unless_abandoned(&self) -> Result<MutexGuard<'_, Stage>, DatasetError> {
+        let stage = self.stage();
+        match *stage {
+            Stage::Abandoned => Err(DatasetError::Abandoned),
+            Stage::Before | Stage::Making(_) | Stage::Over => Ok(stage),
+        }
+    }
+}
 
 /// A folder in the making, beside its destination. Dropped without [`PartialFolder::finish`], it is removed.
 pub(super) struct PartialFolder {
@@ -17,11 +62,13 @@ pub(super) struct PartialFolder {
     destination: PathBuf,
     parent: PathBuf,
     lock: Option<File>,
+    abandon: Abandon,
 }
 
 impl PartialFolder {
     /// Refuses a destination that exists; removes what a killed process left.
-    pub(super) fn create(destination: &Path) -> Result<Self, DatasetError> {
+    pub(super) fn create(destination: &Path, abandon: &Abandon) -> Result<Self, DatasetError> {
+        let mut stage = abandon.unless_abandoned()?;
         if fs::symlink_metadata(destination).is_ok() {
             return Err(DatasetError::Exists(destination.to_owned()));
         }
@@ -52,13 +99,17 @@ impl PartialFolder {
             destination: destination.to_owned(),
             parent,
             lock: Some(lock),
+            abandon: abandon.clone(),
         };
+        *stage = Stage::Making(folder.path.clone());
+        drop(stage);
         folder.clear()?;
         Ok(folder)
     }
 
     /// Writes a file and flushes it to disk; `name` is relative, its folders are created.
     pub(super) fn write(&self, name: impl AsRef<Path>, bytes: &[u8]) -> Result<(), DatasetError> {
+        let _stage = self.abandon.unless_abandoned()?;
         let path = self.path.join(name);
         let folder = path.parent().expect("a joined path has a parent");
         fs::create_dir_all(folder).map_err(|error| file_error("create", folder, error))?;
@@ -72,6 +123,14 @@ impl PartialFolder {
 
     /// Moves the folder to its destination, and has both reach the disk.
     pub(super) fn finish(mut self) -> Result<(), DatasetError> {
+        let abandon = self.abandon.clone();
+        let mut stage = abandon.unless_abandoned()?;
+        self.move_into_place()?;
+        *stage = Stage::Over;
+        Ok(())
+    }
+
+    fn move_into_place(&mut self) -> Result<(), DatasetError> {
         for entry in self.entries()? {
             if entry.is_dir() {
                 sync_folder(&entry)?;
@@ -121,9 +180,15 @@ impl PartialFolder {
 
 impl Drop for PartialFolder {
     fn drop(&mut self) {
+        let mut stage = self.abandon.stage();
+        // What was abandoned is removed already, and another build may be at that place by now.
+        if matches!(*stage, Stage::Abandoned) {
+            return;
+        }
         if self.lock.take().is_some() {
             remove(&self.path);
         }
+        *stage = Stage::Over;
     }
 }
 

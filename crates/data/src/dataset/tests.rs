@@ -352,6 +352,44 @@ fn a_failure_half_way_leaves_nothing() {
 }
 
 #[test]
+fn an_abandoned_build_leaves_nothing() {
+    for phase in ["check documents", "train tokenizer", "encode"] {
+        let dir = tempfile::tempdir().unwrap();
+        let abandon = Abandon::default();
+        let mut was_there = false;
+        let mut at_phase = |now: &str, _, _| {
+            if now == phase && !was_there {
+                was_there = dir.path().join(".letters.partial/lock").exists();
+                assert!(abandon.now());
+                assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "{phase}");
+            }
+        };
+        let out = dir.path().join("letters");
+        let error = build_unless(documents(), &settings(), &out, &abandon, &mut at_phase);
+        assert!(matches!(error, Err(DatasetError::Abandoned)), "{error:?}");
+        assert!(was_there);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "{phase}");
+    }
+}
+
+#[test]
+fn a_build_that_is_over_or_not_begun_can_be_abandoned_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("letters");
+    let abandon = Abandon::default();
+    build_unless(documents(), &settings(), &out, &abandon, &mut silent).unwrap();
+    assert!(!abandon.now());
+    assert!(open(&out).is_ok());
+
+    let abandon = Abandon::default();
+    assert!(abandon.now());
+    let other = dir.path().join("other");
+    let error = build_unless(documents(), &settings(), &other, &abandon, &mut silent);
+    assert!(matches!(error, Err(DatasetError::Abandoned)), "{error:?}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[test]
 fn a_panic_half_way_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("letters");
