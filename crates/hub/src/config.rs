@@ -20,6 +20,8 @@ pub struct Config {
     pub requests_per_s_per_address: u32,
     /// Requests in progress at once; long polls and event streams are counted apart.
     pub requests_in_progress_max: usize,
+    /// Requests in progress of one address: slow ones must not keep the others out.
+    pub requests_in_progress_per_address_max: u32,
     /// Long polls and event streams at once.
     pub streams_max: usize,
     /// Threads that merge and evaluate.
@@ -39,6 +41,7 @@ impl Default for Config {
             operator_token: None,
             requests_per_s_per_address: 500,
             requests_in_progress_max: 512,
+            requests_in_progress_per_address_max: 64,
             streams_max: 16_384,
             compute_threads: 1,
             sample_prompt: "The state of the union is".to_owned(),

@@ -12,7 +12,7 @@ use protocol::{
     units::{BlobReference, RunId},
 };
 
-use crate::{Hub, clock::now_ms, model::Arithmetic};
+use crate::{Hub, clock::now_ms, model::Arithmetic, run::evaluate::HeldOut};
 
 /// Why a run was not created. Nothing of it is kept.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +76,10 @@ impl Hub {
         };
         let entry = Head::empty().next(&self.key, id, now_ms(), event);
         let state = State::create(&entry).context("the charter was checked")?;
+        // What a start needs is tried before the log begins: a run that cannot start is none.
+        HeldOut::read(&state, &self.blobs)
+            .await
+            .map_err(|error| CreateError::Wrong(format!("{error:#}")))?;
         self.store.create(&entry, &state).await?;
         self.start(id).await?;
         Ok(id)

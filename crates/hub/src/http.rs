@@ -9,7 +9,12 @@ mod summary;
 mod web;
 mod work;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use axum::{
@@ -108,6 +113,8 @@ fn router(hub: Arc<Hub>) -> Router {
     let limits = Arc::new(Limits {
         rate: per_address(hub.config.requests_per_s_per_address),
         in_progress: tokio::sync::Semaphore::new(hub.config.requests_in_progress_max),
+        of_addresses: Mutex::default(),
+        per_address_max: hub.config.requests_in_progress_per_address_max,
     });
     let (api, document) = api().split_for_parts();
     let document = Arc::new(document.to_json().expect("the document has a JSON form"));
@@ -134,11 +141,56 @@ fn router(hub: Arc<Hub>) -> Router {
 
 /// What one address, and all together, may ask.
 struct Limits {
-    rate: DefaultKeyedRateLimiter<std::net::IpAddr>,
+    rate: DefaultKeyedRateLimiter<IpAddr>,
     in_progress: tokio::sync::Semaphore,
+    of_addresses: Mutex<HashMap<IpAddr, u32>>,
+    per_address_max: u32,
 }
 
-fn per_address(requests_per_s: u32) -> DefaultKeyedRateLimiter<std::net::IpAddr> {
+/// A request in progress, counted for its address until it is dropped.
+struct InProgress {
+    limits: Arc<Limits>,
+    address: IpAddr,
+}
+
+impl InProgress {
+    /// Counts one more, if the address has not its share already.
+    fn begin(limits: &Arc<Limits>, address: IpAddr) -> Option<Self> {
+        let mut of_addresses = limits.lock();
+        let count = of_addresses.entry(address).or_default();
+        if *count >= limits.per_address_max {
+            return None;
+        }
+        *count += 1;
+        drop(of_addresses);
+        Some(Self {
+            limits: Arc::clone(limits),
+            address,
+        })
+    }
+}
+
+impl Drop for InProgress {
+    fn drop(&mut self) {
+        let mut of_addresses = self.limits.lock();
+        if let Some(count) = of_addresses.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                of_addresses.remove(&self.address);
+            }
+        }
+    }
+}
+
+impl Limits {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<IpAddr, u32>> {
+        self.of_addresses
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn per_address(requests_per_s: u32) -> DefaultKeyedRateLimiter<IpAddr> {
     let per_second = std::num::NonZeroU32::new(requests_per_s).unwrap_or(std::num::NonZeroU32::MIN);
     // A burst of two seconds' worth.
     DefaultKeyedRateLimiter::keyed(Quota::per_second(per_second).allow_burst(
@@ -165,6 +217,10 @@ async fn limit(
     if request.uri().path().ends_with("/work") || request.uri().path().ends_with("/events") {
         return next.run(request).await;
     }
+    let Some(_share) = InProgress::begin(&limits, peer.ip()) else {
+        return Failure::too_many("this address has too many requests in progress; let some end")
+            .into_response();
+    };
     let Ok(_permit) = limits.in_progress.try_acquire() else {
         return Failure::too_many("the hub is busy; try again in a second").into_response();
     };

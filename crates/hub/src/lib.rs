@@ -18,7 +18,8 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 use anyhow::{Context, Result};
 use protocol::{
     Hash, SecretKey,
-    units::{BlobReference, RunId},
+    command::{Command, SignedCommand},
+    units::{BlobReference, RunId, WorkerId},
 };
 use tokio::{
     sync::{Mutex, RwLock},
@@ -63,7 +64,10 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<()> {
         config: Arc::new(config),
     });
     for id in hub.store.runs().await? {
-        hub.start(id).await?;
+        // One run that cannot start must not keep the others from their work.
+        if let Err(error) = hub.start(id).await {
+            tracing::error!(run.id = %id.short(), "this run stays closed: {error:#}");
+        }
     }
     let listener = tokio::net::TcpListener::bind(hub.config.listen)
         .await
@@ -118,10 +122,12 @@ impl Hub {
         Ok(())
     }
 
-    /// The run in which somebody committed to a blob, the commitment, and the blob it names: the update or the inner state.
+    /// The run in which somebody (or this worker) committed to a blob, the commitment, and the blob it names: the update or
+    /// the inner state.
     pub(crate) async fn committed(
         &self,
         hash: &Hash,
+        worker: Option<WorkerId>,
     ) -> Option<(Run, protocol::command::Commitment, BlobReference)> {
         for run in self.runs.read().await.values() {
             let state = run.state.read().await;
@@ -130,6 +136,7 @@ impl Hub {
                     .slots
                     .iter()
                     .filter_map(|it| it.commitment())
+                    .filter(|it| worker.is_none_or(|worker| it.header.worker == worker))
                     .find_map(|it| {
                         let mut blobs = [Some(it.update), it.header.inner_state].into_iter();
                         let blob = blobs.find_map(|blob| blob.filter(|blob| blob.hash == *hash))?;
@@ -144,9 +151,30 @@ impl Hub {
         None
     }
 
+    /// Whether a commitment names a blob that this hub had before: no update that was made in this round has such a hash.
+    pub(crate) async fn names_known_blob(&self, command: &SignedCommand) -> anyhow::Result<bool> {
+        let Command::Commit(commitment) = &command.command else {
+            return Ok(false);
+        };
+        for blob in [Some(commitment.update), commitment.header.inner_state]
+            .into_iter()
+            .flatten()
+        {
+            // The same commitment again, whose first reply was lost, is no copy.
+            let is_own = self
+                .committed(&blob.hash, Some(command.worker))
+                .await
+                .is_some();
+            if !is_own && self.blobs.length(&blob.hash).await?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Whether a blob is an update that others must not see yet: its round still takes commitments.
     pub(crate) async fn is_private(&self, hash: &Hash) -> bool {
-        let Some((run, _, _)) = self.committed(hash).await else {
+        let Some((run, _, _)) = self.committed(hash, None).await else {
             return false;
         };
         let state = run.state.read().await;

@@ -4,11 +4,15 @@
 //! nobody is answered before the entries are on the disk. Merging, judging and evaluating happen on
 //! other threads and come back as requests, so the log never waits for arithmetic.
 
-mod evaluate;
+pub(crate) mod evaluate;
 mod jobs;
 pub(crate) mod presence;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use engine::update::decoded::DecodedUpdate;
@@ -19,7 +23,7 @@ use protocol::{
     identity::Binding,
     log::Entry,
     state::{
-        Phase, State,
+        Phase, SlotProgress, State,
         decide::{Refusal, Request, decide, round_to_merge},
     },
     units::{RunId, WorkerId},
@@ -47,6 +51,8 @@ use crate::{
 const QUEUE_MAX: usize = 4096;
 /// Requests decided and written together.
 const BATCH_MAX: usize = 512;
+/// Wait before something that failed is tried again.
+const AGAIN_MS: u64 = 2_000;
 /// The run looks at the clock at least this often.
 const TICK: Duration = Duration::from_millis(200);
 
@@ -168,6 +174,8 @@ pub(crate) async fn start(
         jobs: JoinSet::new(),
         decoded: HashMap::new(),
         is_merging: false,
+        merge_after_ms: 0,
+        judging: HashSet::new(),
         is_evaluating: false,
     };
     tasks.spawn(actor.work(shutdown));
@@ -187,6 +195,10 @@ struct Actor {
     /// Updates of the round in progress, decoded when they were judged.
     decoded: HashMap<(u64, WorkerId), Arc<DecodedUpdate>>,
     is_merging: bool,
+    /// A merge that failed is tried again then, not at once.
+    merge_after_ms: u64,
+    /// Updates that are being looked at.
+    judging: HashSet<Hash>,
     is_evaluating: bool,
 }
 
@@ -210,13 +222,16 @@ impl Actor {
             match done {
                 Some(Ok(done)) => self.finish_job(done).await,
                 Some(Err(error)) => {
-                    // A panic in arithmetic is our bug; the round's deadline gets the run going again.
+                    // A panic in arithmetic is our bug; what it was about is tried again.
                     tracing::error!(run.id = %self.run.id.short(), "a job failed: {error}");
+                    self.judging.clear();
+                    self.merge_after_ms = now_ms() + AGAIN_MS;
                     self.is_merging = false;
                     self.is_evaluating = false;
                 }
                 None => self.answer(std::mem::take(&mut messages)).await,
             }
+            self.judge_what_is_here().await;
             self.look_at_clock().await;
             self.start_merge().await;
         }
@@ -225,21 +240,7 @@ impl Actor {
 
     /// Takes up what a stop or crash left: committed updates whose bytes are here, the evaluation of the newest model.
     async fn resume(&mut self) {
-        let waiting: Vec<Hash> = {
-            let state = self.run.state.read().await;
-            state.current_round().map_or_else(Vec::new, |round| {
-                round
-                    .slots
-                    .iter()
-                    .filter_map(|it| Some(it.commitment()?.update.hash))
-                    .collect()
-            })
-        };
-        for hash in waiting {
-            if matches!(self.parts.blobs.length(&hash).await, Ok(Some(_))) {
-                self.start_judging(hash).await;
-            }
-        }
+        self.judge_what_is_here().await;
         let (evaluated, sampled) = {
             let state = self.run.state.read().await;
             (
@@ -255,10 +256,31 @@ impl Actor {
         }
     }
 
+    /// Looks at every committed update whose bytes are here and that nobody looks at: after a start, and again
+    /// after a verdict could not be written.
+    async fn judge_what_is_here(&mut self) {
+        let waiting: Vec<Hash> = {
+            let state = self.run.state.read().await;
+            let Phase::Revealing(round) = &state.phase else {
+                return;
+            };
+            round
+                .slots
+                .iter()
+                .filter(|it| matches!(it.progress, SlotProgress::Committed(_)))
+                .filter_map(|it| Some(it.commitment()?.update.hash))
+                .filter(|it| !self.judging.contains(it))
+                .collect()
+        };
+        for hash in waiting {
+            self.start_judging(hash).await;
+        }
+    }
+
     async fn until_next_deadline(&self) -> Duration {
         let state = self.run.state.read().await;
         let deadline = match &state.phase {
-            Phase::Training(round) => Some(round.deadline_ms + 1),
+            Phase::Training(round) => Some(round.deadline_ms.saturating_add(1)),
             Phase::Revealing(round) => round.reveal_deadline_ms,
             Phase::Idle | Phase::Finished => None,
         };
@@ -378,6 +400,7 @@ impl Actor {
         let commitment = round
             .slots
             .iter()
+            .filter(|it| matches!(it.progress, SlotProgress::Committed(_)))
             .filter_map(|it| it.commitment())
             .find(|it| {
                 it.update.hash == hash || it.header.inner_state.is_some_and(|it| it.hash == hash)
@@ -388,9 +411,13 @@ impl Actor {
                 .into_iter()
                 .flatten()
             {
-                if !matches!(self.parts.blobs.length(&blob.hash).await, Ok(Some(_))) {
+                let length = self.parts.blobs.length(&blob.hash).await;
+                if !matches!(length, Ok(Some(length)) if length == blob.bytes) {
                     return;
                 }
+            }
+            if !self.judging.insert(commitment.update.hash) {
+                return;
             }
             let job = Job::Judge(Box::new(commitment.clone()));
             self.jobs
@@ -399,7 +426,7 @@ impl Actor {
     }
 
     async fn start_merge(&mut self) {
-        if self.is_merging {
+        if self.is_merging || now_ms() < self.merge_after_ms {
             return;
         }
         let state = self.run.state.read().await;
@@ -457,8 +484,10 @@ impl Actor {
             Done::Judged {
                 round,
                 worker,
+                update,
                 verdict,
             } => {
+                self.judging.remove(&update);
                 let verdict = verdict.map(|update| {
                     self.decoded.insert((round, worker), update);
                 });
@@ -512,6 +541,8 @@ impl Actor {
             }
             Done::Failed { what, error } => {
                 tracing::error!(run.id = %self.run.id.short(), "{what} failed: {error:#}");
+                self.judging.clear();
+                self.merge_after_ms = now_ms() + AGAIN_MS;
                 self.is_merging &= what != "the merge";
                 self.is_evaluating &= what != "the evaluation";
             }
@@ -530,6 +561,7 @@ impl Actor {
             .await;
         if let Some(Err(error)) = answers.first() {
             tracing::error!(run.id = %self.run.id.short(), round, "the merge was not recorded: {error}");
+            self.merge_after_ms = now_ms() + AGAIN_MS;
             return;
         }
         self.model = model.clone();

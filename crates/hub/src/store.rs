@@ -6,14 +6,15 @@
 mod project;
 pub(crate) mod read;
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use protocol::{log::Entry, state::State, units::RunId};
 use sqlx::{
-    Row, SqlitePool,
+    Connection, Row, SqliteConnection, SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
+use tokio::sync::Mutex;
 
 /// Connections for readers; the writer takes one of them at a time.
 const CONNECTIONS_MAX: u32 = 8;
@@ -25,7 +26,12 @@ const REPLAY_PAGE: i64 = 500;
 /// The database.
 #[derive(Clone)]
 pub(crate) struct Store {
+    /// Readers.
     pool: SqlitePool,
+    /// The one connection that writes. After any error it is closed and opened anew: a statement that failed for want
+    /// of disk may have ended the transaction by itself, and what a pool then believes of the connection is not true.
+    writer: Arc<Mutex<Option<SqliteConnection>>>,
+    options: SqliteConnectOptions,
 }
 
 impl Store {
@@ -41,7 +47,7 @@ impl Store {
             .busy_timeout(BUSY_TIMEOUT);
         let pool = SqlitePoolOptions::new()
             .max_connections(CONNECTIONS_MAX)
-            .connect_with(options)
+            .connect_with(options.clone())
             .await
             .with_context(|| format!("can't open the database {}", path.display()))?;
         sqlx::migrate!("src/store/migrations")
@@ -53,7 +59,11 @@ impl Store {
                     path.display()
                 )
             })?;
-        Ok(Self { pool })
+        Ok(Self {
+            pool,
+            writer: Arc::default(),
+            options,
+        })
     }
 
     /// Ids of all runs, oldest first.
@@ -68,7 +78,9 @@ impl Store {
 
     /// Adds a run with its first entry.
     pub(crate) async fn create(&self, entry: &Entry, state: &State) -> Result<()> {
-        let mut transaction = self.pool.begin().await?;
+        let mut writer = self.writer.lock().await;
+        let mut connection = self.take_writer(&mut writer).await?;
+        let mut transaction = connection.begin().await?;
         sqlx::query("INSERT INTO run (id, name, created_ms) VALUES (?, ?, ?)")
             .bind(&state.run.0.0[..])
             .bind(&state.charter.name)
@@ -78,18 +90,30 @@ impl Store {
         insert_entry(&mut transaction, entry).await?;
         project::apply(&mut transaction, entry, &Projected::default()).await?;
         transaction.commit().await?;
+        *writer = Some(connection);
         Ok(())
     }
 
     /// Appends entries, all or none, each with what its projections need to know.
     pub(crate) async fn append(&self, entries: &[(Entry, Projected)]) -> Result<()> {
-        let mut transaction = self.pool.begin().await?;
+        let mut writer = self.writer.lock().await;
+        let mut connection = self.take_writer(&mut writer).await?;
+        let mut transaction = connection.begin().await?;
         for (entry, projected) in entries {
             insert_entry(&mut transaction, entry).await?;
             project::apply(&mut transaction, entry, projected).await?;
         }
         transaction.commit().await?;
+        *writer = Some(connection);
         Ok(())
+    }
+
+    /// The writing connection, taken out of its place: it goes back only after a commit.
+    async fn take_writer(&self, writer: &mut Option<SqliteConnection>) -> Result<SqliteConnection> {
+        match writer.take() {
+            Some(connection) => Ok(connection),
+            None => Ok(SqliteConnection::connect_with(&self.options).await?),
+        }
     }
 
     /// Replays a run's log from the beginning.
@@ -134,6 +158,10 @@ impl Store {
 
     /// Closes the database; what was committed stays.
     pub(crate) async fn close(&self) {
+        if let Some(connection) = self.writer.lock().await.take() {
+            // What was committed stays, however the connection ends.
+            let _ = connection.close().await;
+        }
         self.pool.close().await;
     }
 }

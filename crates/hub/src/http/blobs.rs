@@ -11,7 +11,7 @@ use axum::{
 use protocol::{
     Hash, PublicKey, Signature,
     api::{ApiError, UPLOAD_AUTHORISATION, UPLOAD_DOMAIN, UPLOAD_OFFSET},
-    units::BlobReference,
+    units::{BlobReference, WorkerId},
 };
 
 use super::{Shared, errors::Failure, runs::is_operator};
@@ -84,7 +84,8 @@ pub(super) async fn upload_progress(
 ) -> Result<Response, Failure> {
     let hash = parse(&hash)?;
     let (held, is_whole) = hub.blobs.progress(&hash).await?;
-    if !is_whole && !is_operator(&hub, peer, &headers) && hub.committed(&hash).await.is_none() {
+    if !is_whole && !is_operator(&hub, peer, &headers) && hub.committed(&hash, None).await.is_none()
+    {
         return Err(Failure::not_found("nobody may upload that blob now"));
     }
     Ok(progress(StatusCode::OK, held, is_whole))
@@ -142,12 +143,11 @@ async fn authorise(
             .ok_or_else(|| Failure::bad("the upload's authorisation does not read"))?;
         key.verify(UPLOAD_DOMAIN, &hash.0, &signature)
             .map_err(|_| refuse("the upload's signature does not match"))?;
-        let Some((run, commitment, blob)) = hub.committed(&hash).await else {
-            return Err(refuse("no round in progress waits for that blob"));
+        let Some((run, commitment, blob)) = hub.committed(&hash, Some(WorkerId(key))).await else {
+            return Err(refuse(
+                "no round in progress waits for that blob from this worker",
+            ));
         };
-        if commitment.header.worker.0 != key {
-            return Err(refuse("another worker committed to that blob"));
-        }
         if blob.bytes > run.arithmetic.upload_bytes_max(blob == commitment.update) {
             return Err(refuse("no update of this run is that long"));
         }

@@ -126,7 +126,11 @@ impl From<CreateError> for Failure {
     fn from(error: CreateError) -> Self {
         let message = error.to_string();
         match error {
-            CreateError::Charter(_) | CreateError::Wrong(_) => {
+            CreateError::Charter(error) => {
+                let message = format!("{:#}", anyhow::Error::from(error));
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "charter", message)
+            }
+            CreateError::Wrong(_) => {
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, "charter", message)
             }
             CreateError::NameTaken(_) => Self::new(StatusCode::CONFLICT, "name_taken", message),

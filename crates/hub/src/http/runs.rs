@@ -28,11 +28,21 @@ pub(super) async fn find(hub: &Hub, name: &str) -> Result<Run, Failure> {
         .ok_or_else(|| Failure::not_found(format!("this hub has no run {name:?}")))
 }
 
-/// Operators are on this machine or have the token.
+/// Operators have the token; while none is set, they are programs on this machine.
+///
+/// A page in this machine's browser is none, nor is whoever a proxy on this machine speaks for.
 pub(super) fn is_operator(hub: &Hub, peer: SocketAddr, headers: &HeaderMap) -> bool {
     let Some(given) = headers.get(header::AUTHORIZATION) else {
-        // A page of another origin in a browser of this machine is not the operator.
-        return peer.ip().is_loopback() && !headers.contains_key(header::ORIGIN);
+        let is_spoken_for = [header::ORIGIN, header::FORWARDED, header::VIA]
+            .iter()
+            .any(|it| headers.contains_key(it))
+            || headers
+                .keys()
+                .any(|it| it.as_str().starts_with("x-forwarded"));
+        return hub.config.operator_token.is_none()
+            && peer.ip().is_loopback()
+            && names_this_machine(headers)
+            && !is_spoken_for;
     };
     let given = given
         .to_str()
@@ -45,6 +55,19 @@ pub(super) fn is_operator(hub: &Hub, peer: SocketAddr, headers: &HeaderMap) -> b
         }
         _ => false,
     }
+}
+
+/// Whether the request was addressed to this machine by name: a page whose own name resolves to it was not.
+fn names_this_machine(headers: &HeaderMap) -> bool {
+    let Some(host) = headers.get(header::HOST).and_then(|it| it.to_str().ok()) else {
+        return false;
+    };
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    name == "localhost"
+        || name
+            .trim_matches(['[', ']'])
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|it| it.is_loopback())
 }
 
 /// Which hub this is.

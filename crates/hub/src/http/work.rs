@@ -36,6 +36,13 @@ pub(super) async fn send_command(
     let run = find(&hub, &run).await?;
     let command =
         SignedCommand::from_bytes(&body).map_err(|error| Failure::bad(error.to_string()))?;
+    if hub.names_known_blob(&command).await? {
+        return Err(Failure::new(
+            axum::http::StatusCode::CONFLICT,
+            "known_blob",
+            "the commitment names bytes that this hub has already; an update's hash is its maker's alone",
+        ));
+    }
     let log_length = run.command(command).await?;
     Ok(Json(CommandReply { log_length }))
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use engine::update::decoded::DecodedUpdate;
 use protocol::{
+    Hash,
     command::Commitment,
     event::{Checkpoint, Evaluation, MergedUpdate, RefusalReason},
     units::{BlobReference, RunId, WorkerId},
@@ -55,6 +56,7 @@ pub(super) enum Done {
     Judged {
         round: u64,
         worker: WorkerId,
+        update: Hash,
         verdict: Result<Arc<DecodedUpdate>, RefusalReason>,
     },
     Outliers {
@@ -162,6 +164,7 @@ async fn judge(commitment: Commitment, arithmetic: Arc<Arithmetic>, blobs: Blobs
         Ok(Done::Judged {
             round: header.round,
             worker: header.worker,
+            update: commitment.update.hash,
             verdict,
         })
     })

@@ -83,6 +83,10 @@ async fn entries_are_written_all_or_none() {
     ];
     assert!(store.append(&twice).await.is_err());
     assert_eq!(store.entries(state.run, 0, 10).await.unwrap().len(), 1);
+    // What is written after the failure is on the disk, not in a transaction that the failure left open.
+    store.append(&twice[..1]).await.unwrap();
+    let other = Store::open(folder.path()).await.unwrap();
+    assert_eq!(other.entries(state.run, 0, 10).await.unwrap().len(), 2);
 }
 
 #[tokio::test]

@@ -161,8 +161,9 @@ fn values_without_meaning_are_refused() {
 #[test]
 fn unknown_keys_are_refused_by_name() {
     let text = format!("surprise = 1\n{}", sample_charter().to_toml());
-    let message = Charter::from_toml(&text).unwrap_err().to_string();
-    assert!(message.contains("surprise"), "{message}");
+    let error = Charter::from_toml(&text).unwrap_err();
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert!(cause.contains("surprise"), "{cause}");
 }
 
 #[test]
