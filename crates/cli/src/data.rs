@@ -1,6 +1,8 @@
 //! `athome data`: text in, datasets out.
 
 use std::{
+    fs::ReadDir,
+    io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -8,7 +10,7 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
 use data::{
-    dataset::{self, BuildSettings, Manifest},
+    dataset::{self, Abandon, BuildSettings, Manifest},
     import::{self, Document, Provenance},
 };
 use serde::Serialize;
@@ -168,6 +170,8 @@ impl Import {
             ..BuildSettings::default()
         };
         let folder = out.clone();
+        let abandon = Abandon::default();
+        let builds = abandon.clone();
         let (sender, progress) = tokio::sync::watch::channel("reading the files".to_owned());
         let work = tokio::task::spawn_blocking(move || {
             let documents = self.documents(&name)?;
@@ -179,12 +183,14 @@ impl Import {
                 };
                 sender.send_replace(format!("{phase}{percent}"));
             };
-            anyhow::Ok(dataset::build(documents, &settings, &folder, &mut tell)?)
+            let built = dataset::build_unless(documents, &settings, &folder, &builds, &mut tell);
+            anyhow::Ok(built?)
         });
         let mut status = StatusLine::new();
         while !work.is_finished() {
             ensure!(
-                !shutdown.is_cancelled(),
+                // A dataset that is complete at this moment stays.
+                !(shutdown.is_cancelled() && abandon.now()),
                 "stopped before it was done; {} was not made",
                 out.display()
             );
@@ -269,18 +275,16 @@ impl Import {
 
 impl List {
     fn execute(self, places: &Places, output: Output) -> anyhow::Result<()> {
+        let is_named = self.folder.is_some();
         let folder = self.folder.unwrap_or_else(|| places.data());
-        let mut found = Vec::new();
-        if let Ok(items) = std::fs::read_dir(&folder) {
-            for item in items {
-                let folder = item?.path();
-                if let Ok(bytes) = std::fs::read(folder.join(MANIFEST_FILE)) {
-                    let manifest = Manifest::from_bytes(&bytes)
-                        .with_context(|| folder.display().to_string())?;
-                    found.push(Described { folder, manifest });
-                }
+        let mut found = match std::fs::read_dir(&folder) {
+            Ok(items) => datasets(items)?,
+            // Before the first import there is no such folder.
+            Err(error) if !is_named && error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => {
+                return Err(error).with_context(|| format!("can't list {}", folder.display()));
             }
-        }
+        };
         found.sort_by(|left, right| left.folder.cmp(&right.folder));
         output.result(&found, || {
             if found.is_empty() {
@@ -304,6 +308,20 @@ impl List {
             )
         })
     }
+}
+
+/// Those of a folder's items that are datasets.
+fn datasets(items: ReadDir) -> anyhow::Result<Vec<Described>> {
+    let mut found = Vec::new();
+    for item in items {
+        let folder = item?.path();
+        if let Ok(bytes) = std::fs::read(folder.join(MANIFEST_FILE)) {
+            let manifest =
+                Manifest::from_bytes(&bytes).with_context(|| folder.display().to_string())?;
+            found.push(Described { folder, manifest });
+        }
+    }
+    Ok(found)
 }
 
 fn row(described: &Described) -> Vec<String> {
@@ -385,4 +403,22 @@ fn text(described: &Described) -> String {
         }
     }
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_is_not_there_is_an_error_only_if_it_was_named() {
+        let home = tempfile::tempdir().expect("a folder");
+        let places = Places::new(Some(home.path().to_owned())).expect("places");
+        let output = Output { json: true };
+        assert!(List { folder: None }.execute(&places, output).is_ok());
+        let named = List {
+            folder: Some(home.path().join("nope")),
+        };
+        let error = named.execute(&places, output).expect_err("no such folder");
+        assert!(error.to_string().contains("nope"), "{error}");
+    }
 }

@@ -21,6 +21,9 @@ Before anything is used, it says what it will use: memory, threads, downloads, d
 Ctrl-C leaves in order; the next `athome join` goes on with the same key and credit.
 Two workers on one machine need two folders (--folder).";
 
+/// More threads than any machine has cores.
+const THREADS_MAX: u64 = 4096;
+
 /// Let this machine take part in a run.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
@@ -35,7 +38,7 @@ pub(crate) struct Join {
     #[arg(long)]
     name: Option<String>,
     /// Threads that train [default: one for each core]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=THREADS_MAX), value_name = "N")]
     threads: Option<usize>,
     /// Cores' worth of processor time, such as 0.5 (Linux)
     #[arg(long, value_name = "CORES")]
@@ -67,6 +70,14 @@ impl Join {
             ..Config::new(self.hub, self.folder.unwrap_or_else(|| places.worker()))
         };
         let mut line = StatusLine::new();
+        let cores = std::thread::available_parallelism().map_or(usize::MAX, usize::from);
+        if let Some(threads) = self.threads
+            && threads > cores
+        {
+            line.keep(&format!(
+                "This machine has {cores} cores for this worker: {threads} threads will wait for each other."
+            ));
+        }
         let mut told = Told::default();
         let summary = worker::run(&config, shutdown, |status| told.tell(status, &mut line)).await;
         line.end();

@@ -7,10 +7,10 @@ use clap::{Args, ValueEnum};
 use data::{baseline::Ngram, dataset::Dataset, shard::Split};
 use protocol::{
     PublicKey,
-    charter::{Baselines, Charter, Data, Model, ShardReference},
+    charter::{Baselines, Charter, Data, Income, Inner, Model, Outer, RoundRules, ShardReference},
     units::BlobReference,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use super::{Context, dataset_folder};
@@ -182,13 +182,62 @@ fn spaced(number: u64) -> String {
     grouped(number).replace(',', "_")
 }
 
+/// A charter as people write it: what [`fill`] can fill in may be missing.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "it is read for its errors alone")]
+struct Written {
+    name: String,
+    description: String,
+    seed: u64,
+    hub: Option<PublicKey>,
+    addresses: Option<Vec<String>>,
+    succession: Option<Vec<PublicKey>>,
+    income: Option<Income>,
+    model: WrittenModel,
+    data: Option<WrittenData>,
+    inner: Inner,
+    outer: Outer,
+    round: RoundRules,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "it is read for its errors alone")]
+struct WrittenModel {
+    vocab_size: Option<u32>,
+    hidden_size: u32,
+    intermediate_size: u32,
+    num_hidden_layers: u32,
+    num_attention_heads: u32,
+    num_key_value_heads: u32,
+    max_position_embeddings: u32,
+    rms_norm_epsilon_nano: u32,
+    rope_theta: u32,
+    tie_word_embeddings: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "it is read for its errors alone")]
+struct WrittenData {
+    name: Option<String>,
+    tokenizer: Option<BlobReference>,
+    training: Option<Vec<ShardReference>>,
+    held_out: Option<Vec<ShardReference>>,
+    held_out_tokens_max: Option<u32>,
+    baselines: Option<Baselines>,
+}
+
 /// A charter from its text, with everything filled in that it leaves out and the dataset has.
 pub(super) fn fill(
     text: &str,
     dataset: Option<&Dataset>,
     address: &str,
 ) -> anyhow::Result<Charter> {
-    let mut table: Table = text.parse().context("the charter is not TOML")?;
+    // Read before anything is put in, so that an error names the line of what was written.
+    let _: Written = toml::from_str(text)?;
+    let mut table: Table = text.parse()?;
     let mut default = |key: &str, value: Value| {
         table.entry(key.to_owned()).or_insert(value);
     };
@@ -311,6 +360,7 @@ mod tests {
     };
 
     use super::*;
+    use protocol::charter::Codec;
 
     fn dataset(folder: &std::path::Path) -> Dataset {
         let documents = (0..40)
@@ -367,7 +417,64 @@ mod tests {
         let charter = fill(&text, Some(&dataset), "http://h:1").expect("a charter");
         assert_eq!(charter.data.name, "mine");
         assert_eq!(charter.data.held_out_tokens_max, 256);
-        assert_eq!(charter.income, protocol::charter::Income::OnlyComputers);
+        assert_eq!(charter.income, Income::OnlyComputers);
+        // A charter with every field is one that people may write, too.
+        let again = fill(&charter.to_toml(), None, "http://other:1").expect("a charter");
+        assert_eq!(again, charter);
+    }
+
+    #[test]
+    fn an_error_names_the_line_that_was_written_once() {
+        let text = template(Size::Tiny, "r", Some(300));
+        for (right, wrong, expected) in [
+            ("kept = 128", "keept = 128", "keept"),
+            ("seed = 1", "seed = \"one\"", "invalid type: string"),
+            ("rope_theta = 10_000", "rope_theta = ", "rope_theta"),
+            ("quorum = 1", "", "missing field `quorum`"),
+        ] {
+            let written = text.replace(right, wrong);
+            assert_ne!(written, text);
+            let error = fill(&written, None, "http://h:1").expect_err(wrong);
+            let said = format!("{error:#}");
+            assert!(said.contains(expected), "{said}");
+            assert_eq!(said.matches("TOML parse error").count(), 1, "{said}");
+            let line = written
+                .lines()
+                .position(|line| !wrong.is_empty() && line.starts_with(wrong));
+            if let Some(line) = line {
+                assert!(said.contains(&format!("line {}", line + 1)), "{said}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_dense_form_in_the_templates_comments_is_a_charter_too() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let dataset = dataset(folder.path());
+        let text = template(Size::Tiny, "r", None);
+        let (before, rest) = text.split_once("[outer.codec.sparse]").expect("sparse");
+        let (_, after) = rest
+            .split_once("error_decay_q16 = 62_259\n")
+            .expect("sparse");
+        let dense = format!("{before}{after}")
+            .replace("# [outer.codec.dense]", "[outer.codec.dense]")
+            .replace("# chunk = 4096", "chunk = 4096")
+            .replace("# bits = 8", "bits = 8")
+            .replace("momentum_q16 = 0 ", "momentum_q16 = 58_982 ")
+            .replace("rate_q16 = 65_536 ", "rate_q16 = 45_875 ");
+        let charter = fill(&dense, Some(&dataset), "http://h:1").expect("a charter");
+        engine::charter::check(&charter).expect("the engine's limits");
+        assert_eq!(
+            charter.outer.codec,
+            Codec::Dense {
+                chunk: 4096,
+                bits: 8
+            }
+        );
+        assert_eq!(
+            (charter.outer.rate_q16, charter.outer.momentum_q16),
+            (45_875, 58_982)
+        );
     }
 
     #[test]

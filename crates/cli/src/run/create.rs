@@ -68,6 +68,7 @@ impl Create {
         let mut status = StatusLine::new();
         status.set("checking the dataset and measuring the losses to beat");
         let address = context.client.address().to_owned();
+        let path = self.charter.clone();
         let prepare = move || {
             let dataset =
                 match folder {
@@ -76,7 +77,8 @@ impl Create {
                     })?),
                     None => None,
                 };
-            let charter = charter::fill(&text, dataset.as_ref(), &address)?;
+            let charter = charter::fill(&text, dataset.as_ref(), &address)
+                .with_context(|| format!("the charter {} can't be used", path.display()))?;
             anyhow::Ok((charter, dataset))
         };
         let (charter, dataset) = tokio::task::spawn_blocking(prepare).await??;

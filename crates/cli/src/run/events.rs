@@ -1,6 +1,6 @@
 //! Log entries as lines for people, and the stream of new ones that survives a hub's absence.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use network::{ClientError, HubClient, events::Events};
 use protocol::{api::LogEntry, units::RunId};
@@ -10,6 +10,9 @@ use crate::output::{grouped, printable};
 
 /// Wait before a broken stream is opened again.
 const REOPEN_AFTER: Duration = Duration::from_secs(2);
+
+/// Workers whose words are remembered; beyond that, memory begins anew.
+const JOINED_MAX: usize = 65_536;
 
 /// A run's log entries from some point on, as they happen.
 pub(super) struct Follower {
@@ -63,11 +66,51 @@ impl Follower {
     }
 }
 
-/// An entry on one line.
-pub(super) fn line(entry: &LogEntry) -> String {
-    let time = clock(entry.time_ms);
-    let said = sentence(&entry.kind, &entry.body);
-    format!("{:>6}  {time}  {}", entry.index, printable(&said))
+/// Writes entries as lines. What an entry means may depend on those before it.
+#[derive(Default)]
+pub(super) struct Lines {
+    /// What a worker that takes part said of itself, without its speed.
+    joined: BTreeMap<String, Value>,
+}
+
+impl Lines {
+    /// An entry on one line.
+    pub(super) fn line(&mut self, entry: &LogEntry) -> String {
+        let time = clock(entry.time_ms);
+        let said = self
+            .joined_again(entry)
+            .unwrap_or_else(|| sentence(&entry.kind, &entry.body));
+        format!("{:>6}  {time}  {}", entry.index, printable(&said))
+    }
+
+    /// The sentence for a worker that takes part already and only tells its speed anew.
+    fn joined_again(&mut self, entry: &LogEntry) -> Option<String> {
+        let command = &entry.body["command"];
+        let worker = command["worker"].as_str()?;
+        match entry.kind.as_str() {
+            "worker_joined" => {}
+            "worker_left" => {
+                self.joined.remove(worker);
+                return None;
+            }
+            _ => return None,
+        }
+        let mut join = command["command"]["join"].clone();
+        let speed = join["device"]
+            .as_object_mut()
+            .and_then(|device| device.remove("tokens_per_s"));
+        if self.joined.len() >= JOINED_MAX {
+            self.joined.clear();
+        }
+        let before = self.joined.insert(worker.to_owned(), join.clone());
+        (before.as_ref() == Some(&join)).then(|| {
+            let speed = speed
+                .and_then(|it| it.as_u64())
+                .map_or_else(|| "?".to_owned(), grouped);
+            let short: String = worker.chars().take(8).collect();
+            format!("worker {short} measured itself again: {speed} tokens/s")
+        })
+    }
 }
 
 /// What happened, in a few words.
@@ -182,8 +225,8 @@ mod tests {
 
     use super::*;
 
-    fn check(kind: &str, body: Value, expected: &str) {
-        let entry = LogEntry {
+    fn entry(kind: &str, body: Value) -> LogEntry {
+        LogEntry {
             index: 7,
             hash: String::new(),
             previous: String::new(),
@@ -191,8 +234,43 @@ mod tests {
             kind: kind.to_owned(),
             body,
             signature: String::new(),
+        }
+    }
+
+    fn check(kind: &str, body: Value, expected: &str) {
+        assert_eq!(
+            Lines::default().line(&entry(kind, body)),
+            format!("     7  01:02:03  {expected}")
+        );
+    }
+
+    #[test]
+    fn a_worker_that_tells_its_speed_anew_has_not_joined_twice() {
+        let join = |name: &str, tokens_per_s: u32| {
+            let device = json!({"arithmetic": "a", "threads": 2, "memory_mib": 9, "tokens_per_s": tokens_per_s});
+            let command = json!({"join": {"name": name, "device": device}});
+            entry(
+                "worker_joined",
+                json!({"command": {"worker": "abcdef0123456789", "command": command}}),
+            )
         };
-        assert_eq!(line(&entry), format!("     7  01:02:03  {expected}"));
+        let left = entry(
+            "worker_left",
+            json!({"command": {"worker": "abcdef0123456789", "command": "leave"}}),
+        );
+        let mut lines = Lines::default();
+        for (entry, expected) in [
+            (join("kitchen", 100), "worker abcdef01 joined: kitchen"),
+            (
+                join("kitchen", 1_200),
+                "worker abcdef01 measured itself again: 1,200 tokens/s",
+            ),
+            (join("cellar", 1_200), "worker abcdef01 joined: cellar"),
+            (left, "worker abcdef01 left"),
+            (join("cellar", 1_300), "worker abcdef01 joined: cellar"),
+        ] {
+            assert_eq!(lines.line(&entry), format!("     7  01:02:03  {expected}"));
+        }
     }
 
     #[test]

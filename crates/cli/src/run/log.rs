@@ -5,7 +5,7 @@ use protocol::api::LOG_PAGE_MAX;
 
 use super::{
     Context,
-    events::{Follower, line},
+    events::{Follower, Lines},
 };
 
 /// Read a run's log: everything that happened to it, in order.
@@ -36,6 +36,7 @@ impl Log {
     async fn read(self, context: &Context<'_>) -> anyhow::Result<()> {
         let (id, _summary) = context.run(&self.run).await?;
         let mut next = self.from;
+        let mut lines = Lines::default();
         loop {
             let page = context.client.log_page(id, next, LOG_PAGE_MAX).await?;
             let Some(last) = page.entries.last() else {
@@ -43,7 +44,7 @@ impl Log {
             };
             next = last.index + 1;
             for entry in &page.entries {
-                context.output.event(entry, || line(entry))?;
+                context.output.event(entry, || lines.line(entry))?;
             }
         }
         if !self.follow {
@@ -52,7 +53,7 @@ impl Log {
         let mut follower = Follower::new(context.client.clone(), id, next.checked_sub(1));
         loop {
             let entry = follower.next().await?;
-            context.output.event(&entry, || line(&entry))?;
+            context.output.event(&entry, || lines.line(&entry))?;
         }
     }
 }

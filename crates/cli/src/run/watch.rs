@@ -12,6 +12,9 @@ use crate::output::{self, StatusLine, grouped};
 /// Time between two looks at the run.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
+/// Columns of the run's name, so that the loss and the round are within 80.
+const NAME_COLUMNS: usize = 12;
+
 /// Follow a run as it happens, until it is finished or Ctrl-C.
 #[derive(Args)]
 #[command(
@@ -68,7 +71,7 @@ impl Watch {
                 Ok(newer) => run = newer,
                 Err(error) if error.is_temporary() => {
                     status.set(&format!(
-                        "{}: the hub does not answer; trying again",
+                        "{} | the hub does not answer; trying again",
                         run.name
                     ));
                 }
@@ -83,24 +86,33 @@ impl Watch {
     }
 }
 
-/// How a run stands, on one line.
+/// How a run stands, on one line; what matters most comes first, as a terminal cuts the rest.
 fn line(run: &RunSummary) -> String {
     let loss = held_out_loss(run).map_or_else(
         || "not evaluated yet".to_owned(),
         |loss| format!("held-out loss {loss:.3}, {}", beaten(run, loss)),
     );
     format!(
-        "{}: round {} {}, {} of {} workers here, {} tokens ({:.1} %), {:.0} tokens/s, {loss}, checkpoint {}",
-        output::printable(&run.name),
+        "{} | {loss} | round {} {} | {:.1} % of {} tokens, {:.0} tokens/s | {} of {} workers here | checkpoint {}",
+        shortened(&output::printable(&run.name), NAME_COLUMNS),
         run.round,
         output::printable(&run.phase),
+        100.0 * run.tokens as f64 / run.tokens_max as f64,
+        grouped(run.tokens_max),
+        run.tokens_per_s,
         run.workers_present,
         run.workers,
-        grouped(run.tokens),
-        100.0 * run.tokens as f64 / run.tokens_max as f64,
-        run.tokens_per_s,
         run.checkpoint_round,
     )
+}
+
+/// A text in at most so many characters.
+fn shortened(text: &str, columns: usize) -> String {
+    if text.chars().count() <= columns {
+        return text.to_owned();
+    }
+    let kept: String = text.chars().take(columns.saturating_sub(1)).collect();
+    format!("{}…", kept.trim_end())
 }
 
 /// The strongest counting model that the loss beats.
@@ -112,7 +124,51 @@ fn beaten(run: &RunSummary, loss: f64) -> String {
         ("unigram", baselines.unigram),
     ];
     match named.into_iter().find(|(_, baseline)| loss < *baseline) {
-        Some((name, baseline)) => format!("better than the {name} model's {baseline:.3}"),
-        None => format!("to beat: {:.3} (unigram)", baselines.unigram),
+        Some((name, baseline)) => format!("beats {name} {baseline:.3}"),
+        None => format!("to beat: {:.3}", baselines.unigram),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn run(name: &str, round: u64, loss: Option<f64>) -> RunSummary {
+        let evaluation = loss.map(|loss| {
+            json!({"round": round, "tokens": 1, "time_ms": 0, "training_loss": null, "held_out_loss": loss,
+                "bits_per_byte": null, "event": 0})
+        });
+        let run = json!({
+            "id": "", "name": name, "description": "", "phase": "revealing", "created_ms": 0, "log_length": 1,
+            "round": round, "deadline_ms": null, "rounds_merged": round, "tokens": 500_000_000_000_u64,
+            "tokens_max": 1_000_000_000_000_u64, "tokens_per_s": 1_234_567.0, "parameters": 1, "workers_present": 9_999,
+            "workers": 99_999, "evaluation": evaluation, "checkpoint_round": round, "credits_micro": 0,
+            "baselines": {"unigram": 15.123, "bigram": 14.456, "trigram": 13.789},
+        });
+        serde_json::from_value(run).expect("a summary")
+    }
+
+    #[test]
+    fn loss_and_round_fit_a_narrow_terminal() {
+        for (loss, said) in [
+            (Some(12.5), "held-out loss 12.500, beats trigram 13.789"),
+            (Some(16.5), "held-out loss 16.500, to beat: 15.123"),
+            (None, "not evaluated yet"),
+        ] {
+            let line = line(&run(&"n".repeat(64), 999_999, loss));
+            // Two columns are the spinner's.
+            let cut: String = line.chars().take(78).collect();
+            assert!(
+                cut.contains(&format!("… | {said} | round 999999 r")),
+                "{cut}"
+            );
+        }
+        assert_eq!(
+            line(&run("demo", 32, Some(14.0))),
+            "demo | held-out loss 14.000, beats bigram 14.456 | round 32 revealing | 50.0 % of 1,000,000,000,000 tokens, \
+             1234567 tokens/s | 9999 of 99999 workers here | checkpoint 32"
+        );
     }
 }
