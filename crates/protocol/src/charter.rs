@@ -231,7 +231,7 @@ pub enum Income {
 #[derive(Debug, thiserror::Error)]
 pub enum CharterError {
     /// Not TOML, or not the fields that a charter has.
-    #[error("the charter does not read: {0}")]
+    #[error("the charter does not read")]
     Text(#[from] Box<toml::de::Error>),
     /// Too long.
     #[error("the charter has {0} bytes; at most {CHARTER_BYTES_MAX} are allowed")]
