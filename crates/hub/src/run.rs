@@ -348,6 +348,9 @@ impl Actor {
         if let Err(error) = self.parts.store.append(&entries).await {
             tracing::error!(run.id = %self.run.id.short(), "can't write the log: {error:#}");
             self.read_back(&mut state).await;
+            drop(state);
+            // A full disk is not freed by asking it again at once.
+            tokio::time::sleep(Duration::from_millis(AGAIN_MS / 4)).await;
             return answers.iter().map(|_| Err(RunError::Unavailable)).collect();
         }
         for (entry, _) in &entries {
