@@ -128,7 +128,10 @@ impl HubClient {
             problem,
         };
         let text = String::from_utf8(body).map_err(|error| malformed(error.to_string()))?;
-        let charter = Charter::from_toml(&text).map_err(|error| malformed(error.to_string()))?;
+        let charter = Charter::from_toml(&text).map_err(|error| {
+            let cause = std::error::Error::source(&error).map(ToString::to_string);
+            malformed(cause.unwrap_or_else(|| error.to_string()))
+        })?;
         if charter.id() != run {
             return Err(malformed(format!(
                 "it is that of run {}, not of {}",
