@@ -254,6 +254,7 @@ impl Actor {
         if sampled.is_none() {
             self.start_sample(self.model.clone());
         }
+        self.store_if_due().await;
     }
 
     /// Looks at every committed update whose bytes are here and that nobody looks at: after a start, and again
@@ -567,16 +568,23 @@ impl Actor {
             self.merge_after_ms = now_ms() + AGAIN_MS;
             return;
         }
-        self.model = model.clone();
+        self.model = model;
         self.decoded.retain(|(it, _), _| *it > round);
-        let (every, is_last) = {
+        self.store_if_due().await;
+        self.start_evaluation();
+    }
+
+    /// Keeps the newest model whole if the charter asks for it, or if it is the last, and that was not done yet.
+    async fn store_if_due(&mut self) {
+        let model = self.model.clone();
+        let is_due = {
             let state = self.run.state.read().await;
-            (
-                u64::from(state.charter.round.checkpoint_every),
-                state.tokens >= state.charter.inner.tokens_max,
-            )
+            let every = u64::from(state.charter.round.checkpoint_every);
+            let is_last = state.tokens >= state.charter.inner.tokens_max;
+            state.checkpoint.0 != model.state.round
+                && (model.state.round.is_multiple_of(every) || is_last)
         };
-        if round.is_multiple_of(every) || is_last {
+        if is_due {
             let job = Job::Store {
                 run: self.run.id,
                 model,
@@ -584,7 +592,6 @@ impl Actor {
             self.jobs
                 .spawn(job.run(Arc::clone(&self.arithmetic), self.parts.blobs.clone()));
         }
-        self.start_evaluation();
     }
 }
 
