@@ -19,7 +19,7 @@ use crate::{
 
 /// What `athome join` says where it can't make a control group.
 const NO_QUOTA: &str = "does not permit a processor quota";
-/// Longest wait for a process to answer its first request.
+/// Longest wait for a process to answer its first request, and for the gateway to follow the hub.
 const READY_MAX: Duration = Duration::from_secs(30);
 /// Longest wait for a worker to have joined.
 const JOINED_MAX: Duration = Duration::from_secs(90);
@@ -115,6 +115,29 @@ impl Network {
         ready(&format!("{}/health", self.gateway_url()), &mut gateway).await?;
         self.gateway = Some(gateway);
         Ok(())
+    }
+
+    /// Waits until the gateway has taken over a checkpoint of this round or a later one; it looks every two seconds.
+    ///
+    /// # Errors
+    /// If it has not in half a minute.
+    pub async fn gateway_serves(&self, round: u64) -> Result<()> {
+        let url = format!("{}/v1/models", self.gateway_url());
+        let begin = Instant::now();
+        loop {
+            let models: serde_json::Value = reqwest::get(&url).await?.json().await?;
+            let served = models["data"]
+                .as_array()
+                .and_then(|it| it.iter().filter_map(|it| it["round"].as_u64()).max());
+            if served.is_some_and(|it| round <= it) {
+                return Ok(());
+            }
+            ensure!(
+                begin.elapsed() < READY_MAX,
+                "the gateway serves round {served:?} and not {round} after {READY_MAX:?}"
+            );
+            tokio::time::sleep(READY_EVERY).await;
+        }
     }
 
     /// Starts a worker with one thread, again after [`Self::kill_worker`], on the same folder.
