@@ -4,20 +4,12 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use engine::{
-    checkpoint,
-    update::{
-        codec,
-        decoded::DecodedUpdate,
-        hash::parameters_hash,
-        outer::OuterState,
-        round::merge_round,
-        settings::{MergeSettings, UpdateSettings},
-    },
+    replay::{Rules, RunModel},
+    update::{decoded::DecodedUpdate, merge::Weighted},
 };
 use network::{BlobCache, HubClient, log::LogReader};
 use protocol::{
     Hash,
-    charter::Charter,
     event::{Event, MergedUpdate},
     log::{Entry, Head},
     units::{BlobReference, RunId, WorkerId},
@@ -43,20 +35,6 @@ pub struct AuditedMerge {
     pub parameters: Hash,
     /// For each update: the hash that the parameters would have without it.
     pub without: Vec<(WorkerId, Hash)>,
-}
-
-/// A model in the middle of an audit.
-#[derive(Clone)]
-struct Model {
-    parameters: Vec<f32>,
-    outer: OuterState,
-}
-
-/// What the charter says about the arithmetic.
-struct Rules {
-    lengths: Vec<usize>,
-    update: UpdateSettings,
-    merge: MergeSettings,
 }
 
 /// Reads the whole log and checks that each entry continues the chain that the charter's hub signed.
@@ -95,19 +73,12 @@ pub async fn audit(client: &HubClient, run: RunId, folder: &Path) -> Result<Audi
     else {
         anyhow::bail!("the log does not begin with the run's creation");
     };
-    let rules = Rules::new(charter);
-    let config = engine::charter::model_config(&charter.model);
-    let bytes = fetch(client, &cache, stored.parameters).await?;
-    let parameters = checkpoint::from_safetensors(&bytes, &config)?;
-    let outer = OuterState::from_bytes(
+    let rules = Rules::new(charter)?;
+    let mut model = rules.load(
+        *first,
+        &fetch(client, &cache, stored.parameters).await?,
         &fetch(client, &cache, stored.outer).await?,
-        parameters.len(),
     )?;
-    ensure!(
-        parameters_hash(&parameters) == first.parameters.0,
-        "the first checkpoint is not the one that the log names"
-    );
-    let mut model = Model { parameters, outer };
     let mut merges = Vec::new();
     for entry in &entries {
         let Event::RoundMerged {
@@ -119,77 +90,81 @@ pub async fn audit(client: &HubClient, run: RunId, folder: &Path) -> Result<Audi
         else {
             continue;
         };
-        let parts = rules.parts(client, &cache, updates).await?;
+        let parts = parts(&rules, client, &cache, updates).await?;
         let before = model.clone();
-        let found = rules.merge(&mut model, &parts)?;
+        merge(&rules, &mut model, *round, &parts)?;
         ensure!(
-            found == logged.parameters,
-            "round {round} merges to {found}, the log says {}",
+            model.state == *logged,
+            "round {round} merges to {}, the log says {}",
+            model.state.parameters,
             logged.parameters
         );
         merges.push(AuditedMerge {
             round: *round,
             workers: updates.iter().map(|it| it.worker).collect(),
-            parameters: found,
-            without: rules.without(&before, updates, &parts)?,
+            parameters: model.state.parameters,
+            without: without(&rules, &before, updates, &parts)?,
         });
     }
     Ok(Audit { merges })
 }
 
-impl Rules {
-    fn new(charter: &Charter) -> Self {
-        Self {
-            lengths: engine::charter::model_config(&charter.model)
-                .layout()
-                .lengths(),
-            update: engine::charter::update_settings(&charter.outer),
-            merge: engine::charter::merge_settings(&charter.outer),
-        }
+async fn parts(
+    rules: &Rules,
+    client: &HubClient,
+    cache: &BlobCache,
+    updates: &[MergedUpdate],
+) -> Result<Vec<(DecodedUpdate, u64)>> {
+    let mut parts = Vec::with_capacity(updates.len());
+    for merged in updates {
+        let bytes = fetch(client, cache, merged.update).await?;
+        let (header, _) = update::open(&bytes)?;
+        ensure!(
+            header.worker == merged.worker,
+            "an update is merged under another worker's name"
+        );
+        let decoded = rules.judge(&bytes, &header);
+        let decoded = decoded.map_err(|reason| anyhow::anyhow!(reason.sentence()))?;
+        parts.push((decoded, merged.weight));
     }
+    Ok(parts)
+}
 
-    async fn parts(
-        &self,
-        client: &HubClient,
-        cache: &BlobCache,
-        updates: &[MergedUpdate],
-    ) -> Result<Vec<(DecodedUpdate, u64)>> {
-        let mut parts = Vec::with_capacity(updates.len());
-        for merged in updates {
-            let bytes = fetch(client, cache, merged.update).await?;
-            let (header, payload) = update::open(&bytes)?;
-            ensure!(
-                header.worker == merged.worker,
-                "an update is merged under another worker's name"
-            );
-            let decoded = codec::decode(payload, &self.lengths, &self.update)?;
-            parts.push((decoded, merged.weight));
-        }
-        Ok(parts)
-    }
+fn merge(
+    rules: &Rules,
+    model: &mut RunModel,
+    round: u64,
+    parts: &[(DecodedUpdate, u64)],
+) -> Result<()> {
+    let weighted: Vec<Weighted<'_>> = parts
+        .iter()
+        .map(|(update, weight)| Weighted {
+            update,
+            weight: *weight,
+        })
+        .collect();
+    rules.merge(model, round, rules.rate_q16(), &weighted)?;
+    Ok(())
+}
 
-    fn merge(&self, model: &mut Model, parts: &[(DecodedUpdate, u64)]) -> Result<Hash> {
-        merge_round(&mut model.parameters, &mut model.outer, parts, &self.merge)?;
-        Ok(Hash(parameters_hash(&model.parameters)))
+fn without(
+    rules: &Rules,
+    before: &RunModel,
+    updates: &[MergedUpdate],
+    parts: &[(DecodedUpdate, u64)],
+) -> Result<Vec<(WorkerId, Hash)>> {
+    if parts.len() < 2 {
+        return Ok(Vec::new());
     }
-
-    fn without(
-        &self,
-        before: &Model,
-        updates: &[MergedUpdate],
-        parts: &[(DecodedUpdate, u64)],
-    ) -> Result<Vec<(WorkerId, Hash)>> {
-        if parts.len() < 2 {
-            return Ok(Vec::new());
-        }
-        let mut found = Vec::with_capacity(parts.len());
-        for (index, left_out) in updates.iter().enumerate() {
-            let mut others = parts.to_vec();
-            others.remove(index);
-            found.push((left_out.worker, self.merge(&mut before.clone(), &others)?));
-        }
-        Ok(found)
+    let mut found = Vec::with_capacity(parts.len());
+    for (index, left_out) in updates.iter().enumerate() {
+        let mut others = parts.to_vec();
+        others.remove(index);
+        let mut model = before.clone();
+        merge(rules, &mut model, before.state.round + 1, &others)?;
+        found.push((left_out.worker, model.state.parameters));
     }
+    Ok(found)
 }
 
 async fn fetch(client: &HubClient, cache: &BlobCache, blob: BlobReference) -> Result<Vec<u8>> {

@@ -15,6 +15,7 @@ pub mod config;
 pub mod evaluate;
 pub mod generate;
 pub mod layout;
+pub mod replay;
 pub mod train;
 pub mod update;
 

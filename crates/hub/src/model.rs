@@ -1,22 +1,16 @@
 //! The run's model in memory: parameters and public residual, changed by merges alone.
+//!
+//! What is computed is [`engine::replay`]'s, the same for the hub and for whoever checks it; here it meets store and blobs.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use engine::{
-    ModelConfig, checkpoint,
-    update::{
-        codec,
-        decoded::DecodedUpdate,
-        hash::parameters_hash,
-        inner_start, norms,
-        outer::OuterState,
-        round::merge_round,
-        settings::{MergeSettings, UpdateSettings},
-    },
+    ModelConfig,
+    replay::{Rules, RunModel},
+    update::{decoded::DecodedUpdate, merge::Weighted},
 };
 use protocol::{
-    Hash,
     charter::Charter,
     event::{Checkpoint, Event, ModelState, RefusalReason},
     log::Entry,
@@ -33,19 +27,11 @@ const REPLAY_PAGE: u64 = 500;
 #[derive(Clone)]
 pub(crate) struct Arithmetic {
     pub(crate) config: ModelConfig,
-    pub(crate) lengths: Vec<usize>,
-    update: UpdateSettings,
-    merge: MergeSettings,
-    norm_ratio_max_q16: u32,
+    rules: Rules,
 }
 
 /// One model: what a round starts from and a merge makes.
-#[derive(Clone)]
-pub(crate) struct Model {
-    pub(crate) state: ModelState,
-    pub(crate) parameters: Arc<Vec<f32>>,
-    outer: Arc<OuterState>,
-}
+pub(crate) type Model = RunModel;
 
 /// A merge that was computed and not yet decided on.
 pub(crate) struct Merge {
@@ -63,24 +49,20 @@ pub(crate) struct Part {
 impl Arithmetic {
     /// Refuses charters beyond the engine's limits.
     pub(crate) fn new(charter: &Charter) -> Result<Self> {
-        engine::charter::check(charter)?;
-        let config = engine::charter::model_config(&charter.model);
+        let rules = Rules::new(charter)?;
         Ok(Self {
-            lengths: config.layout().lengths(),
-            config,
-            update: engine::charter::update_settings(&charter.outer),
-            merge: engine::charter::merge_settings(&charter.outer),
-            norm_ratio_max_q16: charter.outer.norm_ratio_max_q16,
+            config: rules.config().clone(),
+            rules,
         })
     }
 
     /// The longest file that any honest update, or the inner state beside it, has.
     pub(crate) fn upload_bytes_max(&self, is_update: bool) -> u64 {
-        if !is_update {
-            return inner_start::bytes_of(self.lengths.iter().sum()) as u64;
+        if is_update {
+            self.rules.update_bytes_max()
+        } else {
+            self.rules.inner_state_bytes()
         }
-        let payload = codec::update_bytes_max(&self.lengths, &self.update);
-        (payload + update::MAGIC.len() + 2 + update::HEADER_BYTES_MAX) as u64
     }
 
     /// Checks an update's bytes against what was committed to.
@@ -89,68 +71,40 @@ impl Arithmetic {
         bytes: &[u8],
         committed: &UpdateHeader,
     ) -> Result<DecodedUpdate, RefusalReason> {
-        let (header, payload) =
-            update::open(bytes).map_err(|error| RefusalReason::Envelope(error.to_string()))?;
-        if header != *committed {
-            return Err(RefusalReason::Envelope(
-                "the file's header is not the one committed to".to_owned(),
-            ));
-        }
-        let decoded = codec::decode(payload, &self.lengths, &self.update)
-            .map_err(|error| RefusalReason::Payload(error.to_string()))?;
-        if decoded.norm() == 0 {
-            return Err(RefusalReason::Norm("the update changes nothing".to_owned()));
-        }
-        Ok(decoded)
+        self.rules.judge(bytes, committed)
     }
 
     /// Checks the optimiser's m and v that a warm start publishes.
     pub(crate) fn judge_inner_state(&self, bytes: &[u8]) -> Result<(), RefusalReason> {
-        inner_start::from_bytes(bytes, self.lengths.iter().sum())
-            .map(|_| ())
-            .map_err(|error| RefusalReason::Payload(format!("its inner state: {error}")))
+        self.rules.judge_inner_state(bytes)
     }
 
     /// The updates whose norm is out of proportion to the round's median.
     pub(crate) fn outliers(&self, parts: &[Part]) -> Vec<(WorkerId, RefusalReason)> {
         let norms: Vec<u64> = parts.iter().map(|it| it.update.norm()).collect();
-        let median = norms::median(norms.iter().copied());
-        let limit = (u128::from(median) * u128::from(self.norm_ratio_max_q16)) >> 16;
-        parts
-            .iter()
-            .zip(&norms)
-            .filter(|(_, norm)| u128::from(**norm) > limit)
-            .map(|(part, norm)| {
-                let times = *norm as f64 / median.max(1) as f64;
-                let reason = format!("its norm is {times:.1} times the round's median");
-                (part.worker, RefusalReason::Norm(reason))
-            })
+        let outliers = self.rules.outliers(&norms).into_iter();
+        outliers
+            .map(|(place, reason)| (parts[place].worker, reason))
             .collect()
     }
 
     /// The first model of a run.
     pub(crate) fn first_model(&self, parameters: Vec<f32>) -> Model {
-        let outer = OuterState::new(parameters.len(), self.merge.momentum_q16.is_some());
-        Model {
-            state: ModelState {
-                round: 0,
-                parameters: Hash(parameters_hash(&parameters)),
-                outer: Hash(outer.hash()),
-            },
-            parameters: Arc::new(parameters),
-            outer: Arc::new(outer),
-        }
+        self.rules.first_model(parameters)
     }
 
     /// Computes a round's merge; a pure function of its arguments.
     pub(crate) fn merge(&self, model: &Model, round: u64, parts: &[Part]) -> Result<Merge> {
-        let mut parameters = (*model.parameters).clone();
-        let mut outer = (*model.outer).clone();
-        let updates: Vec<(DecodedUpdate, u64)> = parts
+        let mut model = model.clone();
+        let updates: Vec<Weighted<'_>> = parts
             .iter()
-            .map(|it| ((*it.update).clone(), it.weight))
+            .map(|it| Weighted {
+                update: &it.update,
+                weight: it.weight,
+            })
             .collect();
-        let merged = merge_round(&mut parameters, &mut outer, &updates, &self.merge)?;
+        let rate_q16 = self.rules.rate_q16();
+        let merged = self.rules.merge(&mut model, round, rate_q16, &updates)?;
         if merged.saturated > 0 {
             tracing::warn!(
                 round,
@@ -159,15 +113,7 @@ impl Arithmetic {
             );
         }
         Ok(Merge {
-            model: Model {
-                state: ModelState {
-                    round,
-                    parameters: Hash(parameters_hash(&parameters)),
-                    outer: Hash(outer.hash()),
-                },
-                parameters: Arc::new(parameters),
-                outer: Arc::new(outer),
-            },
+            model,
             delta: merged.delta_bytes,
         })
     }
@@ -179,25 +125,11 @@ impl Arithmetic {
         run: RunId,
         blobs: &Blobs,
     ) -> Result<Checkpoint> {
-        let (config, copy) = (self.config.clone(), model.clone());
-        let (parameters, outer) = tokio::task::spawn_blocking(move || {
-            let metadata = BTreeMap::from([
-                ("athome.run".to_owned(), run.to_string()),
-                ("athome.round".to_owned(), copy.state.round.to_string()),
-                (
-                    "athome.parameters".to_owned(),
-                    copy.state.parameters.to_string(),
-                ),
-            ]);
-            (
-                checkpoint::to_safetensors(&config, &copy.parameters, &metadata),
-                copy.outer.to_bytes(),
-            )
-        })
-        .await?;
+        let (rules, model) = (self.rules.clone(), model.clone());
+        let stored = tokio::task::spawn_blocking(move || rules.store(&model, run)).await?;
         Ok(Checkpoint {
-            parameters: blobs.put(parameters).await?,
-            outer: blobs.put(outer).await?,
+            parameters: blobs.put(stored.parameters).await?,
+            outer: blobs.put(stored.outer).await?,
         })
     }
 
@@ -205,18 +137,7 @@ impl Arithmetic {
     async fn load(&self, state: ModelState, stored: &Checkpoint, blobs: &Blobs) -> Result<Model> {
         let parameters = required(blobs, &stored.parameters).await?;
         let outer = required(blobs, &stored.outer).await?;
-        let parameters = checkpoint::from_safetensors(&parameters, &self.config)?;
-        let outer = OuterState::from_bytes(&outer, parameters.len())?;
-        ensure!(
-            parameters_hash(&parameters) == state.parameters.0 && outer.hash() == state.outer.0,
-            "the checkpoint of round {} is not the one that the log names",
-            state.round
-        );
-        Ok(Model {
-            state,
-            parameters: Arc::new(parameters),
-            outer: Arc::new(outer),
-        })
+        Ok(self.rules.load(state, &parameters, &outer)?)
     }
 
     /// Rebuilds the newest model after a start: the newest checkpoint, and the merges since then done again.
@@ -271,11 +192,12 @@ impl Arithmetic {
         let mut parts = Vec::with_capacity(updates.len());
         for merged in updates {
             let bytes = required(blobs, &merged.update).await?;
-            let (_, payload) = update::open(&bytes)?;
+            let (header, _) = update::open(&bytes)?;
+            let judged = self.judge(&bytes, &header);
             parts.push(Part {
                 worker: merged.worker,
                 weight: merged.weight,
-                update: Arc::new(codec::decode(payload, &self.lengths, &self.update)?),
+                update: Arc::new(judged.map_err(|reason| anyhow::anyhow!(reason.sentence()))?),
             });
         }
         let redone = self.merge(model, *round, &parts)?;

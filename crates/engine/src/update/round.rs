@@ -40,14 +40,28 @@ pub fn merge_round(
             weight: *weight,
         })
         .collect();
-    let chunks = updates.first().ok_or(MergeError::NoUpdates)?.0.chunks();
+    merge_weighted(theta, outer, &weighted, settings)
+}
+
+/// [`merge_round`] of updates that somebody else holds.
+///
+/// # Errors
+/// [`MergeError`]; `theta` and `outer` are then unchanged.
+pub fn merge_weighted(
+    theta: &mut [f32],
+    outer: &mut OuterState,
+    updates: &[Weighted<'_>],
+    settings: &MergeSettings,
+) -> Result<MergedRound, MergeError> {
+    let first = updates.first().ok_or(MergeError::NoUpdates)?;
+    let chunks = first.update.chunks();
     if theta.len() != chunks.total() {
         return Err(MergeError::Length {
             expected: chunks.total(),
             found: theta.len(),
         });
     }
-    let report = merge::merge(&weighted, settings, outer)?;
+    let report = merge::merge(updates, settings, outer)?;
     let delta = Delta::take(chunks.lengths(), &settings.delta, &mut outer.residual);
     delta::apply_delta(theta, &delta);
     Ok(MergedRound {
