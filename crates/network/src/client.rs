@@ -2,8 +2,9 @@
 
 mod error;
 mod request;
+mod transport;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use protocol::{
     api::{
@@ -18,6 +19,8 @@ use reqwest::Method;
 
 pub use error::ClientError;
 use request::{Call, JSON_BYTES_MAX};
+use transport::Way;
+pub use transport::{Transport, TransportError};
 
 use crate::retry::RetryPolicy;
 
@@ -37,7 +40,7 @@ const POLL_SLACK: Duration = Duration::from_secs(15);
 /// Cheap to clone; clones share connections.
 #[derive(Clone, Debug)]
 pub struct HubClient {
-    http: reqwest::Client,
+    way: Way,
     /// Without a slash at its end.
     address: String,
     retry: RetryPolicy,
@@ -73,10 +76,20 @@ impl HubClient {
             .build()
             .map_err(|error| bad(error.to_string()))?;
         Ok(Self {
-            http,
+            way: Way::Http(http),
             address: url.as_str().trim_end_matches('/').to_owned(),
             retry: RetryPolicy::default(),
         })
+    }
+
+    /// A client whose calls another network than the machine's carries.
+    #[must_use]
+    pub fn over(transport: Arc<dyn Transport>, address: &str) -> Self {
+        Self {
+            way: Way::Simulated(transport),
+            address: address.trim_end_matches('/').to_owned(),
+            retry: RetryPolicy::default(),
+        }
     }
 
     /// The same client with another patience for calls that can be repeated.

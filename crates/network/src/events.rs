@@ -109,7 +109,8 @@ impl Events {
             let Some(bytes) = self.stream.next().await else {
                 return Ok(None);
             };
-            let bytes = bytes.map_err(|error| self.client.unreachable(error))?;
+            let bytes =
+                bytes.map_err(|error| self.client.unreachable(error.without_url().into()))?;
             let events = self.parser.push(&bytes);
             self.ready
                 .extend(events.map_err(|error| malformed(error.to_string()))?);

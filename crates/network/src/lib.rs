@@ -6,9 +6,11 @@
 
 pub mod blobs;
 pub mod client;
+pub mod disk;
 pub mod events;
 pub mod log;
 pub mod retry;
+pub mod world;
 
 pub use blobs::{BlobCache, UploadAuthorisation};
 pub use client::{ClientError, HubClient};

@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use crate::world::unit_interval;
+
 /// How often and how patiently a call is repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryPolicy {
@@ -45,15 +47,6 @@ impl RetryPolicy {
             .saturating_mul(1 << doublings)
             .min(self.wait_max);
         longest / 2 + (longest / 2).mul_f64(unit_interval())
-    }
-}
-
-/// A number in 0..1 from the system's entropy; one half if that fails, because jitter is a courtesy.
-fn unit_interval() -> f64 {
-    let mut bytes = [0_u8; 4];
-    match getrandom::fill(&mut bytes) {
-        Ok(()) => f64::from(u32::from_le_bytes(bytes)) / (f64::from(u32::MAX) + 1.0),
-        Err(_) => 0.5,
     }
 }
 

@@ -5,13 +5,15 @@
 
 use std::{
     collections::HashMap,
-    fs, io,
+    io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
     time::{Duration, SystemTime},
 };
 
 use protocol::{Hash, units::BlobReference};
+
+use crate::disk::{Disk, RealDisk};
 
 /// Suffix of a download in progress.
 const PART: &str = "part";
@@ -23,6 +25,7 @@ const PART_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Blobs on disk. Cheap to clone; clones are the same cache.
 #[derive(Clone, Debug)]
 pub struct BlobCache {
+    disk: Arc<dyn Disk>,
     folder: Arc<PathBuf>,
     inner: Arc<Mutex<Inner>>,
     transfers: Arc<Mutex<Transfers>>,
@@ -75,34 +78,43 @@ impl BlobCache {
     /// # Errors
     /// [`CacheError::Disk`].
     pub fn open(folder: &Path, bytes_max: u64) -> Result<Self, CacheError> {
-        fs::create_dir_all(folder).map_err(disk("making the folder", folder))?;
+        Self::open_on(Arc::new(RealDisk), folder, bytes_max)
+    }
+
+    /// As [`Self::open`], on another disk than the machine's.
+    ///
+    /// # Errors
+    /// [`CacheError::Disk`].
+    pub fn open_on(disk: Arc<dyn Disk>, folder: &Path, bytes_max: u64) -> Result<Self, CacheError> {
+        disk.make_folder(folder)
+            .map_err(failed("making the folder", folder))?;
         let mut inner = Inner {
             bytes_max,
             bytes: 0,
             blobs: HashMap::new(),
         };
-        for item in fs::read_dir(folder).map_err(disk("reading the folder", folder))? {
-            let item = item.map_err(disk("reading the folder", folder))?;
-            let (path, name) = (item.path(), item.file_name());
-            let meta = item.metadata().map_err(disk("looking at", &path))?;
-            let Some(name) = name.to_str().filter(|_| meta.is_file()) else {
-                continue;
-            };
-            if let Ok(hash) = name.parse::<Hash>() {
-                let used = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-                inner.bytes += meta.len();
-                inner.blobs.insert(hash, (meta.len(), used));
-            } else if name.ends_with(FRESH) || name.ends_with(PART) && is_old(&meta) {
-                remove(&path)?;
+        let files = disk.list(folder);
+        for file in files.map_err(failed("reading the folder", folder))? {
+            if let Ok(hash) = file.name.parse::<Hash>() {
+                inner.bytes += file.bytes;
+                inner.blobs.insert(hash, (file.bytes, file.used));
+            } else if file.name.ends_with(FRESH) || file.name.ends_with(PART) && is_old(file.used) {
+                remove(&*disk, &folder.join(&file.name))?;
             }
         }
         let cache = Self {
+            disk,
             folder: Arc::new(folder.to_owned()),
             inner: Arc::new(Mutex::new(inner)),
             transfers: Arc::default(),
         };
         cache.make_room(0, None)?;
         Ok(cache)
+    }
+
+    /// The disk that the cache lies on.
+    pub(super) fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
     }
 
     /// Whether the blob is here, as far as its name and size tell.
@@ -133,17 +145,17 @@ impl BlobCache {
             return Ok(None);
         }
         let path = self.path(hash);
-        let bytes = match fs::read(&path) {
+        let bytes = match self.disk.read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.forget(hash);
                 return Ok(None);
             }
-            Err(source) => return Err(disk("reading", &path)(source)),
+            Err(source) => return Err(failed("reading", &path)(source)),
         };
         if Hash::of_blob(&bytes) != *hash {
             tracing::warn!(blob = %hash, "a cached blob has gone bad on disk and is dropped");
-            remove(&path)?;
+            remove(&*self.disk, &path)?;
             self.forget(hash);
             return Ok(None);
         }
@@ -161,7 +173,9 @@ impl BlobCache {
         }
         let fresh = self.folder.join(format!("{hash}.{FRESH}"));
         self.make_room(bytes.len() as u64, Some(hash))?;
-        fs::write(&fresh, bytes).map_err(disk("writing", &fresh))?;
+        self.disk
+            .write(&fresh, &mut |file| file.write_all(bytes))
+            .map_err(failed("writing", &fresh))?;
         self.adopt(hash, &fresh, bytes.len() as u64)
     }
 
@@ -187,7 +201,9 @@ impl BlobCache {
     pub(super) fn adopt(&self, hash: &Hash, file: &Path, bytes: u64) -> Result<(), CacheError> {
         self.make_room(bytes, Some(hash))?;
         let path = self.path(hash);
-        fs::rename(file, &path).map_err(disk("moving into place", &path))?;
+        self.disk
+            .rename(file, &path)
+            .map_err(failed("moving into place", &path))?;
         let mut inner = self.lock();
         let before = inner.blobs.insert(*hash, (bytes, SystemTime::now()));
         inner.bytes += bytes;
@@ -213,7 +229,7 @@ impl BlobCache {
                 .map(|(hash, (bytes, _))| (*hash, *bytes));
             // Only the blob itself is left: its new bytes take the place of the old ones.
             let Some((hash, gone)) = oldest else { break };
-            remove(&self.path(&hash))?;
+            remove(&*self.disk, &self.path(&hash))?;
             inner.blobs.remove(&hash);
             inner.bytes -= gone;
         }
@@ -230,10 +246,7 @@ impl BlobCache {
             *used = now;
         }
         // Only the order of eviction after a restart depends on it.
-        let touched = fs::File::options()
-            .write(true)
-            .open(path)
-            .and_then(|file| file.set_modified(now));
+        let touched = self.disk.touch(path, now);
         if let Err(error) = touched {
             tracing::debug!(blob = %hash, "the time of use was not noted: {error}");
         }
@@ -253,12 +266,11 @@ impl BlobCache {
     }
 }
 
-fn is_old(meta: &fs::Metadata) -> bool {
-    let age = meta.modified().ok().and_then(|it| it.elapsed().ok());
-    age.is_some_and(|age| age > PART_AGE_MAX)
+fn is_old(used: SystemTime) -> bool {
+    used.elapsed().is_ok_and(|age| age > PART_AGE_MAX)
 }
 
-pub(super) fn disk<'a>(
+pub(super) fn failed<'a>(
     doing: &'static str,
     path: &'a Path,
 ) -> impl FnOnce(io::Error) -> CacheError + 'a {
@@ -270,9 +282,11 @@ pub(super) fn disk<'a>(
 }
 
 /// Removes a file that may be gone already.
-pub(super) fn remove(path: &Path) -> Result<(), CacheError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(disk("removing", path)(error)),
+pub(super) fn remove(disk: &dyn Disk, path: &Path) -> Result<(), CacheError> {
+    match disk.remove(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(failed("removing", path)(error))
+        }
         Ok(()) | Err(_) => Ok(()),
     }
 }

@@ -1,19 +1,23 @@
 //! Fetching a blob into the cache, resumed where the connection was cut.
 
-use std::{fs, io, path::Path};
+use std::{io, path::Path, sync::Arc};
 
+use bytes::Bytes;
 use protocol::{
     Hash,
     units::{BlobReference, WorkerId},
 };
 use reqwest::{Method, Response, StatusCode, header::CONTENT_RANGE};
-use tokio::io::AsyncWriteExt;
 
 use super::{
     BlobCache, CacheError, FAILURES_MAX, TransferError,
-    cache::{disk, remove},
+    cache::{failed, remove},
 };
-use crate::client::{ClientError, HubClient};
+use crate::{
+    client::{ClientError, HubClient},
+    disk::Disk,
+    world,
+};
 
 /// Header by which the hub counts what it sends a worker.
 const WORKER: &str = "x-athome-worker";
@@ -24,6 +28,12 @@ enum Stop {
     Interrupted(ClientError),
     /// It may not.
     Failed(TransferError),
+}
+
+/// The file in which a download is gathered.
+struct Part {
+    disk: Arc<dyn Disk>,
+    path: Arc<Path>,
 }
 
 impl HubClient {
@@ -48,35 +58,40 @@ impl HubClient {
             return Ok(());
         }
         cache.make_room(reference.bytes, None).map_err(keep)?;
-        let part = cache.part_path(&hash);
-        let resumed = part_bytes(&part) > 0;
+        let part = Part {
+            disk: Arc::clone(cache.disk()),
+            path: cache.part_path(&hash).into(),
+        };
+        let resumed = part.bytes() > 0;
         self.gather(&part, reference, worker, &mut progress).await?;
-        if hash_file(&part).await.map_err(keep)? != hash {
-            remove(&part).map_err(keep)?;
+        if part.hash().await.map_err(keep)? != hash {
+            part.remove().map_err(keep)?;
             if !resumed {
                 return Err(TransferError::WrongHash { hash });
             }
             // What an earlier download left may have gone bad: once more from the start.
             self.gather(&part, reference, worker, &mut progress).await?;
-            if hash_file(&part).await.map_err(keep)? != hash {
-                remove(&part).map_err(keep)?;
+            if part.hash().await.map_err(keep)? != hash {
+                part.remove().map_err(keep)?;
                 return Err(TransferError::WrongHash { hash });
             }
         }
-        cache.adopt(&hash, &part, reference.bytes).map_err(keep)
+        cache
+            .adopt(&hash, &part.path, reference.bytes)
+            .map_err(keep)
     }
 
     /// Fills the part file up to the reference's length.
     async fn gather(
         &self,
-        part: &Path,
+        part: &Part,
         reference: BlobReference,
         worker: Option<WorkerId>,
         progress: &mut (impl FnMut(u64) + Send),
     ) -> Result<(), TransferError> {
         let mut failures = 0;
         loop {
-            let before = part_bytes(part);
+            let before = part.bytes();
             let error = match self
                 .attempt_download(part, reference, worker, progress)
                 .await
@@ -85,7 +100,7 @@ impl HubClient {
                 Err(Stop::Failed(error)) => return Err(error),
                 Err(Stop::Interrupted(error)) => error,
             };
-            failures = if part_bytes(part) > before {
+            failures = if part.bytes() > before {
                 1
             } else {
                 failures + 1
@@ -105,16 +120,16 @@ impl HubClient {
 
     async fn attempt_download(
         &self,
-        part: &Path,
+        part: &Part,
         reference: BlobReference,
         worker: Option<WorkerId>,
         progress: &mut (impl FnMut(u64) + Send),
     ) -> Result<(), Stop> {
         let hash = reference.hash;
         let keep = |source| Stop::Failed(TransferError::Cache { hash, source });
-        let mut offset = part_bytes(part);
+        let mut offset = part.bytes();
         if offset > reference.bytes {
-            remove(part).map_err(keep)?;
+            part.remove().map_err(keep)?;
             offset = 0;
         }
         if offset == reference.bytes && offset > 0 {
@@ -134,7 +149,7 @@ impl HubClient {
             StatusCode::OK => 0,
             StatusCode::PARTIAL_CONTENT => range_start(&response, reference)?,
             StatusCode::RANGE_NOT_SATISFIABLE => {
-                remove(part).map_err(keep)?;
+                part.remove().map_err(keep)?;
                 return Err(Stop::Interrupted(malformed("it has no such range")));
             }
             _ => return Err(Stop::Interrupted(self.refused(response).await)),
@@ -145,7 +160,9 @@ impl HubClient {
             )));
         }
         check_length(&response, start, reference)?;
-        let mut file = open_part(part, start).await.map_err(keep)?;
+        if start == 0 {
+            part.remove().map_err(keep)?;
+        }
         let mut present = start;
         progress(present);
         loop {
@@ -153,25 +170,18 @@ impl HubClient {
                 Ok(Some(chunk)) => chunk,
                 Ok(None) => break,
                 Err(error) => {
-                    file.flush()
-                        .await
-                        .map_err(|error| keep(disk("writing", part)(error)))?;
-                    return Err(Stop::Interrupted(self.unreachable(error)));
+                    let error = self.unreachable(error.without_url().into());
+                    return Err(Stop::Interrupted(error));
                 }
             };
             present += chunk.len() as u64;
             if present > reference.bytes {
-                drop(file);
-                remove(part).map_err(keep)?;
+                part.remove().map_err(keep)?;
                 return Err(wrong_length(reference, present));
             }
-            let written = file.write_all(&chunk).await;
-            written.map_err(|error| keep(disk("writing", part)(error)))?;
+            part.append(chunk).await.map_err(keep)?;
             progress(present);
         }
-        file.flush()
-            .await
-            .map_err(|error| keep(disk("writing", part)(error)))?;
         if present < reference.bytes {
             return Err(Stop::Failed(TransferError::WrongLength {
                 hash,
@@ -180,6 +190,33 @@ impl HubClient {
             }));
         }
         Ok(())
+    }
+}
+
+impl Part {
+    /// Bytes that an earlier attempt left.
+    fn bytes(&self) -> u64 {
+        self.disk.length(&self.path).unwrap_or(0)
+    }
+
+    async fn append(&self, bytes: Bytes) -> Result<(), CacheError> {
+        let (disk, path) = (Arc::clone(&self.disk), Arc::clone(&self.path));
+        let written = world::blocking(move || disk.append(&path, &bytes)).await;
+        Self::done(written).map_err(failed("writing", &self.path))
+    }
+
+    async fn hash(&self) -> Result<Hash, CacheError> {
+        let (disk, path) = (Arc::clone(&self.disk), Arc::clone(&self.path));
+        let hashed = world::blocking(move || disk.hash(&path)).await;
+        Self::done(hashed).map_err(failed("hashing", &self.path))
+    }
+
+    fn remove(&self) -> Result<(), CacheError> {
+        remove(&*self.disk, &self.path)
+    }
+
+    fn done<T>(work: Result<io::Result<T>, tokio::task::JoinError>) -> io::Result<T> {
+        work.unwrap_or_else(|error| Err(io::Error::other(error)))
     }
 }
 
@@ -206,34 +243,6 @@ fn check_length(response: &Response, start: u64, reference: BlobReference) -> Re
         }
         Some(_) | None => Ok(()),
     }
-}
-
-async fn open_part(part: &Path, start: u64) -> Result<tokio::fs::File, CacheError> {
-    let mut options = tokio::fs::OpenOptions::new();
-    if start == 0 {
-        options.write(true).create(true).truncate(true);
-    } else {
-        options.append(true);
-    }
-    options.open(part).await.map_err(disk("opening", part))
-}
-
-/// Bytes that an earlier attempt left.
-fn part_bytes(part: &Path) -> u64 {
-    fs::metadata(part).map_or(0, |it| it.len())
-}
-
-async fn hash_file(path: &Path) -> Result<Hash, CacheError> {
-    let owned = path.to_owned();
-    let hashed = tokio::task::spawn_blocking(move || {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update_reader(fs::File::open(owned)?)?;
-        io::Result::Ok(Hash(*hasher.finalize().as_bytes()))
-    });
-    hashed
-        .await
-        .expect("hashing a file does not panic")
-        .map_err(disk("hashing", path))
 }
 
 fn wrong_length(reference: BlobReference, found: u64) -> Stop {

@@ -1,6 +1,6 @@
 //! Sending a blob to the hub in pieces, resumed where the hub says it stands.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
@@ -9,6 +9,7 @@ use protocol::{
     api::{UPLOAD_AUTHORISATION, UPLOAD_DOMAIN, UPLOAD_OFFSET},
 };
 use reqwest::{Method, Response, StatusCode, header::HeaderMap};
+use tokio::time::Instant;
 
 use super::{FAILURES_MAX, TransferError, UploadAuthorisation};
 use crate::client::{ClientError, HubClient};

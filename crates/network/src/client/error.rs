@@ -1,5 +1,7 @@
 //! What can go wrong between a client and a hub.
 
+use super::TransportError;
+
 /// Why a call to a hub did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -18,7 +20,7 @@ pub enum ClientError {
         address: String,
         /// What happened.
         #[source]
-        source: reqwest::Error,
+        source: TransportError,
     },
     /// The hub said no.
     #[error("{message} ({code})")]

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use reqwest::{Method, Response, StatusCode, header::HeaderMap};
 use serde::de::DeserializeOwned;
 
-use super::{ClientError, HubClient, refusal};
+use super::{ClientError, HubClient, TransportError, refusal, transport::Outgoing};
 use crate::retry::RetryPolicy;
 
 /// Longest JSON answer read: 500 rounds of a thousand contributions stay below it.
@@ -128,22 +128,21 @@ impl HubClient {
 
     /// Sends a call once; any status is an answer.
     pub(crate) async fn send(&self, call: &Call) -> Result<Response, ClientError> {
-        let mut request = self.http.request(call.method.clone(), &call.url);
-        for (name, value) in &call.headers {
-            request = request.header(*name, value);
-        }
-        if let Some((media_type, body)) = &call.body {
-            request = request
-                .header("content-type", *media_type)
-                .body(body.clone());
-        }
-        if let Some(timeout) = call.timeout {
-            request = request.timeout(timeout);
-        }
-        request
-            .send()
-            .await
-            .map_err(|error| self.unreachable(error))
+        let mut headers: Vec<_> = call
+            .headers
+            .iter()
+            .map(|(name, value)| (*name, value.as_str()))
+            .collect();
+        headers.extend(call.body.iter().map(|(kind, _)| ("content-type", *kind)));
+        let outgoing = Outgoing {
+            method: call.method.clone(),
+            url: &call.url,
+            headers,
+            body: call.body.as_ref().map(|(_, body)| body.clone()),
+            timeout: call.timeout,
+        };
+        let sent = self.way.send(outgoing).await;
+        sent.map_err(|error| self.unreachable(error))
     }
 
     /// What an answer that is no success says.
@@ -172,7 +171,7 @@ impl HubClient {
         while let Some(chunk) = response
             .chunk()
             .await
-            .map_err(|error| self.unreachable(error))?
+            .map_err(|error| self.unreachable(error.without_url().into()))?
         {
             if body.len() + chunk.len() > bytes_max {
                 return Err(too_long());
@@ -182,10 +181,10 @@ impl HubClient {
         Ok(body)
     }
 
-    pub(crate) fn unreachable(&self, source: reqwest::Error) -> ClientError {
+    pub(crate) fn unreachable(&self, source: TransportError) -> ClientError {
         ClientError::Unreachable {
             address: self.address().to_owned(),
-            source: source.without_url(),
+            source,
         }
     }
 }
