@@ -7,6 +7,7 @@ use crate::{
     charter::Charter,
     command::SignedCommand,
     identity::Binding,
+    succession::Succession,
     units::{BlobReference, MicroCredits, WorkerId},
 };
 
@@ -139,6 +140,11 @@ pub enum Event {
         /// The last round.
         round: u64,
     },
+    /// Another hub keeps the run from here on; it sealed this entry already.
+    HubReplaced {
+        /// The statement of a succession key.
+        succession: Succession,
+    },
 }
 
 /// What a model is, by hash.
@@ -237,6 +243,7 @@ impl Event {
             Self::ModelEvaluated { .. } => "model_evaluated",
             Self::SampleDrawn { .. } => "sample_drawn",
             Self::RunFinished { .. } => "run_finished",
+            Self::HubReplaced { .. } => "hub_replaced",
         }
     }
 }

@@ -10,12 +10,14 @@ pub mod units;
 
 pub mod charter;
 pub mod command;
+pub mod equivocation;
 pub mod event;
 pub mod identity;
 pub mod log;
 pub mod sampling;
 pub mod schedule;
 pub mod state;
+pub mod succession;
 pub mod update;
 
 pub mod api;

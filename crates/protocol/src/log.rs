@@ -7,6 +7,7 @@ use crate::{
     canonical::{self, CanonicalError},
     event::Event,
     key::KeyError,
+    succession::SuccessionError,
     units::RunId,
 };
 
@@ -88,6 +89,14 @@ pub enum ChainError {
         /// What is wrong with it.
         source: KeyError,
     },
+    /// The entry names a new hub, and may not.
+    #[error("log entry {index} names a new hub: {source}")]
+    Succession {
+        /// Position.
+        index: u64,
+        /// Why not.
+        source: SuccessionError,
+    },
 }
 
 impl Head {
@@ -165,6 +174,13 @@ impl Entry {
             self.time_ms,
             &self.event,
         )
+    }
+
+    /// Whether this key sealed the entry; whether it was this key's to seal is the chain's to say.
+    #[must_use]
+    pub fn is_sealed_by(&self, key: &PublicKey) -> bool {
+        key.verify(SIGNATURE_DOMAIN, &self.hash().0, &self.signature)
+            .is_ok()
     }
 
     /// The bytes that are stored and served.

@@ -14,6 +14,7 @@ use crate::{
     command::{Commitment, Device},
     event::{Checkpoint, Evaluation, ModelState, RefusalReason},
     log::Head,
+    succession::Sealing,
     units::{AccountId, BlobReference, MicroCredits, RunId, WorkerId},
 };
 
@@ -29,6 +30,8 @@ pub struct State {
     pub charter: Charter,
     /// Where the log stands.
     pub head: Head,
+    /// Who seals the log: the charter's hub or its successors.
+    pub sealing: Sealing,
     /// The newest model.
     pub model: ModelState,
     /// The newest whole checkpoint, and the round it follows.
@@ -177,4 +180,4 @@ impl Round {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -8,6 +8,7 @@ use crate::{
     event::{Event, MergedUpdate},
     log::{ChainError, Entry, Head},
     sampling::round_seed,
+    succession::Sealing,
     units::{MicroCredits, WorkerId},
 };
 
@@ -66,6 +67,7 @@ impl State {
             run,
             charter: (**charter).clone(),
             head,
+            sealing: Sealing::of(charter),
             model: *model,
             checkpoint: (0, *checkpoint),
             phase: Phase::Idle,
@@ -83,7 +85,8 @@ impl State {
     /// Folds the next entry; on an error the state is as before.
     pub fn apply(&mut self, entry: &Entry) -> Result<(), ApplyError> {
         let mut head = self.head;
-        head.advance(self.run, &self.charter.hub, entry)?;
+        let hub = self.sealing.sealer(&head, entry)?;
+        head.advance(self.run, &hub, entry)?;
         self.check_command(entry)?;
         self.fold(&entry.event, entry.time_ms)
             .map_err(|problem| ApplyError::Impossible {
@@ -322,6 +325,10 @@ impl State {
                 self.phase = Phase::Finished;
                 Ok(())
             }
+            Event::HubReplaced { succession } => self
+                .sealing
+                .replace(succession)
+                .map_err(|_| "no succession key of the charter says so"),
         }
     }
 

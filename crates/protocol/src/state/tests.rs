@@ -31,25 +31,30 @@ fn worker(number: u8) -> WorkerId {
     WorkerId(worker_key(number).public())
 }
 
+/// The first entry of a run's log.
+pub(crate) fn created(key: &SecretKey, charter: Charter) -> Entry {
+    let run = charter.id();
+    let event = Event::RunCreated {
+        charter: Box::new(charter),
+        model: ModelState {
+            round: 0,
+            parameters: Hash([20; 32]),
+            outer: Hash([21; 32]),
+        },
+        checkpoint: Checkpoint {
+            parameters: BlobReference::of(b"parameters"),
+            outer: BlobReference::of(b"outer"),
+        },
+    };
+    Head::empty().next(key, run, 1_000_000, event)
+}
+
 impl Driver {
     fn new(change: impl FnOnce(&mut Charter)) -> Self {
         let key = SecretKey::from_entropy([1; 32]);
         let mut charter = sample_charter();
         change(&mut charter);
-        let run = charter.id();
-        let event = Event::RunCreated {
-            charter: Box::new(charter),
-            model: ModelState {
-                round: 0,
-                parameters: Hash([20; 32]),
-                outer: Hash([21; 32]),
-            },
-            checkpoint: Checkpoint {
-                parameters: BlobReference::of(b"parameters"),
-                outer: BlobReference::of(b"outer"),
-            },
-        };
-        let entry = Head::empty().next(&key, run, 1_000_000, event);
+        let entry = created(&key, charter);
         Self {
             key,
             state: State::create(&entry).unwrap(),

@@ -1,0 +1,103 @@
+//! What proves a lie, and what does not.
+
+use super::*;
+use crate::{
+    SecretKey,
+    charter::tests::sample_charter,
+    log::Head,
+    succession::{Sealing, Succession},
+    units::RunId,
+};
+
+fn key(number: u8) -> SecretKey {
+    SecretKey::from_entropy([number; 32])
+}
+
+fn entry(hub: &SecretKey, run: RunId, round: u64) -> Entry {
+    Head::empty().next(hub, run, 1_000, Event::RoundEmpty { round })
+}
+
+fn run() -> RunId {
+    sample_charter().id()
+}
+
+#[test]
+fn two_entries_at_one_place_prove_it() {
+    let (one, other) = (entry(&key(1), run(), 1), entry(&key(1), run(), 2));
+    let proof = Equivocation::find(key(1).public(), &one, &other).unwrap();
+    assert_eq!(proof.check(), Ok(Kind::TwoEntries { index: 0 }));
+    // One spelling, whoever found it.
+    assert_eq!(
+        Equivocation::find(key(1).public(), &other, &one)
+            .unwrap()
+            .id(),
+        proof.id()
+    );
+    let bytes = proof.to_bytes();
+    assert_eq!(Equivocation::from_bytes(&bytes).unwrap(), proof);
+    expect_test::expect!["298 4775cfc631fe3e65408b643e7b44ceed690b25a6b3ea9150cb6355d7763d52b0"].assert_eq(&format!("{} {}", bytes.len(), proof.id()));
+}
+
+#[test]
+fn what_both_can_be_true_proves_nothing() {
+    let hub = key(1);
+    let one = entry(&hub, run(), 1);
+    let mut head = Head::empty();
+    head.advance(run(), &hub.public(), &one).unwrap();
+    let next = head.next(&hub, run(), 1_000, Event::RoundEmpty { round: 2 });
+    for other in [
+        one.clone(),
+        next,
+        entry(&key(2), run(), 2),
+        entry(&hub, RunId::default(), 2),
+    ] {
+        assert_eq!(Equivocation::find(hub.public(), &one, &other), None);
+    }
+    // A forged signature accuses nobody.
+    let mut forged = entry(&key(2), run(), 2);
+    forged.signature = one.signature;
+    assert_eq!(Equivocation::find(hub.public(), &one, &forged), None);
+}
+
+#[test]
+fn a_key_that_names_two_hubs_is_proven_wherever_they_stand() {
+    let mut charter = sample_charter();
+    charter.succession = vec![key(50).public()];
+    let sealing = Sealing::of(&charter);
+    let run = charter.id();
+    let takeover = |head: &Head, hub: &SecretKey| {
+        let succession = Succession::sign(&key(50), &sealing, head, hub.public(), "http://b");
+        head.next(hub, run, 1_000, Event::HubReplaced { succession })
+    };
+    let mut later = Head::empty();
+    later
+        .advance(run, &key(1).public(), &entry(&key(1), run, 1))
+        .unwrap();
+    let (one, other) = (takeover(&Head::empty(), &key(2)), takeover(&later, &key(3)));
+    let proof = Equivocation::find(key(50).public(), &one, &other).unwrap();
+    assert_eq!(proof.check(), Ok(Kind::TwoHubs { generation: 1 }));
+    assert_eq!(Equivocation::find(key(2).public(), &one, &other), None);
+    // The same statement in two entries is the new hub's fault, not the key's.
+    let same = Head::empty().next(&key(2), run, 2_000, one.event.clone());
+    assert_eq!(Equivocation::find(key(50).public(), &one, &same), None);
+    assert!(Equivocation::find(key(2).public(), &one, &same).is_some());
+}
+
+#[test]
+fn bytes_are_read_with_care() {
+    let (one, other) = (entry(&key(1), run(), 1), entry(&key(1), run(), 2));
+    let proof = Equivocation::find(key(1).public(), &one, &other).unwrap();
+    let bytes = proof.to_bytes();
+    for length in 0..bytes.len() {
+        assert!(Equivocation::from_bytes(&bytes[..length]).is_err());
+    }
+    let swapped = Equivocation {
+        key: proof.key,
+        first: proof.second.clone(),
+        second: proof.first.clone(),
+    };
+    assert_eq!(
+        Equivocation::from_bytes(&swapped.to_bytes()),
+        Err(EquivocationError::Order)
+    );
+}
