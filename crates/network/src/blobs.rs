@@ -5,6 +5,7 @@
 
 mod cache;
 mod download;
+mod part;
 mod upload;
 
 use protocol::{Hash, SecretKey};

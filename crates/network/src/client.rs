@@ -1,22 +1,32 @@
 //! Typed calls of the hub's HTTP API (`protocol::api`).
 
+mod addresses;
 mod error;
+mod mirrors;
 mod request;
 mod transport;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use protocol::{
     api::{
         ApiError, CheckpointSummary, CommandReply, CreateRun, CreatedRun, HubInfo, LogPage,
         LossPoint, ROUNDS_PAGE_MAX, RoundSummary, RunSummary, Work, WorkerSummary,
+        mirrors::SUCCESSION,
     },
     charter::{CHARTER_BYTES_MAX, Charter},
     command::SignedCommand,
+    succession::Succession,
     units::{RunId, WorkerId},
 };
 use reqwest::Method;
 
+pub use addresses::ADDRESSES_MAX;
+use addresses::Addresses;
 pub use error::ClientError;
 use request::{Call, JSON_BYTES_MAX};
 use transport::Way;
@@ -35,14 +45,17 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Added to a long poll's wait before it counts as lost.
 const POLL_SLACK: Duration = Duration::from_secs(15);
 
-/// A hub, or a mirror of one, at an address.
+/// A hub, or a mirror of one, at an address, and at the others where it is looked for when that one does not answer.
 ///
-/// Cheap to clone; clones share connections.
+/// Cheap to clone; clones share connections and addresses.
 #[derive(Clone, Debug)]
 pub struct HubClient {
     way: Way,
-    /// Without a slash at its end.
-    address: String,
+    /// As it was given, without a slash at its end.
+    address: Arc<str>,
+    addresses: Addresses,
+    /// The newest succession that this client saw proof of, as a poll shows it.
+    shown: Arc<Mutex<Option<String>>>,
     retry: RetryPolicy,
 }
 
@@ -52,32 +65,22 @@ impl HubClient {
     /// # Errors
     /// [`ClientError::Address`] for anything that is no such address.
     pub fn new(address: &str) -> Result<Self, ClientError> {
-        let bad = |problem: String| ClientError::Address {
-            address: address.to_owned(),
-            problem,
-        };
-        let with_scheme = if address.contains("://") {
-            address.to_owned()
-        } else {
-            format!("http://{address}")
-        };
-        let url = reqwest::Url::parse(&with_scheme).map_err(|error| bad(error.to_string()))?;
-        if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
-            return Err(bad("it is not http://HOST:PORT or https://HOST".into()));
-        }
-        if url.query().is_some() || url.fragment().is_some() {
-            return Err(bad("it has a query or a fragment".into()));
-        }
+        let address: Arc<str> = addresses::checked(address)?.into();
         let http = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .read_timeout(READ_TIMEOUT)
             .redirect(reqwest::redirect::Policy::limited(4))
             .user_agent(concat!("athome/", env!("CARGO_PKG_VERSION")))
             .build()
-            .map_err(|error| bad(error.to_string()))?;
+            .map_err(|error| ClientError::Address {
+                address: address.to_string(),
+                problem: error.to_string(),
+            })?;
         Ok(Self {
             way: Way::Http(http),
-            address: url.as_str().trim_end_matches('/').to_owned(),
+            addresses: Addresses::new(Arc::clone(&address)),
+            address,
+            shown: Arc::default(),
             retry: RetryPolicy::default(),
         })
     }
@@ -85,9 +88,12 @@ impl HubClient {
     /// A client whose calls another network than the machine's carries.
     #[must_use]
     pub fn over(transport: Arc<dyn Transport>, address: &str) -> Self {
+        let address: Arc<str> = address.trim_end_matches('/').into();
         Self {
             way: Way::Simulated(transport),
-            address: address.trim_end_matches('/').to_owned(),
+            addresses: Addresses::new(Arc::clone(&address)),
+            address,
+            shown: Arc::default(),
             retry: RetryPolicy::default(),
         }
     }
@@ -99,10 +105,51 @@ impl HubClient {
         self
     }
 
-    /// The hub's address, without a slash at its end.
+    /// The hub's address as it was given, without a slash at its end.
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// The address that the next call goes to.
+    #[must_use]
+    pub fn current_address(&self) -> Arc<str> {
+        self.addresses.current()
+    }
+
+    /// All addresses where the hub is looked for, the given one first.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<Arc<str>> {
+        self.addresses.all()
+    }
+
+    /// Looks for the hub at these addresses too when it does not answer; what is no address is left out, and what goes
+    /// beyond [`ADDRESSES_MAX`].
+    pub fn add_addresses<'a>(&self, addresses: impl IntoIterator<Item = &'a str>) {
+        for address in addresses {
+            self.addresses.add(address);
+        }
+    }
+
+    /// Asks at this address from now on.
+    pub fn prefer_address(&self, address: &str) {
+        self.addresses.prefer(address);
+    }
+
+    /// Asks at the next address from now on, because the one at `failed` is of no use; false if there is no other.
+    pub fn leave_address(&self, failed: &str) -> bool {
+        self.addresses.leave(failed)
+    }
+
+    /// Keeps the addresses in this file from one start to the next, for the same given address.
+    pub fn keep_addresses_in(&self, file: &Path) {
+        self.addresses.keep_in(file);
+    }
+
+    /// Shows this succession to whoever is asked for work, so that a hub that was replaced learns of it.
+    pub fn show_succession(&self, succession: &Succession) {
+        let shown = data_encoding::HEXLOWER.encode(&succession.to_bytes());
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = Some(shown);
     }
 
     /// The hub's introduction.
@@ -240,10 +287,15 @@ impl HubClient {
     ) -> Result<Work, ClientError> {
         let wait_ms = wait_ms.min(WAIT_MS_MAX);
         let path = format!("runs/{run}/work?worker={worker}&after={after}&wait_ms={wait_ms}");
-        let call = self
+        let mut call = self
             .get(&path)
             .once()
             .timeout(Duration::from_millis(wait_ms) + POLL_SLACK);
+        let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(shown) = shown.clone() {
+            call = call.header(SUCCESSION, shown);
+        }
+        drop(shown);
         self.json(call).await
     }
 
@@ -286,7 +338,7 @@ impl HubClient {
     }
 
     pub(crate) fn call(&self, method: Method, path: &str) -> Call {
-        Call::new(method, format!("{}/api/v1/{path}", self.address))
+        Call::new(method, format!("/api/v1/{path}"))
             .timeout(CALL_TIMEOUT)
             .body_max(JSON_BYTES_MAX)
             .retry(self.retry)

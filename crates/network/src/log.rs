@@ -1,9 +1,9 @@
 //! A run's log from a hub or mirror, entry by entry, each checked to continue the signed chain.
 
 use protocol::{
-    PublicKey,
     api::LOG_PAGE_MAX,
     log::{ChainError, ENTRY_BYTES_MAX, Entry, Head},
+    succession::Chain,
     units::RunId,
 };
 use reqwest::Method;
@@ -35,13 +35,11 @@ pub struct EntriesPage {
     pub length: u64,
 }
 
-/// Reads a log from some point on and checks every entry.
+/// Reads a log from some point on and checks every entry, across changes of its hub.
 #[derive(Clone, Debug)]
 pub struct LogReader {
     client: HubClient,
-    run: RunId,
-    hub: PublicKey,
-    head: Head,
+    chain: Chain,
 }
 
 impl HubClient {
@@ -75,21 +73,22 @@ impl HubClient {
 }
 
 impl LogReader {
-    /// Reads `run`'s log on from `head` ([`Head::empty`] for all of it); `hub` is the key that seals it.
+    /// Reads a log on from where `chain` stands ([`Chain::of`] for all of it).
     #[must_use]
-    pub fn new(client: HubClient, run: RunId, hub: PublicKey, head: Head) -> Self {
-        Self {
-            client,
-            run,
-            hub,
-            head,
-        }
+    pub fn new(client: HubClient, chain: Chain) -> Self {
+        Self { client, chain }
     }
 
     /// Where the checked part ends.
     #[must_use]
     pub fn head(&self) -> Head {
-        self.head
+        self.chain.head()
+    }
+
+    /// The checked part's end and who sealed it.
+    #[must_use]
+    pub fn chain(&self) -> &Chain {
+        &self.chain
     }
 
     /// The next entries, checked; empty at the end of the log. After an error the reader stands where it stood.
@@ -99,13 +98,13 @@ impl LogReader {
     pub async fn next_page(&mut self) -> Result<Vec<Entry>, LogError> {
         let page = self
             .client
-            .log_entries(self.run, self.head.length, LOG_PAGE_MAX)
+            .log_entries(self.chain.run(), self.chain.head().length, LOG_PAGE_MAX)
             .await?;
-        let mut head = self.head;
+        let mut chain = self.chain.clone();
         for entry in &page.entries {
-            head.advance(self.run, &self.hub, entry)?;
+            chain.advance(entry)?;
         }
-        self.head = head;
+        self.chain = chain;
         Ok(page.entries)
     }
 }

@@ -3,6 +3,8 @@
 //! Everything shown here is folded from the log; `event` fields are log positions, the answer to "why?".
 //! Text of hashes and keys is hexadecimal. Times are Unix milliseconds.
 
+pub mod mirrors;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 

@@ -163,12 +163,24 @@ impl Sealing {
     /// As a run begins: its charter's hub seals.
     #[must_use]
     pub fn of(charter: &Charter) -> Self {
+        Self::new(charter.id(), charter.hub, charter.succession.clone())
+    }
+
+    /// As a run begins whose charter names this hub and these succession keys.
+    #[must_use]
+    pub fn new(run: RunId, hub: PublicKey, keys: Vec<PublicKey>) -> Self {
         Self {
-            run: charter.id(),
-            first: charter.hub,
-            keys: charter.succession.clone(),
+            run,
+            first: hub,
+            keys,
             successions: Vec::new(),
         }
+    }
+
+    /// The run.
+    #[must_use]
+    pub fn run(&self) -> RunId {
+        self.run
     }
 
     /// Who seals the next entry, unless that one names another hub.

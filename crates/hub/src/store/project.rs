@@ -33,7 +33,9 @@ pub(super) async fn apply(tx: Tx<'_, '_>, entry: &Entry, known: &Projected) -> R
                 .await?;
             Ok(())
         }
-        Event::IdentityBound { .. } | Event::RunFinished { .. } => Ok(()),
+        Event::IdentityBound { .. } | Event::RunFinished { .. } | Event::HubReplaced { .. } => {
+            Ok(())
+        }
         Event::RoundOpened {
             round,
             deadline_ms,

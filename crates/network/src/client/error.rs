@@ -49,12 +49,14 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    /// Whether the same call may succeed later without anyone changing it: no connection, an overloaded or restarting hub.
+    /// Whether the same call may succeed later without anyone changing it: no connection, an overloaded or restarting hub, a mirror.
     #[must_use]
     pub fn is_temporary(&self) -> bool {
         match self {
             Self::Unreachable { .. } => true,
-            Self::Refused { status, .. } => matches!(status, 408 | 425 | 429 | 500 | 502..=504),
+            Self::Refused { status, .. } => {
+                matches!(status, 408 | 421 | 425 | 429 | 500 | 502..=504)
+            }
             Self::Address { .. } | Self::Malformed { .. } | Self::TooLong { .. } => false,
         }
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use protocol::api::mirrors::HUB_ADDRESS;
 use reqwest::{Method, Response, StatusCode, header::HeaderMap};
 use serde::de::DeserializeOwned;
 
@@ -18,7 +19,8 @@ const ERROR_BYTES_MAX: usize = 64 << 10;
 #[derive(Debug)]
 pub(crate) struct Call {
     method: Method,
-    url: String,
+    /// Path and query, after the hub's address.
+    path: String,
     headers: Vec<(&'static str, String)>,
     body: Option<(&'static str, Bytes)>,
     timeout: Option<Duration>,
@@ -27,10 +29,10 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    pub(crate) fn new(method: Method, url: String) -> Self {
+    pub(crate) fn new(method: Method, path: String) -> Self {
         Self {
             method,
-            url,
+            path,
             headers: Vec::new(),
             body: None,
             timeout: None,
@@ -96,6 +98,20 @@ impl HubClient {
         &self,
         call: Call,
     ) -> Result<(HeaderMap, Vec<u8>), ClientError> {
+        let (_, headers, bytes) = self.answer(call).await?;
+        Ok((headers, bytes))
+    }
+
+    /// The answer's status, a success, and its bytes, after as many attempts as the call allows.
+    pub(crate) async fn status_and_bytes(
+        &self,
+        call: Call,
+    ) -> Result<(StatusCode, Vec<u8>), ClientError> {
+        let (status, _, bytes) = self.answer(call).await?;
+        Ok((status, bytes))
+    }
+
+    async fn answer(&self, call: Call) -> Result<(StatusCode, HeaderMap, Vec<u8>), ClientError> {
         let mut failures = 0;
         loop {
             let error = match self.attempt(&call).await {
@@ -108,7 +124,7 @@ impl HubClient {
             }
             let wait = call.retry.wait_after(failures);
             tracing::debug!(
-                url = call.url,
+                path = call.path,
                 wait_ms = wait.as_millis() as u64,
                 "repeating: {error}"
             );
@@ -116,18 +132,24 @@ impl HubClient {
         }
     }
 
-    async fn attempt(&self, call: &Call) -> Result<(HeaderMap, Vec<u8>), ClientError> {
+    async fn attempt(&self, call: &Call) -> Result<(StatusCode, HeaderMap, Vec<u8>), ClientError> {
         let response = self.send(call).await?;
         let status = response.status();
         let headers = response.headers().clone();
         if !status.is_success() {
             return Err(self.refused(response).await);
         }
-        Ok((headers, self.read_body(response, call.body_max).await?))
+        Ok((
+            status,
+            headers,
+            self.read_body(response, call.body_max).await?,
+        ))
     }
 
-    /// Sends a call once; any status is an answer.
+    /// Sends a call once; any status is an answer. Whoever does not answer, or is not the hub, is left for the next address.
     pub(crate) async fn send(&self, call: &Call) -> Result<Response, ClientError> {
+        let address = self.current_address();
+        let url = format!("{address}{}", call.path);
         let mut headers: Vec<_> = call
             .headers
             .iter()
@@ -136,13 +158,39 @@ impl HubClient {
         headers.extend(call.body.iter().map(|(kind, _)| ("content-type", *kind)));
         let outgoing = Outgoing {
             method: call.method.clone(),
-            url: &call.url,
+            url: &url,
             headers,
             body: call.body.as_ref().map(|(_, body)| body.clone()),
             timeout: call.timeout,
         };
-        let sent = self.way.send(outgoing).await;
-        sent.map_err(|error| self.unreachable(error))
+        let response = self.way.send(outgoing).await.map_err(|source| {
+            self.leave_address(&address);
+            ClientError::Unreachable {
+                address: address.to_string(),
+                source,
+            }
+        })?;
+        self.look_elsewhere(&address, &response);
+        Ok(response)
+    }
+
+    /// A mirror names its hub; a proxy without its hub behind it names nobody.
+    fn look_elsewhere(&self, address: &str, response: &Response) {
+        match response.status() {
+            StatusCode::MISDIRECTED_REQUEST => {
+                let named = response.headers().get(HUB_ADDRESS);
+                match named.and_then(|it| it.to_str().ok()) {
+                    Some(named) => self.prefer_address(named),
+                    None => {
+                        self.leave_address(address);
+                    }
+                }
+            }
+            StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => {
+                self.leave_address(address);
+            }
+            _ => {}
+        }
     }
 
     /// What an answer that is no success says.
@@ -183,7 +231,7 @@ impl HubClient {
 
     pub(crate) fn unreachable(&self, source: TransportError) -> ClientError {
         ClientError::Unreachable {
-            address: self.address().to_owned(),
+            address: self.current_address().to_string(),
             source,
         }
     }

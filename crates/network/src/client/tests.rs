@@ -20,8 +20,11 @@ use protocol::{
     command::{Command, SignedCommand},
     event::Event,
     log::{Entry, Head},
+    succession::{Chain, Sealing},
     units::{RunId, WorkerId},
 };
+
+use protocol::api::mirrors::HUB_ADDRESS;
 
 use super::*;
 use crate::log::{LogError, LogReader};
@@ -163,6 +166,10 @@ async fn names_of_runs_stay_one_segment() {
     assert!(error.contains("/api/v1/runs/a%20b%2F..%2Fc%3Fd"), "{error}");
 }
 
+fn chain(run: RunId, key: &SecretKey) -> Chain {
+    Chain::at(Head::empty(), Sealing::new(run, key.public(), Vec::new()))
+}
+
 fn entries(run: RunId, key: &SecretKey) -> Vec<Entry> {
     let mut head = Head::empty();
     (1..=5)
@@ -198,7 +205,7 @@ async fn a_log_is_read_page_by_page_and_checked() {
     let client = serve(log_router(sent.clone())).await;
     let page = client.log_entries(run, 3, 10).await.unwrap();
     assert_eq!((page.entries.as_slice(), page.length), (&sent[3..5], 5));
-    let mut reader = LogReader::new(client, run, key.public(), Head::empty());
+    let mut reader = LogReader::new(client, chain(run, &key));
     let mut read = Vec::new();
     loop {
         let page = reader.next_page().await.unwrap();
@@ -217,7 +224,7 @@ async fn a_log_that_changed_is_refused() {
     let mut forged = entries(run, &key);
     forged[3].event = Event::RoundEmpty { round: 99 };
     let client = serve(log_router(forged)).await;
-    let mut reader = LogReader::new(client, run, key.public(), Head::empty());
+    let mut reader = LogReader::new(client, chain(run, &key));
     reader.next_page().await.unwrap();
     let error = reader.next_page().await.unwrap_err();
     assert!(matches!(error, LogError::Chain(_)), "{error}");
@@ -245,4 +252,37 @@ async fn pages_that_are_cut_or_noise_are_refused() {
         let error = client.log_entries(run, cut, 10).await.unwrap_err();
         assert!(matches!(error, ClientError::Malformed { .. }), "{cut}");
     }
+}
+
+#[tokio::test]
+async fn a_mirror_names_the_hub_and_who_does_not_answer_is_left() {
+    let hub = serve(Router::new().route("/api/v1/hub", get(async || Json(info())))).await;
+    let named = hub.address().to_owned();
+    let mirror = Router::new().route(
+        "/api/v1/hub",
+        get(async move || {
+            let error = ApiError {
+                code: "mirror".into(),
+                message: "ask the hub".into(),
+            };
+            let headers = [(HUB_ADDRESS, named)];
+            (StatusCode::MISDIRECTED_REQUEST, headers, Json(error))
+        }),
+    );
+    let mirror = serve(mirror).await;
+    mirror.hub_info().await.unwrap();
+    assert_eq!(&*mirror.current_address(), hub.address());
+
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let nobody = listener.local_addr().unwrap().to_string();
+    drop(listener);
+    let client = HubClient::new(&nobody).unwrap().with_retry(RetryPolicy {
+        attempts: 2,
+        first_wait: Duration::from_millis(1),
+        wait_max: Duration::from_millis(1),
+    });
+    client.add_addresses([hub.address()]);
+    client.hub_info().await.unwrap();
+    assert_eq!(&*client.current_address(), hub.address());
+    assert_eq!(client.address(), format!("http://{nobody}"));
 }

@@ -35,7 +35,8 @@ fn two_entries_at_one_place_prove_it() {
     );
     let bytes = proof.to_bytes();
     assert_eq!(Equivocation::from_bytes(&bytes).unwrap(), proof);
-    expect_test::expect!["298 4775cfc631fe3e65408b643e7b44ceed690b25a6b3ea9150cb6355d7763d52b0"].assert_eq(&format!("{} {}", bytes.len(), proof.id()));
+    expect_test::expect!["298 4775cfc631fe3e65408b643e7b44ceed690b25a6b3ea9150cb6355d7763d52b0"]
+        .assert_eq(&format!("{} {}", bytes.len(), proof.id()));
 }
 
 #[test]

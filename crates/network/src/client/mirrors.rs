@@ -1,0 +1,65 @@
+//! Calls about who keeps a run: heads, proofs, takeovers.
+
+use protocol::{
+    Hash,
+    api::mirrors::{RunHead, TakeOver},
+    equivocation::{EQUIVOCATION_BYTES_MAX, Equivocation},
+    units::RunId,
+};
+use reqwest::Method;
+
+use super::{ClientError, HubClient};
+
+impl HubClient {
+    /// Where this hub's or mirror's copy of a run stands, and who keeps the run as far as it knows.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn head(&self, run: RunId) -> Result<RunHead, ClientError> {
+        self.json(self.get(&format!("runs/{run}/head"))).await
+    }
+
+    /// A proof of two statements that exclude each other, checked.
+    ///
+    /// # Errors
+    /// [`ClientError`]; [`ClientError::Malformed`] if it proves nothing, or is of another run.
+    pub async fn equivocation(&self, run: RunId, id: Hash) -> Result<Equivocation, ClientError> {
+        let call = self
+            .get(&format!("runs/{run}/equivocations/{id}"))
+            .without_timeout()
+            .body_max(EQUIVOCATION_BYTES_MAX);
+        let malformed = |problem: String| ClientError::Malformed {
+            what: "a proof",
+            problem,
+        };
+        let proof = Equivocation::from_bytes(&self.bytes(call).await?)
+            .map_err(|error| malformed(error.to_string()))?;
+        if proof.first.run != run || proof.id() != id {
+            return Err(malformed("it is another one".to_owned()));
+        }
+        Ok(proof)
+    }
+
+    /// Has a mirror take a run over. Loopback peers need no token; others need the mirror's operator's.
+    ///
+    /// One attempt: repeating it is safe only for a person who looks first.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn take_over(
+        &self,
+        run: RunId,
+        request: &TakeOver,
+        operator_token: Option<&str>,
+    ) -> Result<RunHead, ClientError> {
+        let body = serde_json::to_vec(request).expect("a request of one flag has a JSON form");
+        let mut call = self
+            .call(Method::POST, &format!("runs/{run}/takeover"))
+            .once()
+            .bytes("application/json", body);
+        if let Some(token) = operator_token {
+            call = call.header("authorization", format!("Bearer {token}"));
+        }
+        self.json(call).await
+    }
+}
