@@ -11,7 +11,8 @@ use network::{BlobCache, HubClient, log::LogReader};
 use protocol::{
     Hash,
     event::{Event, MergedUpdate},
-    log::{Entry, Head},
+    log::Entry,
+    succession::Chain,
     units::{BlobReference, RunId, WorkerId},
     update,
 };
@@ -47,7 +48,7 @@ pub async fn log(client: &HubClient, run: RunId) -> Result<Vec<Entry>> {
         charter.id() == run,
         "the hub's charter has another hash than the run's id"
     );
-    let mut reader = LogReader::new(client.clone(), run, charter.hub, Head::empty());
+    let mut reader = LogReader::new(client.clone(), Chain::of(&charter));
     let mut entries = Vec::new();
     loop {
         let page = reader.next_page().await?;

@@ -291,11 +291,9 @@ impl HubClient {
             .get(&path)
             .once()
             .timeout(Duration::from_millis(wait_ms) + POLL_SLACK);
-        let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(shown) = shown.clone() {
+        if let Some(shown) = self.shown_succession() {
             call = call.header(SUCCESSION, shown);
         }
-        drop(shown);
         self.json(call).await
     }
 
@@ -331,6 +329,11 @@ impl HubClient {
             call = call.header("authorization", format!("Bearer {token}"));
         }
         self.json(call).await
+    }
+
+    fn shown_succession(&self) -> Option<String> {
+        let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        shown.clone()
     }
 
     fn get(&self, path: &str) -> Call {
