@@ -10,6 +10,7 @@ mod output;
 mod places;
 mod run;
 mod signals;
+mod source;
 
 use std::{path::PathBuf, process::ExitCode, sync::LazyLock};
 

@@ -6,6 +6,7 @@ mod events;
 mod export;
 mod log;
 mod show;
+mod verify;
 mod watch;
 
 use std::path::PathBuf;
@@ -59,6 +60,8 @@ enum Command {
     Export(export::Export),
     /// Read a run's log
     Log(log::Log),
+    /// Compute a run again from its log and updates, and name what does not hold
+    Verify(verify::Verify),
     /// Print a commented charter to start from
     CharterTemplate(charter::CharterTemplate),
 }
@@ -91,6 +94,7 @@ impl Run {
             Command::List(command) => stoppable(&shutdown, command.execute(&context)).await,
             Command::Show(command) => stoppable(&shutdown, command.execute(&context)).await,
             Command::Export(command) => stoppable(&shutdown, command.execute(&context)).await,
+            Command::Verify(command) => stoppable(&shutdown, command.execute(&context)).await,
             Command::CharterTemplate(command) => command.execute(&context),
         }
     }

@@ -4,6 +4,8 @@
 //! update's bytes, the rule for norms, the merge, the hashes, the stored checkpoint. One place, so that there is nothing
 //! to disagree about. Pure functions of charter, log and bytes (design, "a run is a log").
 
+pub mod verify;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use protocol::{

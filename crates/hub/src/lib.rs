@@ -3,6 +3,7 @@
 //! Everything that decides is in `protocol`; everything that computes is in `engine`. This crate is the thin
 //! thing around them: a task per run ([`run`]), a store, blobs and HTTP. It holds no secret but its own key.
 
+mod archive;
 mod blobs;
 mod clock;
 mod config;
@@ -27,10 +28,14 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+pub use archive::{Archive, StoredEntry};
 pub use config::Config;
 pub use http::openapi;
 
 use crate::{blobs::Blobs, metrics::Metrics, run::Run, store::Store};
+
+/// The file that a hub locks while it works in a folder.
+const LOCK: &str = "hub.lock";
 
 /// Everything that handlers share.
 pub(crate) struct Hub {
@@ -184,7 +189,7 @@ impl Hub {
 
 /// One hub a folder.
 fn lock(folder: &Path) -> Result<std::fs::File> {
-    let path = folder.join("hub.lock");
+    let path = folder.join(LOCK);
     let file = std::fs::File::create(&path)
         .with_context(|| format!("can't write to the hub's folder {}", folder.display()))?;
     rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(

@@ -16,6 +16,8 @@ use sqlx::{
 };
 use tokio::sync::Mutex;
 
+/// The database's file in a hub's folder.
+pub(crate) const DATABASE: &str = "hub.sqlite";
 /// Connections for readers; the writer takes one of them at a time.
 const CONNECTIONS_MAX: u32 = 8;
 /// How long a statement waits for another writer's lock.
@@ -37,7 +39,7 @@ pub(crate) struct Store {
 impl Store {
     /// Opens or creates the database in a folder and brings its schema up to date.
     pub(crate) async fn open(folder: &Path) -> Result<Self> {
-        let path = folder.join("hub.sqlite");
+        let path = folder.join(DATABASE);
         let options = SqliteConnectOptions::new()
             .filename(&path)
             .create_if_missing(true)
@@ -192,11 +194,11 @@ async fn insert_entry(
 }
 
 /// A hash from a column.
-fn hash_of(bytes: &[u8]) -> Result<protocol::Hash> {
+pub(crate) fn hash_of(bytes: &[u8]) -> Result<protocol::Hash> {
     Ok(protocol::Hash(
         bytes.try_into().context("a stored hash is not 32 bytes")?,
     ))
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

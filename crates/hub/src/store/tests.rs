@@ -11,7 +11,7 @@ use protocol::{
 
 use super::*;
 
-fn created(key: &SecretKey, name: &str) -> (Entry, State) {
+pub(crate) fn created(key: &SecretKey, name: &str) -> (Entry, State) {
     let charter: Charter = Charter::from_toml(
         &CHARTER
             .replace("NAME", name)
