@@ -142,6 +142,7 @@ impl Verifier {
             | Event::RoundOpened { .. }
             | Event::SlotAdded { .. }
             | Event::UpdateCommitted { .. }
+            | Event::HubReplaced { .. }
             | Event::CommitmentsClosed { .. }
             | Event::RunFinished { .. } => {}
         }
