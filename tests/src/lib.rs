@@ -4,6 +4,9 @@
 //! `protocol`, `network` and `engine`. They never reach into a role's crate.
 
 pub mod audit;
+#[cfg(target_os = "linux")]
+pub mod link;
 pub mod network;
 pub mod places;
 pub mod process;
+pub mod relay;
