@@ -1,5 +1,7 @@
 //! A network on loopback: hub, workers and gateway as real processes in a folder of their own.
 
+mod start;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -11,6 +13,8 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use network::{HubClient, events::Events};
 use protocol::{api::LogEntry, units::RunId};
+
+pub use start::Start;
 
 use crate::{
     places,
@@ -33,6 +37,7 @@ pub struct Network {
     hub_address: SocketAddr,
     gateway_address: SocketAddr,
     hub: Option<Process>,
+    hub_start: Start<'static>,
     gateway: Option<Process>,
     workers: BTreeMap<String, Worker>,
 }
@@ -51,6 +56,14 @@ impl Network {
     /// # Errors
     /// If the hub does not answer.
     pub async fn start(name: &str) -> Result<Self> {
+        Self::start_as(name, Start::default()).await
+    }
+
+    /// The same with the hub started in another way, now and whenever it starts again.
+    ///
+    /// # Errors
+    /// If the hub does not answer.
+    pub async fn start_as(name: &str, hub: Start<'static>) -> Result<Self> {
         let folder = places::kept().join(name);
         if folder.exists() {
             fs::remove_dir_all(&folder).context("cannot remove what the last failure left")?;
@@ -62,6 +75,7 @@ impl Network {
             hub_address,
             gateway_address,
             hub: None,
+            hub_start: hub,
             gateway: None,
             workers: BTreeMap::new(),
         };
@@ -84,7 +98,7 @@ impl Network {
             "--gateway".to_owned(),
             self.gateway_url(),
         ];
-        let mut hub = Process::athome(&arguments, &self.folder.join("hub.log"))?;
+        let mut hub = self.hub_process(&arguments)?;
         ready(&format!("{}/api/v1/hub", self.hub_url()), &mut hub).await?;
         self.hub = Some(hub);
         Ok(())
@@ -219,15 +233,20 @@ impl Network {
         self.open_run_of(&places::demo_charter()?).await
     }
 
-    /// Imports the speeches and opens a run of this charter's text on them.
+    /// Imports the speeches and opens a run of this charter's text on them; the tokenizer gets as many tokens as the model.
     ///
     /// # Errors
     /// If `athome` refuses either.
     pub async fn open_run_of(&self, charter: &str) -> Result<RunId> {
         let data = self.path("speeches");
         let speeches = places::speeches()?.to_string_lossy().into_owned();
-        self.athome(&["data", "import", "sotu", &speeches, "--out", &data])
-            .await?;
+        let vocabulary = charter
+            .lines()
+            .find_map(|it| it.strip_prefix("vocab_size = "))
+            .context("the charter has no vocab_size")?;
+        let mut import = vec!["data", "import", "sotu", &speeches, "--out", &data];
+        import.extend(["--vocabulary", vocabulary]);
+        self.athome(&import).await?;
         let file = self.folder.join("charter.toml");
         std::fs::write(&file, charter)?;
         let charter = file.to_string_lossy();

@@ -37,7 +37,11 @@ impl Process {
         Self::start(command, log)
     }
 
-    fn start(mut command: Command, log: &Path) -> Result<Self> {
+    /// Starts a program with its log in `log`, appended to.
+    ///
+    /// # Errors
+    /// If it can't be started.
+    pub fn start(mut command: Command, log: &Path) -> Result<Self> {
         let output = OpenOptions::new()
             .create(true)
             .append(true)
@@ -89,6 +93,21 @@ impl Process {
             self.log_end()
         );
         Ok(())
+    }
+
+    /// Waits until it ends by itself, and gives its log's end.
+    ///
+    /// # Errors
+    /// If it goes on for longer than `wait`.
+    pub async fn ends(mut self, wait: Duration) -> Result<String> {
+        self.ended(wait).await?;
+        Ok(self.log_end())
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Whether it still runs; its log's end if not.

@@ -1,0 +1,137 @@
+//! Starting hub and workers in other ways than the usual one: behind a relay or a link, under another program, with another
+//! clock.
+
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+use protocol::units::RunId;
+
+use super::{Network, Worker};
+#[cfg(target_os = "linux")]
+use crate::link::Link;
+use crate::{places, process::Process};
+
+/// How a process is started, if not in the usual way.
+#[derive(Default)]
+pub struct Start<'a> {
+    /// What a worker is told is the hub; the hub itself if this is empty.
+    pub hub_url: String,
+    /// A program and its arguments that start `athome`, such as `taskset -c 1`.
+    pub under: Vec<String>,
+    /// Variables of the environment.
+    pub environment: Vec<(&'static str, String)>,
+    /// Further arguments.
+    pub arguments: Vec<String>,
+    /// The link that a worker sits behind.
+    #[cfg(target_os = "linux")]
+    pub link: Option<&'a Link>,
+    /// Keeps the lifetime where there are no links.
+    #[cfg(not(target_os = "linux"))]
+    pub link: std::marker::PhantomData<&'a ()>,
+}
+
+impl Start<'_> {
+    /// Under `program` with its arguments, separated by spaces.
+    #[must_use]
+    pub fn under(program: &str) -> Self {
+        Self {
+            under: program.split_whitespace().map(str::to_owned).collect(),
+            ..Self::default()
+        }
+    }
+
+    /// With the hub at another address.
+    #[must_use]
+    pub fn with_hub(hub_url: String) -> Self {
+        Self {
+            hub_url,
+            ..Self::default()
+        }
+    }
+
+    fn command(&self, arguments: &[String]) -> Result<Command> {
+        let athome = places::athome()?;
+        let mut command = match self.under.split_first() {
+            None => Command::new(athome),
+            Some((program, rest)) => {
+                let mut command = Command::new(program);
+                command.args(rest).arg(athome);
+                command
+            }
+        };
+        command.args(arguments).args(&self.arguments);
+        for (name, value) in &self.environment {
+            command.env(name, value);
+        }
+        #[cfg(target_os = "linux")]
+        if let Some(link) = self.link {
+            link.put_in(&mut command)?;
+        }
+        Ok(command)
+    }
+}
+
+impl Network {
+    /// Starts a worker with one thread and no quota, again after [`Self::kill_worker`], on the same folder.
+    ///
+    /// # Errors
+    /// If it can't be started.
+    pub fn start_worker_as(&mut self, run: RunId, name: &str, start: &Start) -> Result<()> {
+        ensure!(
+            !self.workers.contains_key(name),
+            "the worker {name} runs already"
+        );
+        let hub_url = match start.hub_url.as_str() {
+            "" => self.hub_url(),
+            url => url.to_owned(),
+        };
+        let run = run.to_string();
+        let folder = self.path(&format!("worker-{name}"));
+        let arguments = ["join", &hub_url, "--run", &run, "--name", name]
+            .into_iter()
+            .chain(["--folder", &folder, "--threads", "1"])
+            .map(str::to_owned)
+            .collect::<Vec<_>>();
+        let log = self.worker_log(name);
+        let worker = Worker {
+            process: Process::start(start.command(&arguments)?, &log)?,
+            instead: arguments,
+            log,
+        };
+        self.workers.insert(name.to_owned(), worker);
+        Ok(())
+    }
+
+    /// Waits for a worker that ends by itself, and gives the end of its log.
+    ///
+    /// # Errors
+    /// If no such worker runs, or it goes on.
+    pub async fn worker_ends(&mut self, name: &str, wait: std::time::Duration) -> Result<String> {
+        let worker = self.workers.remove(name);
+        let worker = anyhow::Context::context(worker, "no such worker runs")?;
+        worker.process.ends(wait).await
+    }
+
+    /// Stops a worker in order.
+    ///
+    /// # Errors
+    /// If no such worker runs, or it does not stop.
+    pub async fn stop_worker(&mut self, name: &str) -> Result<()> {
+        let worker = self.workers.remove(name);
+        let worker = anyhow::Context::context(worker, "no such worker runs")?;
+        worker.process.stop().await
+    }
+
+    /// Where a worker's output goes.
+    #[must_use]
+    pub fn worker_log(&self, name: &str) -> std::path::PathBuf {
+        self.folder.join(format!("worker-{name}.log"))
+    }
+
+    pub(super) fn hub_process(&self, arguments: &[String]) -> Result<Process> {
+        Process::start(
+            self.hub_start.command(arguments)?,
+            &self.folder.join("hub.log"),
+        )
+    }
+}
