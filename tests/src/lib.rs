@@ -4,6 +4,8 @@
 //! `protocol`, `network` and `engine`. They never reach into a role's crate.
 
 pub mod audit;
+pub mod charters;
+pub mod disk;
 #[cfg(target_os = "linux")]
 pub mod link;
 pub mod network;

@@ -1,5 +1,6 @@
 //! A network on loopback: hub, workers and gateway as real processes in a folder of their own.
 
+mod rounds;
 mod start;
 
 use std::{
@@ -14,6 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use network::{HubClient, events::Events};
 use protocol::{api::LogEntry, units::RunId};
 
+pub use rounds::{goes_on, last_commitment};
 pub use start::Start;
 
 use crate::{
@@ -64,11 +66,27 @@ impl Network {
     /// # Errors
     /// If the hub does not answer.
     pub async fn start_as(name: &str, hub: Start<'static>) -> Result<Self> {
+        Self::start_in(Self::fresh_folder(name)?, hub).await
+    }
+
+    /// An empty folder for a network of this name.
+    ///
+    /// # Errors
+    /// If what the last failure left can't be removed.
+    pub fn fresh_folder(name: &str) -> Result<PathBuf> {
         let folder = places::kept().join(name);
         if folder.exists() {
             fs::remove_dir_all(&folder).context("cannot remove what the last failure left")?;
         }
         fs::create_dir_all(&folder)?;
+        Ok(folder)
+    }
+
+    /// A network in this folder.
+    ///
+    /// # Errors
+    /// If the hub does not answer.
+    pub async fn start_in(folder: PathBuf, hub: Start<'static>) -> Result<Self> {
         let [hub_address, gateway_address] = free_addresses()?;
         let mut network = Self {
             folder,
@@ -247,17 +265,7 @@ impl Network {
         let mut import = vec!["data", "import", "sotu", &speeches, "--out", &data];
         import.extend(["--vocabulary", vocabulary]);
         self.athome(&import).await?;
-        let file = self.folder.join("charter.toml");
-        std::fs::write(&file, charter)?;
-        let charter = file.to_string_lossy();
-        let hub = self.hub_url();
-        self.athome(&["run", "create", &charter, "--data", &data, "--hub", &hub])
-            .await?;
-        let runs = self.client()?.runs().await?;
-        let run = runs
-            .first()
-            .context("the hub has no run after creating one")?;
-        Ok(run.id.parse()?)
+        self.create(charter, &data).await
     }
 
     /// Runs an `athome` command that must succeed; returns what it printed.

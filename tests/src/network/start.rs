@@ -3,13 +3,13 @@
 
 use std::process::Command;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use protocol::units::RunId;
 
 use super::{Network, Worker};
 #[cfg(target_os = "linux")]
 use crate::link::Link;
-use crate::{places, process::Process};
+use crate::{charters, places, process::Process};
 
 /// How a process is started, if not in the usual way.
 #[derive(Default)]
@@ -102,13 +102,40 @@ impl Network {
         Ok(())
     }
 
+    /// Opens a run that trains a very small model on a small text.
+    ///
+    /// # Errors
+    /// If `athome` refuses.
+    pub async fn open_small_run(&self) -> Result<RunId> {
+        let (file, data) = (self.path("small.jsonl"), self.path("small"));
+        std::fs::write(&file, charters::small_text())?;
+        let mut import = vec!["data", "import", "jsonl", &file, "--out", &data];
+        import.extend(["--licence", "CC0-1.0", "--owner", "nobody"]);
+        self.athome(&import).await?;
+        self.create(&charters::small()?, &data).await
+    }
+
+    /// Opens a run of this charter on a dataset.
+    pub(super) async fn create(&self, charter: &str, data: &str) -> Result<RunId> {
+        let file = self.folder.join("charter.toml");
+        std::fs::write(&file, charter)?;
+        let charter = file.to_string_lossy();
+        let hub = self.hub_url();
+        self.athome(&["run", "create", &charter, "--data", data, "--hub", &hub])
+            .await?;
+        let runs = self.client()?.runs().await?;
+        let run = runs.first();
+        let run = run.context("the hub has no run after creating one")?;
+        Ok(run.id.parse()?)
+    }
+
     /// Waits for a worker that ends by itself, and gives the end of its log.
     ///
     /// # Errors
     /// If no such worker runs, or it goes on.
     pub async fn worker_ends(&mut self, name: &str, wait: std::time::Duration) -> Result<String> {
         let worker = self.workers.remove(name);
-        let worker = anyhow::Context::context(worker, "no such worker runs")?;
+        let worker = worker.context("no such worker runs")?;
         worker.process.ends(wait).await
     }
 
@@ -118,7 +145,7 @@ impl Network {
     /// If no such worker runs, or it does not stop.
     pub async fn stop_worker(&mut self, name: &str) -> Result<()> {
         let worker = self.workers.remove(name);
-        let worker = anyhow::Context::context(worker, "no such worker runs")?;
+        let worker = worker.context("no such worker runs")?;
         worker.process.stop().await
     }
 

@@ -1,5 +1,7 @@
 //! One round's work: the assigned samples, the inner steps, the update and what is carried out of the round.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use engine::update::{
@@ -92,14 +94,21 @@ impl Machine {
         let leaf_steps = self.charter.round.leaf_steps;
         let (mut steps, mut loss, mut loss_sum) = (0, None, 0.0);
         let (mut tree, mut open_leaf) = (StepTree::new(), None);
+        let mut stepping = Duration::ZERO;
+        tracing::info!(round = task.round, slot = task.slot, "training begins");
         while another(steps, loss) {
+            let begun = Instant::now();
             let (tokens, samples) = batch(&self.charter, task, &assigned, shards, steps)?;
             let nano = learning_rate_nano(&self.charter.inner, self.tokens_at(task, steps));
             let report = self
                 .trainer
                 .step(&tokens, engine::charter::learning_rate(nano), &optimizer)
                 .with_context(|| format!("step {} of round {}", steps + 1, task.round))?;
+            stepping += begun.elapsed();
             steps += 1;
+            if steps == 1 {
+                tracing::info!(round = task.round, slot = task.slot, "first step done");
+            }
             loss = Some(report.loss);
             loss_sum += f64::from(report.loss);
             open_leaf = Some((samples, report));
@@ -113,6 +122,15 @@ impl Machine {
         if let Some((samples, report)) = open_leaf {
             tree.push(&self.leaf(steps, &samples, report));
         }
+        // Time in inner steps alone, from fetching the tokens to AdamW: what utilisation counts.
+        let stepping_ms = stepping.as_millis() as u64;
+        tracing::info!(
+            round = task.round,
+            slot = task.slot,
+            steps,
+            stepping_ms,
+            "training ends"
+        );
         Ok(Trained {
             steps,
             loss_sum,
