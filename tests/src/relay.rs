@@ -222,8 +222,8 @@ impl Control {
     /// Waits as long as so many bytes take at the limit.
     async fn pace(&self, bytes: usize) {
         let per_s = self.up_bytes_per_s.load(Ordering::Relaxed);
-        if 0 < per_s {
-            let micros = (bytes as u64).saturating_mul(1_000_000) / per_s;
+        let micros = (bytes as u64).saturating_mul(1_000_000);
+        if let Some(micros) = micros.checked_div(per_s) {
             tokio::time::sleep(Duration::from_micros(micros)).await;
         }
     }

@@ -5,6 +5,7 @@
 
 mod demo;
 mod engine;
+mod links;
 mod merge;
 mod report;
 
@@ -28,6 +29,12 @@ enum Part {
     Demo,
     /// Time to merge updates.
     Merge,
+    /// Share of a worker's time in inner steps behind a home link.
+    HomeLink,
+    /// Bytes on the wire per parameter and round.
+    Bytes,
+    /// Time from `athome join` to the first inner step that counts.
+    Join,
 }
 
 /// Measures, prints and records.
@@ -36,6 +43,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         Part::Engine => ("engine", engine::measure()?),
         Part::Demo => ("demo", demo::measure()?),
         Part::Merge => ("merge", merge::measure()?),
+        Part::HomeLink => ("home-link", links::measure("home-link")?),
+        Part::Bytes => ("bytes", links::measure("bytes")?),
+        Part::Join => ("join", links::measure("join")?),
     };
     report::record(name, &figures)
 }

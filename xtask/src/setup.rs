@@ -14,10 +14,13 @@ use anyhow::{Context, Result, bail};
 
 use crate::{process, workspace};
 
-/// Debian packages of the tests: a browser with fonts, PyTorch to check exported models against, venv.
-const DEBIAN_PACKAGES: [&str; 4] = [
+/// Debian packages of the tests: a browser with fonts, `ip` and `tc` for shaped links, clocks that are wrong, PyTorch to check
+/// exported models against, venv.
+const DEBIAN_PACKAGES: [&str; 6] = [
     "chromium",
     "fonts-dejavu-core",
+    "iproute2",
+    "libfaketime",
     "python3-torch",
     "python3-venv",
 ];
@@ -41,7 +44,7 @@ pub(crate) fn everything() -> Result<()> {
     println!("the web app is built in web/dist");
     nextest()?;
     test_tools()?;
-    println!("browser, Python and nextest are there");
+    println!("browser, Python, nextest and what faults are made with are there");
     Ok(())
 }
 

@@ -32,7 +32,12 @@ impl Figure {
     }
 
     fn line(&self) -> String {
-        let digits = if self.value.abs() < 10.0 { 3 } else { 1 };
+        let digits = match self.value.abs() {
+            // Bytes per parameter have goals of three digits.
+            0.0..0.1 => 4,
+            0.1..10.0 => 3,
+            _ => 1,
+        };
         format!("{} {:.*} {}", self.name, digits, self.value, self.unit)
     }
 }
