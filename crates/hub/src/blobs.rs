@@ -1,15 +1,18 @@
 //! Content-addressed bytes: whole blobs in an object store, uploads in part files until they hash to their name.
 
 use std::{
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use object_store::{ObjectStore, PutPayload, local::LocalFileSystem, path::Path as ObjectPath};
+use network::{disk::Disk, world};
+use object_store::{ObjectStore, PutPayload, path::Path as ObjectPath};
 use protocol::{Hash, units::BlobReference};
-use tokio::{fs::OpenOptions, io::AsyncWriteExt};
+
+use crate::ground::Ground;
 
 /// Most bytes of one upload request.
 pub(crate) const PART_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -18,6 +21,8 @@ pub(crate) const PART_BYTES_MAX: usize = 4 * 1024 * 1024;
 #[derive(Clone)]
 pub(crate) struct Blobs {
     store: Arc<dyn ObjectStore>,
+    /// The disk on which whole and unfinished blobs lie.
+    disk: Arc<dyn Disk>,
     whole: PathBuf,
     parts: PathBuf,
     /// Uploads of the same blob take turns.
@@ -42,17 +47,20 @@ pub(crate) enum Upload {
 
 impl Blobs {
     /// Opens or creates the blob folders.
-    pub(crate) fn open(folder: &Path) -> Result<Self> {
+    pub(crate) fn open(folder: &Path, ground: &Ground) -> Result<Self> {
         let whole = folder.join("blobs");
         let parts = folder.join("parts");
         for path in [&whole, &parts] {
-            std::fs::create_dir_all(path)
+            ground
+                .disk
+                .make_folder(path)
                 .with_context(|| format!("can't create the folder {}", path.display()))?;
         }
-        let store = LocalFileSystem::new_with_prefix(&whole)
-            .with_context(|| format!("can't use the folder {}", whole.display()))?;
         Ok(Self {
-            store: Arc::new(store),
+            store: ground
+                .objects(&whole)
+                .with_context(|| format!("can't use the folder {}", whole.display()))?,
+            disk: Arc::clone(&ground.disk),
             whole,
             parts,
             uploading: Arc::default(),
@@ -115,9 +123,10 @@ impl Blobs {
         if let Some(length) = self.length(hash).await? {
             return Ok((length, true));
         }
-        match tokio::fs::metadata(self.part(hash)).await {
-            Ok(meta) => Ok((meta.len(), false)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok((0, false)),
+        let path = self.part(hash);
+        match self.on_disk(move |disk| disk.length(&path)).await {
+            Ok(length) => Ok((length, false)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok((0, false)),
             Err(error) => Err(error.into()),
         }
     }
@@ -127,7 +136,7 @@ impl Blobs {
         &self,
         blob: &BlobReference,
         offset: u64,
-        bytes: &[u8],
+        bytes: Bytes,
     ) -> Result<Upload> {
         let turn = {
             let mut uploading = self.uploading.lock().await;
@@ -145,39 +154,31 @@ impl Blobs {
         if held + bytes.len() as u64 > blob.bytes {
             return Ok(Upload::TooLong);
         }
-        let path = self.part(&blob.hash);
-        let mut file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&path)
-            .await?;
-        file.write_all(bytes).await?;
-        file.flush().await?;
         let held = held + bytes.len() as u64;
-        if held < blob.bytes {
-            return Ok(Upload::Partial(held));
+        let (path, is_last) = (self.part(&blob.hash), held == blob.bytes);
+        let hash = self.on_disk(move |disk| {
+            disk.append(&path, &bytes)?;
+            if !is_last {
+                return Ok(None);
+            }
+            disk.sync(&path)?;
+            disk.hash(&path).map(Some)
+        });
+        match hash.await? {
+            None => Ok(Upload::Partial(held)),
+            Some(hash) => self.keep(blob, hash).await,
         }
-        file.sync_all().await?;
-        drop(file);
-        self.keep(blob, &path).await
     }
 
-    async fn keep(&self, blob: &BlobReference, path: &Path) -> Result<Upload> {
-        let hashed = tokio::task::spawn_blocking({
-            let path = path.to_owned();
-            move || -> std::io::Result<Hash> {
-                let mut hasher = blake3::Hasher::new();
-                hasher.update_reader(std::fs::File::open(path)?)?;
-                Ok(Hash(*hasher.finalize().as_bytes()))
-            }
-        })
-        .await??;
+    async fn keep(&self, blob: &BlobReference, hashed: Hash) -> Result<Upload> {
+        let part = self.part(&blob.hash);
         if hashed != blob.hash {
-            tokio::fs::remove_file(path).await?;
+            self.on_disk(move |disk| disk.remove(&part)).await?;
             return Ok(Upload::WrongHash);
         }
         // Both folders are on one file system, so the rename is atomic and copies nothing.
-        tokio::fs::rename(path, self.whole.join(blob.hash.to_string())).await?;
+        let place = self.whole.join(blob.hash.to_string());
+        self.on_disk(move |disk| disk.rename(&part, &place)).await?;
         self.make_durable(&blob.hash).await?;
         Ok(Upload::Complete)
     }
@@ -186,12 +187,21 @@ impl Blobs {
     async fn make_durable(&self, hash: &Hash) -> Result<()> {
         let file = self.whole.join(hash.to_string());
         let folder = self.whole.clone();
-        tokio::task::spawn_blocking(move || {
-            std::fs::File::open(file)?.sync_all()?;
-            std::fs::File::open(folder)?.sync_all()
-        })
-        .await??;
-        Ok(())
+        let durable = self.on_disk(move |disk| {
+            disk.sync(&file)?;
+            disk.sync_folder(&folder)
+        });
+        Ok(durable.await?)
+    }
+
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&dyn Disk) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let disk = Arc::clone(&self.disk);
+        world::blocking(move || work(&*disk))
+            .await
+            .unwrap_or_else(|error| Err(io::Error::other(error)))
     }
 
     fn part(&self, hash: &Hash) -> PathBuf {
@@ -210,23 +220,32 @@ mod tests {
     #[tokio::test]
     async fn an_upload_in_parts_resumes_and_is_checked() {
         let folder = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(folder.path()).unwrap();
+        let blobs = Blobs::open(folder.path(), &Ground::machine()).unwrap();
         let bytes: Vec<u8> = (0..10_000_u32).map(|it| (it % 251) as u8).collect();
         let blob = BlobReference::of(&bytes);
         assert_eq!(
-            blobs.append(&blob, 0, &bytes[..4_000]).await.unwrap(),
+            blobs
+                .append(&blob, 0, Bytes::copy_from_slice(&bytes[..4_000]))
+                .await
+                .unwrap(),
             Upload::Partial(4_000)
         );
         assert_eq!(
-            blobs.append(&blob, 3_000, &bytes[3_000..]).await.unwrap(),
+            blobs
+                .append(&blob, 3_000, Bytes::copy_from_slice(&bytes[3_000..]))
+                .await
+                .unwrap(),
             Upload::WrongOffset(4_000)
         );
         // A new process finds the part.
-        let blobs = Blobs::open(folder.path()).unwrap();
+        let blobs = Blobs::open(folder.path(), &Ground::machine()).unwrap();
         assert_eq!(blobs.progress(&blob.hash).await.unwrap(), (4_000, false));
         assert_eq!(blobs.read(&blob).await.unwrap(), None);
         assert_eq!(
-            blobs.append(&blob, 4_000, &bytes[4_000..]).await.unwrap(),
+            blobs
+                .append(&blob, 4_000, Bytes::copy_from_slice(&bytes[4_000..]))
+                .await
+                .unwrap(),
             Upload::Complete
         );
         assert_eq!(blobs.read(&blob).await.unwrap().unwrap(), bytes);
@@ -236,19 +255,28 @@ mod tests {
     #[tokio::test]
     async fn other_bytes_are_dropped() {
         let folder = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(folder.path()).unwrap();
+        let blobs = Blobs::open(folder.path(), &Ground::machine()).unwrap();
         let blob = BlobReference::of(b"the right bytes");
         assert_eq!(
-            blobs.append(&blob, 0, b"the wrong bytes").await.unwrap(),
+            blobs
+                .append(&blob, 0, Bytes::from_static(b"the wrong bytes"))
+                .await
+                .unwrap(),
             Upload::WrongHash
         );
         assert_eq!(blobs.progress(&blob.hash).await.unwrap(), (0, false));
         assert_eq!(
-            blobs.append(&blob, 0, &[0; 16]).await.unwrap(),
+            blobs
+                .append(&blob, 0, Bytes::from_static(&[0; 16]))
+                .await
+                .unwrap(),
             Upload::TooLong
         );
         assert_eq!(
-            blobs.append(&blob, 0, b"the right bytes").await.unwrap(),
+            blobs
+                .append(&blob, 0, Bytes::from_static(b"the right bytes"))
+                .await
+                .unwrap(),
             Upload::Complete
         );
     }
@@ -256,7 +284,7 @@ mod tests {
     #[tokio::test]
     async fn damage_on_the_disk_is_noticed() {
         let folder = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(folder.path()).unwrap();
+        let blobs = Blobs::open(folder.path(), &Ground::machine()).unwrap();
         let blob = blobs.put(b"some bytes".to_vec()).await.unwrap();
         std::fs::write(
             folder.path().join("blobs").join(blob.hash.to_string()),

@@ -12,7 +12,7 @@ use protocol::{
     units::{BlobReference, RunId},
 };
 
-use crate::{Hub, clock::now_ms, model::Arithmetic, run::evaluate::HeldOut};
+use crate::{Hub, model::Arithmetic, run::evaluate::HeldOut};
 
 /// Why a run was not created. Nothing of it is kept.
 #[derive(Debug, thiserror::Error)]
@@ -61,7 +61,7 @@ impl Hub {
         let parameters = match &request.parameters {
             None => {
                 let (config, seed) = (arithmetic.config.clone(), charter.seed);
-                tokio::task::spawn_blocking(move || engine::initial_parameters(&config, seed))
+                network::world::blocking(move || engine::initial_parameters(&config, seed))
                     .await
                     .context("drawing the first parameters")?
             }
@@ -74,7 +74,7 @@ impl Hub {
             model: model.state,
             checkpoint,
         };
-        let entry = Head::empty().next(&self.key, id, now_ms(), event);
+        let entry = Head::empty().next(&self.key, id, self.clock.now_ms(), event);
         let state = State::create(&entry).context("the charter was checked")?;
         // What a start needs is tried before the log begins: a run that cannot start is none.
         HeldOut::read(&state, &self.blobs)

@@ -109,7 +109,8 @@ pub(crate) async fn serve(
     }
 }
 
-fn router(hub: Arc<Hub>) -> Router {
+/// Every address of the hub.
+pub(crate) fn router(hub: Arc<Hub>) -> Router {
     let limits = Arc::new(Limits {
         rate: per_address(hub.config.requests_per_s_per_address),
         in_progress: tokio::sync::Semaphore::new(hub.config.requests_in_progress_max),

@@ -5,9 +5,9 @@
 
 mod archive;
 mod blobs;
-mod clock;
 mod config;
 mod create;
+mod ground;
 mod http;
 mod metrics;
 mod model;
@@ -17,6 +17,7 @@ mod store;
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use anyhow::{Context, Result};
+use network::{disk::Disk, world::Clock};
 use protocol::{
     Hash, SecretKey,
     command::{Command, SignedCommand},
@@ -30,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use archive::{Archive, StoredEntry};
 pub use config::Config;
+pub use ground::Ground;
 pub use http::openapi;
 
 use crate::{blobs::Blobs, metrics::Metrics, run::Run, store::Store};
@@ -44,6 +46,7 @@ pub(crate) struct Hub {
     pub(crate) store: Store,
     pub(crate) blobs: Blobs,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) clock: Clock,
     pub(crate) shutdown: CancellationToken,
     runs: RwLock<BTreeMap<RunId, Run>>,
     tasks: Mutex<JoinSet<()>>,
@@ -57,23 +60,8 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<()> {
     std::fs::create_dir_all(&folder)
         .with_context(|| format!("can't create the hub's folder {}", folder.display()))?;
     let _lock = lock(&folder)?;
-    let hub = Arc::new(Hub {
-        key: own_key(&folder.join("hub.key"))?,
-        store: Store::open(&folder).await?,
-        blobs: Blobs::open(&folder)?,
-        metrics: Arc::new(Metrics::new()),
-        shutdown: shutdown.clone(),
-        runs: RwLock::default(),
-        tasks: Mutex::default(),
-        creating: Mutex::default(),
-        config: Arc::new(config),
-    });
-    for id in hub.store.runs().await? {
-        // One run that cannot start must not keep the others from their work.
-        if let Err(error) = hub.start(id).await {
-            tracing::error!(run.id = %id.short(), "this run stays closed: {error:#}");
-        }
-    }
+    let service = Service::open(config, Ground::machine(), shutdown.clone()).await?;
+    let hub = &service.hub;
     let listener = tokio::net::TcpListener::bind(hub.config.listen)
         .await
         .with_context(|| {
@@ -84,12 +72,56 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<()> {
         })?;
     let address = listener.local_addr()?;
     tracing::info!(%address, hub.key = %hub.key.public().short(), "hub ready");
-    let served = http::serve(listener, Arc::clone(&hub), shutdown.clone()).await;
-    shutdown.cancel();
-    let mut tasks = std::mem::take(&mut *hub.tasks.lock().await);
-    while tasks.join_next().await.is_some() {}
-    hub.store.close().await;
+    let served = http::serve(listener, Arc::clone(hub), shutdown).await;
+    service.close().await;
     served
+}
+
+/// A hub without a listener: its runs at work, and the router that answers for it.
+pub struct Service {
+    hub: Arc<Hub>,
+}
+
+impl Service {
+    /// Opens what is in the hub's folder and starts its runs. The caller sees to it that nobody else uses the folder.
+    ///
+    /// # Errors
+    /// The folder, its key or its database can't be used.
+    pub async fn open(config: Config, ground: Ground, shutdown: CancellationToken) -> Result<Self> {
+        let folder = config.folder.clone();
+        let hub = Arc::new(Hub {
+            key: own_key(&*ground.disk, &folder.join("hub.key"))?,
+            store: Store::open(&folder, &ground).await?,
+            blobs: Blobs::open(&folder, &ground)?,
+            metrics: Arc::new(Metrics::new()),
+            clock: ground.clock,
+            shutdown,
+            runs: RwLock::default(),
+            tasks: Mutex::default(),
+            creating: Mutex::default(),
+            config: Arc::new(config),
+        });
+        for id in hub.store.runs().await? {
+            // One run that cannot start must not keep the others from their work.
+            if let Err(error) = hub.start(id).await {
+                tracing::error!(run.id = %id.short(), "this run stays closed: {error:#}");
+            }
+        }
+        Ok(Self { hub })
+    }
+
+    /// What answers requests; each must carry its sender's address as `axum::extract::ConnectInfo`.
+    pub fn router(&self) -> axum::Router {
+        http::router(Arc::clone(&self.hub))
+    }
+
+    /// Stops the hub's runs; everything acknowledged is on the disk when this returns.
+    pub async fn close(&self) {
+        self.hub.shutdown.cancel();
+        let mut tasks = std::mem::take(&mut *self.hub.tasks.lock().await);
+        while tasks.join_next().await.is_some() {}
+        self.hub.store.close().await;
+    }
 }
 
 impl Hub {
@@ -120,6 +152,7 @@ impl Hub {
             blobs: self.blobs.clone(),
             metrics: Arc::clone(&self.metrics),
             config: Arc::clone(&self.config),
+            clock: self.clock.clone(),
         };
         let mut tasks = self.tasks.lock().await;
         let run = run::start(id, parts, &mut tasks, self.shutdown.clone()).await?;
@@ -204,13 +237,19 @@ fn lock(folder: &Path) -> Result<std::fs::File> {
 }
 
 /// The hub's key, made once.
-fn own_key(path: &Path) -> Result<SecretKey> {
-    use std::{io::Write, os::unix::fs::OpenOptionsExt};
-    if path.exists() {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("can't read the hub's key {}", path.display()))?;
-        return SecretKey::from_text(&text)
-            .with_context(|| format!("the hub's key {} is damaged", path.display()));
+fn own_key(disk: &dyn Disk, path: &Path) -> Result<SecretKey> {
+    match disk.read(path) {
+        Ok(text) => {
+            return std::str::from_utf8(&text)
+                .ok()
+                .and_then(|it| SecretKey::from_text(it).ok())
+                .with_context(|| format!("the hub's key {} is damaged", path.display()));
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => {
+            return Err(error)
+                .with_context(|| format!("can't read the hub's key {}", path.display()));
+        }
     }
     let mut entropy = [0; 32];
     getrandom::fill(&mut entropy)
@@ -218,14 +257,8 @@ fn own_key(path: &Path) -> Result<SecretKey> {
     let key = SecretKey::from_entropy(entropy);
     // Written whole or not at all: a half key would be refused forever.
     let draft = path.with_extension("draft");
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&draft)?;
-    file.write_all(key.to_secret_text().as_bytes())?;
-    file.sync_all()?;
-    std::fs::rename(&draft, path)?;
+    disk.write_private(&draft, key.to_secret_text().as_bytes())?;
+    disk.sync(&draft)?;
+    disk.rename(&draft, path)?;
     Ok(key)
 }

@@ -126,7 +126,7 @@ impl Arithmetic {
         blobs: &Blobs,
     ) -> Result<Checkpoint> {
         let (rules, model) = (self.rules.clone(), model.clone());
-        let stored = tokio::task::spawn_blocking(move || rules.store(&model, run)).await?;
+        let stored = network::world::blocking(move || rules.store(&model, run)).await?;
         Ok(Checkpoint {
             parameters: blobs.put(stored.parameters).await?,
             outer: blobs.put(stored.outer).await?,

@@ -16,6 +16,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use engine::update::decoded::DecodedUpdate;
+use network::world::{self, Clock};
 use protocol::{
     Hash, SecretKey,
     command::SignedCommand,
@@ -40,7 +41,6 @@ use self::{
 };
 use crate::{
     blobs::Blobs,
-    clock::now_ms,
     config::Config,
     metrics::Metrics,
     model::{Arithmetic, Model},
@@ -132,6 +132,7 @@ pub(crate) struct Parts {
     pub(crate) blobs: Blobs,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) config: Arc<Config>,
+    pub(crate) clock: Clock,
 }
 
 /// Replays a run's log, rebuilds its model and starts its task.
@@ -156,7 +157,10 @@ pub(crate) async fn start(
     let (length_sender, length) = watch::channel(state.head.length);
     let run = Run {
         id,
-        presence: Arc::new(Presence::new(state.charter.round.window_ms)),
+        presence: Arc::new(Presence::new(
+            state.charter.round.window_ms,
+            parts.clock.clone(),
+        )),
         state: Arc::new(RwLock::new(state)),
         arithmetic: Arc::clone(&arithmetic),
         length,
@@ -209,14 +213,16 @@ impl Actor {
         loop {
             let tick = tokio::time::sleep(self.until_next_deadline().await);
             let done = tokio::select! {
+                biased;
                 () = shutdown.cancelled() => break,
+                // Few, and others wait for them: they never starve the inbox.
+                Some(done) = self.jobs.join_next() => Some(done),
                 count = self.inbox.recv_many(&mut messages, BATCH_MAX) => {
                     if count == 0 {
                         break;
                     }
                     None
                 }
-                Some(done) = self.jobs.join_next() => Some(done),
                 () = tick => None,
             };
             match done {
@@ -225,7 +231,7 @@ impl Actor {
                     // A panic in arithmetic is our bug; what it was about is tried again.
                     tracing::error!(run.id = %self.run.id.short(), "a job failed: {error}");
                     self.judging.clear();
-                    self.merge_after_ms = now_ms() + AGAIN_MS;
+                    self.merge_after_ms = self.parts.clock.now_ms() + AGAIN_MS;
                     self.is_merging = false;
                     self.is_evaluating = false;
                 }
@@ -286,7 +292,7 @@ impl Actor {
             Phase::Idle | Phase::Finished => None,
         };
         deadline.map_or(TICK, |it| {
-            Duration::from_millis(it.saturating_sub(now_ms())).min(TICK)
+            Duration::from_millis(it.saturating_sub(self.parts.clock.now_ms())).min(TICK)
         })
     }
 
@@ -328,7 +334,7 @@ impl Actor {
         let mut answers = Vec::new();
         for request in requests {
             // One moment for the decision and its entries: the fold asks the same questions again.
-            let now = now_ms().max(state.head.time_ms);
+            let now = self.parts.clock.now_ms().max(state.head.time_ms);
             let decided = decide(&state, &request, now);
             answers.push(match decided {
                 Ok(events) => {
@@ -378,7 +384,7 @@ impl Actor {
             // Better no hub than one that goes on from what is not on its disk.
             Err(error) => {
                 tracing::error!("the log can't be read back: {error:#}; stopping");
-                std::process::abort();
+                world::abort();
             }
         }
     }
@@ -386,7 +392,7 @@ impl Actor {
     /// Lets time pass until it changes nothing more.
     async fn look_at_clock(&mut self) {
         loop {
-            let present = self.run.presence.present(now_ms());
+            let present = self.run.presence.present(self.parts.clock.now_ms());
             let before = *self.length.borrow();
             self.decide_and_write(vec![Request::Clock { present }])
                 .await;
@@ -430,7 +436,7 @@ impl Actor {
     }
 
     async fn start_merge(&mut self) {
-        if self.is_merging || now_ms() < self.merge_after_ms {
+        if self.is_merging || self.parts.clock.now_ms() < self.merge_after_ms {
             return;
         }
         let state = self.run.state.read().await;
@@ -439,7 +445,7 @@ impl Actor {
         };
         if round.base != self.model.state {
             tracing::error!("the model in memory is not the round's base; stopping");
-            std::process::abort();
+            world::abort();
         }
         let parts = protocol::state::apply::merged_updates(&state.charter, round)
             .into_iter()
@@ -546,7 +552,7 @@ impl Actor {
             Done::Failed { what, error } => {
                 tracing::error!(run.id = %self.run.id.short(), "{what} failed: {error:#}");
                 self.judging.clear();
-                self.merge_after_ms = now_ms() + AGAIN_MS;
+                self.merge_after_ms = self.parts.clock.now_ms() + AGAIN_MS;
                 self.is_merging &= what != "the merge";
                 self.is_evaluating &= what != "the evaluation";
             }
@@ -565,7 +571,7 @@ impl Actor {
             .await;
         if let Some(Err(error)) = answers.first() {
             tracing::error!(run.id = %self.run.id.short(), round, "the merge was not recorded: {error}");
-            self.merge_after_ms = now_ms() + AGAIN_MS;
+            self.merge_after_ms = self.parts.clock.now_ms() + AGAIN_MS;
             return;
         }
         self.model = model;

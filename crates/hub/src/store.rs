@@ -9,12 +9,15 @@ pub(crate) mod read;
 use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
+use network::world;
 use protocol::{log::Entry, state::State, units::RunId};
 use sqlx::{
     Connection, Row, SqliteConnection, SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 use tokio::sync::Mutex;
+
+use crate::ground::Ground;
 
 /// The database's file in a hub's folder.
 pub(crate) const DATABASE: &str = "hub.sqlite";
@@ -38,15 +41,22 @@ pub(crate) struct Store {
 
 impl Store {
     /// Opens or creates the database in a folder and brings its schema up to date.
-    pub(crate) async fn open(folder: &Path) -> Result<Self> {
+    pub(crate) async fn open(folder: &Path, ground: &Ground) -> Result<Self> {
         let path = folder.join(DATABASE);
-        let options = SqliteConnectOptions::new()
+        let mut options = SqliteConnectOptions::new()
             .filename(&path)
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(BUSY_TIMEOUT);
+        if let Some(disk) = &ground.database {
+            options = options.vfs(disk.clone());
+        }
+        world::settled(Self::connect(options, &path)).await
+    }
+
+    async fn connect(options: SqliteConnectOptions, path: &Path) -> Result<Self> {
         let pool = SqlitePoolOptions::new()
             .max_connections(CONNECTIONS_MAX)
             .connect_with(options.clone())
@@ -70,9 +80,8 @@ impl Store {
 
     /// Ids of all runs, oldest first.
     pub(crate) async fn runs(&self) -> Result<Vec<RunId>> {
-        let rows = sqlx::query("SELECT id FROM run ORDER BY created_ms, id")
-            .fetch_all(&self.pool)
-            .await?;
+        let query = sqlx::query("SELECT id FROM run ORDER BY created_ms, id");
+        let rows = world::settled(query.fetch_all(&self.pool)).await?;
         rows.iter()
             .map(|row| Ok(RunId(hash_of(row.try_get("id")?)?)))
             .collect()
@@ -80,6 +89,10 @@ impl Store {
 
     /// Adds a run with its first entry.
     pub(crate) async fn create(&self, entry: &Entry, state: &State) -> Result<()> {
+        world::settled(self.write_run(entry, state)).await
+    }
+
+    async fn write_run(&self, entry: &Entry, state: &State) -> Result<()> {
         let mut writer = self.writer.lock().await;
         let mut connection = self.take_writer(&mut writer).await?;
         let mut transaction = connection.begin().await?;
@@ -98,6 +111,10 @@ impl Store {
 
     /// Appends entries, all or none, each with what its projections need to know.
     pub(crate) async fn append(&self, entries: &[(Entry, Projected)]) -> Result<()> {
+        world::settled(self.write(entries)).await
+    }
+
+    async fn write(&self, entries: &[(Entry, Projected)]) -> Result<()> {
         let mut writer = self.writer.lock().await;
         let mut connection = self.take_writer(&mut writer).await?;
         let mut transaction = connection.begin().await?;
@@ -142,14 +159,13 @@ impl Store {
 
     /// Entries from a position on.
     pub(crate) async fn entries(&self, run: RunId, from: u64, limit: u64) -> Result<Vec<Entry>> {
-        let rows = sqlx::query(
+        let query = sqlx::query(
             "SELECT entry FROM log WHERE run = ? AND position >= ? ORDER BY position LIMIT ?",
         )
         .bind(&run.0.0[..])
         .bind(i64::try_from(from).unwrap_or(i64::MAX))
-        .bind(limit as i64)
-        .fetch_all(&self.pool)
-        .await?;
+        .bind(limit as i64);
+        let rows = world::settled(query.fetch_all(&self.pool)).await?;
         rows.iter()
             .map(|row| {
                 let bytes: &[u8] = row.try_get("entry")?;
@@ -160,6 +176,10 @@ impl Store {
 
     /// Closes the database; what was committed stays.
     pub(crate) async fn close(&self) {
+        world::settled(self.disconnect()).await;
+    }
+
+    async fn disconnect(&self) {
         if let Some(connection) = self.writer.lock().await.take() {
             // What was committed stays, however the connection ends.
             let _ = connection.close().await;

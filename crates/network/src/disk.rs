@@ -4,6 +4,7 @@
 //! [`Disk::sync_folder`]; before, a power cut may keep any part of it.
 
 use std::{
+    any::Any,
     fmt, fs,
     io::{self, BufWriter, Read, Write},
     path::Path,
@@ -65,6 +66,12 @@ pub trait Disk: fmt::Debug + Send + Sync {
         content: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>,
     ) -> io::Result<()>;
 
+    /// Makes or empties a file that only its owner may read.
+    ///
+    /// # Errors
+    /// The disk's.
+    fn write_private(&self, file: &Path, bytes: &[u8]) -> io::Result<()>;
+
     /// Adds bytes at the end of a file, which is made if it is not there.
     ///
     /// # Errors
@@ -95,11 +102,38 @@ pub trait Disk: fmt::Debug + Send + Sync {
     /// [`io::ErrorKind::NotFound`], or the disk's.
     fn remove(&self, file: &Path) -> io::Result<()>;
 
+    /// Takes a lock on a file, which is made if it is not there, until the guard is dropped or its process ends;
+    /// `None` if another has it.
+    ///
+    /// # Errors
+    /// The disk's.
+    fn lock(&self, file: &Path) -> io::Result<Option<Lock>>;
+
     /// Notes that a file was used at a time.
     ///
     /// # Errors
     /// The disk's.
     fn touch(&self, file: &Path, used: SystemTime) -> io::Result<()>;
+}
+
+/// Held as long as a lock is wanted.
+pub struct Lock {
+    _held: Box<dyn Any + Send + Sync>,
+}
+
+impl Lock {
+    /// A lock that is let go of when `held` is dropped.
+    pub fn new(held: impl Any + Send + Sync) -> Self {
+        Self {
+            _held: Box::new(held),
+        }
+    }
+}
+
+impl fmt::Debug for Lock {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Lock")
+    }
 }
 
 /// A file of a folder.
@@ -169,6 +203,14 @@ impl Disk for RealDisk {
         file.flush()
     }
 
+    fn write_private(&self, file: &Path, bytes: &[u8]) -> io::Result<()> {
+        let mut options = fs::OpenOptions::new();
+        options.write(true).create(true).truncate(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        options.open(file)?.write_all(bytes)
+    }
+
     fn append(&self, file: &Path, bytes: &[u8]) -> io::Result<()> {
         let mut file = fs::OpenOptions::new()
             .create(true)
@@ -191,6 +233,20 @@ impl Disk for RealDisk {
 
     fn remove(&self, file: &Path) -> io::Result<()> {
         fs::remove_file(file)
+    }
+
+    fn lock(&self, file: &Path) -> io::Result<Option<Lock>> {
+        let mut options = fs::OpenOptions::new();
+        let file = options
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(file)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Lock::new(file))),
+            Err(fs::TryLockError::WouldBlock) => Ok(None),
+            Err(fs::TryLockError::Error(error)) => Err(error),
+        }
     }
 
     fn touch(&self, file: &Path, used: SystemTime) -> io::Result<()> {

@@ -16,7 +16,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use tokio::task::JoinError;
+use tokio::task::{JoinError, JoinHandle};
 
 thread_local! {
     /// The state of the simulated chance; `None` on every thread of a real process.
@@ -45,6 +45,19 @@ pub async fn blocking<T: Send + 'static>(
         return Ok(work());
     }
     tokio::task::spawn_blocking(work).await
+}
+
+/// Begins long work that blocks, on a thread for such work.
+///
+/// It may wait for time to pass in the simulated world alone, where it runs as a task like any other.
+pub fn begin_long<T: Send + 'static>(
+    work: impl Future<Output = T> + Send + 'static,
+) -> JoinHandle<T> {
+    if is_simulated() {
+        return tokio::spawn(work);
+    }
+    let runtime = tokio::runtime::Handle::current();
+    tokio::task::spawn_blocking(move || runtime.block_on(work))
 }
 
 /// Waits for work whose other half is on a thread of a library (a database connection).

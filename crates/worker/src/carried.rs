@@ -9,13 +9,14 @@
 //! `.moments`: magic `AHwm`, version 1, m, v. Values are `f32`, all numbers little-endian.
 
 use std::{
-    fs::{self, File},
-    io::{self, BufWriter, Write},
+    io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use anyhow::{Context, Result};
 use engine::update::carried::{CarriedState, Moments};
+use network::disk::Disk;
 use protocol::Hash;
 
 const STATE_MAGIC: &[u8; 5] = b"AHws\x01";
@@ -25,34 +26,36 @@ const STATE_HEADER_BYTES: usize = 5 + 1 + 8 + 32;
 /// The states of one run in one folder.
 #[derive(Clone, Debug)]
 pub(crate) struct CarriedStore {
+    disk: Arc<dyn Disk>,
     folder: PathBuf,
 }
 
 impl CarriedStore {
     /// Opens or makes the folder.
-    pub(crate) fn open(folder: PathBuf) -> Result<Self> {
-        fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
-        Ok(Self { folder })
+    pub(crate) fn open(disk: Arc<dyn Disk>, folder: PathBuf) -> Result<Self> {
+        disk.make_folder(&folder)
+            .with_context(|| format!("making {}", folder.display()))?;
+        Ok(Self { disk, folder })
     }
 
     /// Writes a state under `hash`, its own; its moments under `moments`, unless they are there.
     pub(crate) fn write(&self, hash: &Hash, moments: &Hash, state: &CarriedState) -> Result<()> {
         if let Some(values) = &state.moments {
             let path = self.path(moments, "moments");
-            if !path.exists() {
-                write_file(&path, MOMENTS_MAGIC, &[&values.first, &values.second])?;
+            if self.disk.length(&path).is_err() {
+                self.write_file(&path, MOMENTS_MAGIC, &[&values.first, &values.second])?;
             }
         }
         let mut header = STATE_MAGIC.to_vec();
         header.push(u8::from(state.moments.is_some()));
         header.extend_from_slice(&state.step.to_le_bytes());
         header.extend_from_slice(&moments.0);
-        write_file(&self.path(hash, "state"), &header, &[&state.error])
+        self.write_file(&self.path(hash, "state"), &header, &[&state.error])
     }
 
     /// The state of this hash, for a model of so many parameters; `None` if it is not here whole.
     pub(crate) fn read(&self, hash: &Hash, parameters: usize) -> Result<Option<CarriedState>> {
-        let Some(bytes) = read_file(&self.path(hash, "state"))? else {
+        let Some(bytes) = self.read_file(&self.path(hash, "state"))? else {
             return Ok(None);
         };
         let Some((header, error)) = bytes.split_first_chunk::<STATE_HEADER_BYTES>() else {
@@ -88,25 +91,26 @@ impl CarriedStore {
         let mut names: Vec<PathBuf> = Vec::new();
         for hash in keep {
             let path = self.path(hash, "state");
-            if let Some(moments) = named_moments(&path)? {
+            if let Some(moments) = self.named_moments(&path)? {
                 names.push(self.path(&moments, "moments"));
             }
             names.push(path);
         }
         let folder = &self.folder;
-        for item in fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))? {
-            let path = item
-                .with_context(|| format!("reading {}", folder.display()))?
-                .path();
+        let files = self.disk.list(folder);
+        for file in files.with_context(|| format!("reading {}", folder.display()))? {
+            let path = folder.join(file.name);
             if !names.contains(&path) {
-                fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+                self.disk
+                    .remove(&path)
+                    .with_context(|| format!("removing {}", path.display()))?;
             }
         }
         Ok(())
     }
 
     fn read_moments(&self, hash: &Hash, parameters: usize) -> Result<Option<Moments>> {
-        let Some(bytes) = read_file(&self.path(hash, "moments"))? else {
+        let Some(bytes) = self.read_file(&self.path(hash, "moments"))? else {
             return Ok(None);
         };
         let Some(values) = bytes.strip_prefix(MOMENTS_MAGIC) else {
@@ -125,55 +129,47 @@ impl CarriedStore {
     fn path(&self, hash: &Hash, suffix: &str) -> PathBuf {
         self.folder.join(format!("{hash}.{suffix}"))
     }
-}
 
-/// The hash of the moments that a state's file names; `None` if it has none or is not there.
-fn named_moments(path: &Path) -> Result<Option<Hash>> {
-    use io::Read as _;
-    let mut header = [0; STATE_HEADER_BYTES];
-    match File::open(path).and_then(|mut file| file.read_exact(&mut header)) {
-        Ok(()) => {
-            let hash = Hash(header[14..].try_into().expect("thirty-two bytes"));
-            Ok((header[5] == 1).then_some(hash))
+    /// The hash of the moments that a state's file names; `None` if it has none or is not there.
+    fn named_moments(&self, path: &Path) -> Result<Option<Hash>> {
+        match self.disk.read_start(path, STATE_HEADER_BYTES as u64) {
+            Ok(header) if header.len() == STATE_HEADER_BYTES && header[5] == 1 => Ok(Some(Hash(
+                header[14..].try_into().expect("thirty-two bytes"),
+            ))),
+            Ok(_) => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
         }
-        Err(error)
-            if matches!(
-                error.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof
-            ) =>
-        {
-            Ok(None)
+    }
+
+    fn read_file(&self, path: &Path) -> Result<Option<Vec<u8>>> {
+        match self.disk.read(path) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
         }
-        Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
     }
-}
 
-fn read_file(path: &Path) -> Result<Option<Vec<u8>>> {
-    match fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
-    }
-}
-
-/// Beside its place, onto the disk, then into its place.
-fn write_file(path: &Path, header: &[u8], vectors: &[&[f32]]) -> Result<()> {
-    let mut fresh = path.as_os_str().to_owned();
-    fresh.push(".new");
-    let write = || -> io::Result<()> {
-        let mut file = BufWriter::with_capacity(1 << 16, File::create(&fresh)?);
-        file.write_all(header)?;
-        for vector in vectors {
-            for value in *vector {
-                file.write_all(&value.to_le_bytes())?;
+    /// Beside its place, onto the disk, then into its place.
+    fn write_file(&self, path: &Path, header: &[u8], vectors: &[&[f32]]) -> Result<()> {
+        let mut fresh = path.as_os_str().to_owned();
+        fresh.push(".new");
+        let fresh = PathBuf::from(fresh);
+        let content = &mut |file: &mut dyn io::Write| -> io::Result<()> {
+            file.write_all(header)?;
+            for vector in vectors {
+                for value in *vector {
+                    file.write_all(&value.to_le_bytes())?;
+                }
             }
-        }
-        file.into_inner()
-            .map_err(io::IntoInnerError::into_error)?
-            .sync_data()?;
-        fs::rename(&fresh, path)
-    };
-    write().with_context(|| format!("writing {} (is the disk full?)", path.display()))
+            Ok(())
+        };
+        let disk = &*self.disk;
+        disk.write(&fresh, content)
+            .and_then(|()| disk.sync(&fresh))
+            .and_then(|()| disk.rename(&fresh, path))
+            .with_context(|| format!("writing {} (is the disk full?)", path.display()))
+    }
 }
 
 fn floats(bytes: &[u8]) -> Vec<f32> {

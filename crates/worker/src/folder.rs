@@ -1,12 +1,9 @@
 //! A worker's folder: its key, its lock, and what it keeps of each run.
 
-use std::{
-    fs::{self, File, OpenOptions, TryLockError},
-    io::Write,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+use network::disk::{Disk, Lock};
 use protocol::{SecretKey, units::RunId};
 
 /// The folder of one worker, locked for as long as this lives.
@@ -15,16 +12,16 @@ pub(crate) struct Folder {
     path: PathBuf,
     key: SecretKey,
     /// Held, never read: the operating system lets go of it when the process ends, however it ends.
-    _lock: File,
+    _lock: Lock,
 }
 
 impl Folder {
     /// Opens or makes the folder, takes its lock, reads or makes its key.
-    pub(crate) fn open(path: &Path) -> Result<Self> {
-        fs::create_dir_all(path)
+    pub(crate) fn open(disk: &dyn Disk, path: &Path) -> Result<Self> {
+        disk.make_folder(path)
             .with_context(|| format!("making the worker's folder {}", path.display()))?;
-        let lock = lock(path)?;
-        let key = read_or_make_key(&path.join("worker.key"))?;
+        let lock = lock(disk, path)?;
+        let key = read_or_make_key(disk, &path.join("worker.key"))?;
         Ok(Self {
             path: path.to_owned(),
             key,
@@ -53,75 +50,68 @@ impl Folder {
     }
 }
 
-fn lock(folder: &Path) -> Result<File> {
+fn lock(disk: &dyn Disk, folder: &Path) -> Result<Lock> {
     let path = folder.join("lock");
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .with_context(|| format!("opening {}", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => bail!(
+    let lock = disk
+        .lock(&path)
+        .with_context(|| format!("locking {}", path.display()))?;
+    lock.with_context(|| {
+        format!(
             "another worker is using the folder {}: stop it, or give this one a folder of its own",
             folder.display()
-        ),
-        Err(TryLockError::Error(error)) => {
-            Err(error).with_context(|| format!("locking {}", path.display()))
-        }
-    }
+        )
+    })
 }
 
-fn read_or_make_key(path: &Path) -> Result<SecretKey> {
-    match fs::read_to_string(path) {
-        Ok(text) => SecretKey::from_text(&text).with_context(|| {
-            format!(
-                "the key file {} is damaged: restore it from a copy, or move it away to begin as a new worker",
-                path.display()
-            )
-        }),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => make_key(path),
+fn read_or_make_key(disk: &dyn Disk, path: &Path) -> Result<SecretKey> {
+    match disk.read(path) {
+        Ok(text) => String::from_utf8(text)
+            .ok()
+            .and_then(|it| SecretKey::from_text(&it).ok())
+            .with_context(|| {
+                format!(
+                    "the key file {} is damaged: restore it from a copy, or move it away to begin as a new worker",
+                    path.display()
+                )
+            }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => make_key(disk, path),
         Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
     }
 }
 
 /// Written beside its place first: half a key must never be found there.
-fn make_key(path: &Path) -> Result<SecretKey> {
+fn make_key(disk: &dyn Disk, path: &Path) -> Result<SecretKey> {
     let mut entropy = [0; 32];
     getrandom::fill(&mut entropy)
         .map_err(|error| anyhow::anyhow!("the system gives no entropy for a key: {error}"))?;
     let key = SecretKey::from_entropy(entropy);
     let fresh = path.with_extension("new");
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let write = || {
-        let mut file = options.open(&fresh)?;
-        file.write_all(key.to_secret_text().as_bytes())?;
-        file.write_all(b"\n")?;
-        file.sync_all()?;
-        fs::rename(&fresh, path)
-    };
-    write().with_context(|| format!("writing the key file {}", path.display()))?;
+    let text = format!("{}\n", key.to_secret_text());
+    disk.write_private(&fresh, text.as_bytes())
+        .and_then(|()| disk.sync(&fresh))
+        .and_then(|()| disk.rename(&fresh, path))
+        .with_context(|| format!("writing the key file {}", path.display()))?;
     Ok(key)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
+    use network::disk::RealDisk;
+
     use super::*;
 
     #[test]
     fn a_folder_keeps_its_key_and_serves_one_worker() {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("worker");
-        let first = Folder::open(&path).unwrap();
-        let refusal = Folder::open(&path).unwrap_err().to_string();
+        let first = Folder::open(&RealDisk, &path).unwrap();
+        let refusal = Folder::open(&RealDisk, &path).unwrap_err().to_string();
         assert!(refusal.contains("another worker"), "{refusal}");
         let key = first.key().public();
         drop(first);
-        assert_eq!(Folder::open(&path).unwrap().key().public(), key);
+        assert_eq!(Folder::open(&RealDisk, &path).unwrap().key().public(), key);
     }
 
     #[cfg(unix)]
@@ -129,7 +119,7 @@ mod tests {
     fn the_key_is_its_owners_alone() {
         use std::os::unix::fs::PermissionsExt;
         let place = tempfile::tempdir().unwrap();
-        let _folder = Folder::open(place.path()).unwrap();
+        let _folder = Folder::open(&RealDisk, place.path()).unwrap();
         let meta = fs::metadata(place.path().join("worker.key")).unwrap();
         assert_eq!(meta.permissions().mode() & 0o777, 0o600);
     }
@@ -138,7 +128,9 @@ mod tests {
     fn a_damaged_key_is_not_replaced() {
         let place = tempfile::tempdir().unwrap();
         fs::write(place.path().join("worker.key"), "half a k").unwrap();
-        let refusal = Folder::open(place.path()).unwrap_err().to_string();
+        let refusal = Folder::open(&RealDisk, place.path())
+            .unwrap_err()
+            .to_string();
         assert!(refusal.contains("damaged"), "{refusal}");
         assert_eq!(
             fs::read(place.path().join("worker.key")).unwrap(),

@@ -5,6 +5,7 @@
 //! in hand; its key and what it carries between rounds stay in its folder.
 
 mod config;
+mod ground;
 mod status;
 
 mod carried;
@@ -18,5 +19,6 @@ mod session;
 mod shards;
 
 pub use config::Config;
-pub use session::run;
+pub use ground::{Ground, MakeTrainer, Steps};
+pub use session::{run, run_on};
 pub use status::{Activity, Plan, Status, Summary};

@@ -19,7 +19,7 @@ use protocol::{Hash, charter::Charter, state::decide::fresh};
 pub(crate) use measure::Measurement;
 pub(crate) use round::{Sealed, Task, Trained};
 
-use crate::carried::CarriedStore;
+use crate::{carried::CarriedStore, ground::Steps};
 
 /// Copies of the model's parameters beside the trainer's own: the base and the error feedback.
 const COPIES: usize = 2;
@@ -40,7 +40,7 @@ pub(crate) struct Machine {
     charter: Arc<Charter>,
     lengths: Vec<usize>,
     settings: UpdateSettings,
-    trainer: Trainer,
+    trainer: Box<dyn Steps>,
     /// The published model; only deltas change it.
     base: Vec<f32>,
     held: Option<Held>,
@@ -93,10 +93,8 @@ fn batch(charter: &Charter) -> (usize, usize) {
 
 impl Machine {
     /// Allocates everything; the charter has passed [`engine::charter::check`].
-    pub(crate) fn new(charter: Arc<Charter>, threads: usize) -> Self {
+    pub(crate) fn new(charter: Arc<Charter>, trainer: Box<dyn Steps>) -> Self {
         let config: ModelConfig = engine::charter::model_config(&charter.model);
-        let (rows, sequence) = batch(&charter);
-        let trainer = Trainer::new(&config, rows, sequence, threads);
         let parameters = config.parameter_count();
         Self {
             lengths: config.layout().lengths(),
@@ -108,6 +106,11 @@ impl Machine {
             carried: Some(Carried::Fresh(None)),
             charter,
         }
+    }
+
+    /// The class of machines that compute the same bits as this one.
+    pub(crate) fn arithmetic(&self) -> String {
+        self.trainer.arithmetic()
     }
 
     /// The model that is held, if one is.

@@ -1,13 +1,13 @@
 //! Asks the hub what there is to do, all the time: the sign of life of a worker, and its only source of news.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use network::{HubClient, client::WAIT_MS_MAX, retry::RetryPolicy};
 use protocol::{
     api::Work,
     units::{RunId, WorkerId},
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 /// Least time between two questions: a busy log answers each at once.
 const PAUSE: Duration = Duration::from_millis(150);

@@ -9,13 +9,13 @@ mod commands;
 mod outbox;
 mod training;
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
-use network::{BlobCache, HubClient};
+use network::{
+    BlobCache, HubClient,
+    world::{self, Clock},
+};
 use protocol::{
     Hash,
     api::{Work, WorkAssignment},
@@ -23,11 +23,11 @@ use protocol::{
     command::Device,
     units::{RunId, WorkerId},
 };
-use tokio::{sync::watch, task::AbortHandle};
+use tokio::{sync::watch, task::AbortHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Activity, Config, Status, Summary,
+    Activity, Config, Ground, Status, Summary,
     carried::CarriedStore,
     folder::Folder,
     machine::{Held, Machine, Measurement},
@@ -49,6 +49,7 @@ const AGAIN: Duration = Duration::from_secs(2);
 struct Session<'a> {
     config: &'a Config,
     client: HubClient,
+    clock: Clock,
     folder: Folder,
     run: RunId,
     worker: WorkerId,
@@ -99,9 +100,22 @@ enum Next {
 pub async fn run(
     config: &Config,
     shutdown: CancellationToken,
+    report: impl FnMut(&Status),
+) -> Result<Summary> {
+    run_on(Ground::machine(), config, shutdown, report).await
+}
+
+/// As [`run`], on another ground than the machine's.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_on(
+    ground: Ground,
+    config: &Config,
+    shutdown: CancellationToken,
     mut report: impl FnMut(&Status),
 ) -> Result<Summary> {
-    let Some(mut session) = begin::begin(config, shutdown, &mut report).await? else {
+    let Some(mut session) = begin::begin(config, ground, shutdown, &mut report).await? else {
         return Ok(Status::new().summary());
     };
     let result = session.live().await;
@@ -138,6 +152,7 @@ impl Session<'_> {
     async fn wait(&mut self) {
         let uploading = self.outbox.progress();
         tokio::select! {
+            biased;
             () = self.shutdown.cancelled() => {}
             changed = self.news.changed() => {
                 if changed.is_err() {
@@ -252,7 +267,7 @@ async fn with_machine<T: Send + 'static>(
     let mut machine = slot
         .take()
         .context("the machine is lost to an earlier panic")?;
-    let (machine, result) = tokio::task::spawn_blocking(move || {
+    let (machine, result) = world::blocking(move || {
         let result = work(&mut machine);
         (machine, result)
     })

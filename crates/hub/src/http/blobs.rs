@@ -105,7 +105,7 @@ pub(super) async fn upload_part(
     let (blob, run) = authorise(&hub, hash, peer, &headers).await?;
     let bytes = read_part(body).await?;
     hub.metrics.bytes_received.inc_by(bytes.len() as u64);
-    match hub.blobs.append(&blob, offset, &bytes).await? {
+    match hub.blobs.append(&blob, offset, bytes).await? {
         Upload::Partial(held) => Ok(progress(StatusCode::OK, held, false)),
         Upload::Complete => {
             if let Some(run) = run {

@@ -6,16 +6,19 @@ use protocol::{
     state::Phase,
 };
 
-use crate::{Hub, clock::now_ms, run::Run};
+use crate::{Hub, run::Run};
 
 /// Sums up a run.
 pub(super) async fn run_summary(hub: &Hub, run: &Run) -> Result<RunSummary> {
     let evaluation = hub.store.newest_evaluation(run.id).await?;
-    let tokens_per_s = hub.store.tokens_per_second(run.id, now_ms()).await?;
+    let tokens_per_s = hub
+        .store
+        .tokens_per_second(run.id, hub.clock.now_ms())
+        .await?;
     let created_ms = hub.store.created_ms(run.id).await?;
     let state = run.state.read().await;
     let charter = &state.charter;
-    let present = run.presence.present(now_ms());
+    let present = run.presence.present(hub.clock.now_ms());
     let is_joined = |id| state.workers.get(id).is_some_and(|it| it.joined);
     let nats = |micronats: u64| micronats as f64 / 1e6;
     Ok(RunSummary {
@@ -48,7 +51,7 @@ pub(super) async fn run_summary(hub: &Hub, run: &Run) -> Result<RunSummary> {
 /// Adds to the stored workers what only the running hub knows.
 pub(super) async fn workers(hub: &Hub, run: &Run) -> Result<Vec<WorkerSummary>> {
     let mut workers = hub.store.workers(run.id).await?;
-    let now = now_ms();
+    let now = hub.clock.now_ms();
     for worker in &mut workers {
         let seen = worker
             .id

@@ -19,7 +19,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::{Shared, errors::Failure, live::StreamGuard, runs::find};
-use crate::{Hub, clock::now_ms, run::Run};
+use crate::{Hub, run::Run};
 
 /// Longest wait of a poll, below the usual timeouts of proxies.
 const WAIT_MS_MAX: u64 = 25_000;
@@ -92,13 +92,14 @@ pub(super) async fn ask_for_work(
         state.workers.get(&worker).is_some_and(|it| it.joined)
     };
     // Strangers are answered and not remembered: memory is for those who joined.
-    let _waiting = is_joined.then(|| presence.wait(worker, now_ms()));
+    let _waiting = is_joined.then(|| presence.wait(worker, hub.clock.now_ms()));
     if is_joined {
         run.look();
     }
     if let Some(after) = query.after {
         let wait = Duration::from_millis(query.wait_ms.unwrap_or(0).min(WAIT_MS_MAX));
         tokio::select! {
+            biased;
             () = hub.shutdown.cancelled() => {}
             _ = tokio::time::timeout(wait, run.length.wait_for(|it| *it > after)) => {}
         }
@@ -118,7 +119,7 @@ async fn work(hub: &Hub, run: &Run, worker: WorkerId) -> Result<Work, Failure> {
         .filter(|it| it.round <= state.model.round)
         .collect();
     Ok(Work {
-        now_ms: now_ms(),
+        now_ms: hub.clock.now_ms(),
         log_length: state.log_length,
         finished: state.finished,
         model: WorkModel {

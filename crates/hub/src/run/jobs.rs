@@ -241,5 +241,5 @@ fn header_of(bytes: &[u8]) -> Result<UpdateHeader> {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    tokio::task::spawn_blocking(work).await?
+    network::world::blocking(work).await?
 }

@@ -1,10 +1,11 @@
 //! Who is there: the only thing a hub knows of a run that is not in the log.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{Mutex, PoisonError},
 };
 
+use network::world::Clock;
 use protocol::units::WorkerId;
 
 /// A worker that trains is silent for a window; after that and this long it counts as gone.
@@ -13,7 +14,8 @@ const SILENCE_MS: u64 = 5_000;
 /// When each joined worker was last heard of, and what it was sent.
 pub(crate) struct Presence {
     window_ms: u64,
-    seen: Mutex<HashMap<WorkerId, Seen>>,
+    clock: Clock,
+    seen: Mutex<BTreeMap<WorkerId, Seen>>,
 }
 
 /// What is remembered of a worker.
@@ -28,9 +30,10 @@ pub(crate) struct Seen {
 }
 
 impl Presence {
-    pub(crate) fn new(window_ms: u64) -> Self {
+    pub(crate) fn new(window_ms: u64, clock: Clock) -> Self {
         Self {
             window_ms,
+            clock,
             seen: Mutex::default(),
         }
     }
@@ -73,7 +76,7 @@ impl Presence {
         seen.waiting > 0 || now_ms.saturating_sub(seen.last_ms) <= self.window_ms + SILENCE_MS
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<WorkerId, Seen>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<WorkerId, Seen>> {
         // The map is consistent after any panic: each change is one assignment.
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -87,9 +90,10 @@ pub(crate) struct Waiting<'a> {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
+        let now_ms = self.presence.clock.now_ms();
         if let Some(entry) = self.presence.lock().get_mut(&self.worker) {
             entry.waiting -= 1;
-            entry.last_ms = crate::clock::now_ms();
+            entry.last_ms = now_ms;
         }
     }
 }

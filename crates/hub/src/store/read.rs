@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use data_encoding::HEXLOWER;
+use network::world;
 use protocol::{
     api::{CheckpointSummary, Contribution, LossPoint, RoundSummary, WorkDelta, WorkerSummary},
     units::{RunId, WorkerId},
@@ -26,28 +27,27 @@ impl Store {
         before: u64,
         limit: u64,
     ) -> Result<Vec<RoundSummary>> {
-        let rows = sqlx::query(&format!(
+        let text = format!(
             "SELECT {ROUND_COLUMNS} FROM round r LEFT JOIN loss l ON l.run = r.run AND l.round = r.round
              WHERE r.run = ? AND r.round < ? ORDER BY r.round DESC LIMIT ?"
-        ))
-        .bind(&run.0.0[..])
-        .bind(i64::try_from(before).unwrap_or(i64::MAX))
-        .bind(limit as i64)
-        .fetch_all(&self.pool)
-        .await?;
+        );
+        let query = sqlx::query(&text)
+            .bind(&run.0.0[..])
+            .bind(i64::try_from(before).unwrap_or(i64::MAX))
+            .bind(limit as i64);
+        let rows = world::settled(query.fetch_all(&self.pool)).await?;
         let mut rounds = rows.iter().map(round).collect::<Result<Vec<_>>>()?;
         let (Some(newest), Some(oldest)) = (rounds.first(), rounds.last()) else {
             return Ok(rounds);
         };
-        let parts = sqlx::query(
+        let query = sqlx::query(
             "SELECT c.*, w.name FROM contribution c LEFT JOIN worker w ON w.run = c.run AND w.id = c.worker
              WHERE c.run = ? AND c.round BETWEEN ? AND ? ORDER BY c.round DESC, c.slot",
         )
         .bind(&run.0.0[..])
         .bind(oldest.round as i64)
-        .bind(newest.round as i64)
-        .fetch_all(&self.pool)
-        .await?;
+        .bind(newest.round as i64);
+        let parts = world::settled(query.fetch_all(&self.pool)).await?;
         let mut index = 0;
         for part in &parts {
             let number = count(part, "round")?;
@@ -61,31 +61,28 @@ impl Store {
 
     /// Everyone who ever joined; presence is the caller's to add.
     pub(crate) async fn workers(&self, run: RunId) -> Result<Vec<WorkerSummary>> {
-        let rows =
+        let query =
             sqlx::query("SELECT * FROM worker WHERE run = ? ORDER BY tokens DESC, joined_ms, id")
-                .bind(&run.0.0[..])
-                .fetch_all(&self.pool)
-                .await?;
+                .bind(&run.0.0[..]);
+        let rows = world::settled(query.fetch_all(&self.pool)).await?;
         rows.iter().map(worker).collect()
     }
 
     /// Why a worker's last refused update was refused.
     pub(crate) async fn last_refusal(&self, run: RunId, id: &WorkerId) -> Result<Option<String>> {
+        let query = sqlx::query_scalar("SELECT last_refusal FROM worker WHERE run = ? AND id = ?")
+            .bind(&run.0.0[..])
+            .bind(&id.0.0[..]);
         let refusal: Option<Option<String>> =
-            sqlx::query_scalar("SELECT last_refusal FROM worker WHERE run = ? AND id = ?")
-                .bind(&run.0.0[..])
-                .bind(&id.0.0[..])
-                .fetch_optional(&self.pool)
-                .await?;
+            world::settled(query.fetch_optional(&self.pool)).await?;
         Ok(refusal.flatten())
     }
 
     /// The loss curves, oldest first, thinned evenly to [`LOSS_POINTS_MAX`].
     pub(crate) async fn losses(&self, run: RunId) -> Result<Vec<LossPoint>> {
-        let rows = sqlx::query("SELECT * FROM loss WHERE run = ? ORDER BY round")
-            .bind(&run.0.0[..])
-            .fetch_all(&self.pool)
-            .await?;
+        let query =
+            sqlx::query("SELECT * FROM loss WHERE run = ? ORDER BY round").bind(&run.0.0[..]);
+        let rows = world::settled(query.fetch_all(&self.pool)).await?;
         let stride = rows.len().div_ceil(LOSS_POINTS_MAX).max(1);
         let last = rows.len().saturating_sub(1);
         rows.iter()
@@ -97,12 +94,11 @@ impl Store {
 
     /// The newest evaluated point.
     pub(crate) async fn newest_evaluation(&self, run: RunId) -> Result<Option<LossPoint>> {
-        let row = sqlx::query(
+        let query = sqlx::query(
             "SELECT * FROM loss WHERE run = ? AND held_out IS NOT NULL ORDER BY round DESC LIMIT 1",
         )
-        .bind(&run.0.0[..])
-        .fetch_optional(&self.pool)
-        .await?;
+        .bind(&run.0.0[..]);
+        let row = world::settled(query.fetch_optional(&self.pool)).await?;
         row.as_ref().map(loss).transpose()
     }
 
@@ -112,16 +108,15 @@ impl Store {
         run: RunId,
         limit: u64,
     ) -> Result<Vec<CheckpointSummary>> {
-        let rows = sqlx::query(
+        let query = sqlx::query(
             "SELECT c.*, l.held_out, s.prompt, s.text FROM checkpoint c
              LEFT JOIN loss l ON l.run = c.run AND l.round = c.round
              LEFT JOIN sample s ON s.run = c.run AND s.round = c.round
              WHERE c.run = ? ORDER BY c.round DESC LIMIT ?",
         )
         .bind(&run.0.0[..])
-        .bind(limit as i64)
-        .fetch_all(&self.pool)
-        .await?;
+        .bind(limit as i64);
+        let rows = world::settled(query.fetch_all(&self.pool)).await?;
         rows.iter()
             .map(|row| {
                 Ok(CheckpointSummary {
@@ -141,14 +136,13 @@ impl Store {
 
     /// Deltas of the merges after a round, oldest first.
     pub(crate) async fn deltas_after(&self, run: RunId, round: u64) -> Result<Vec<WorkDelta>> {
-        let rows = sqlx::query(
+        let query = sqlx::query(
             "SELECT round, delta, delta_bytes, parameters_hash FROM round
              WHERE run = ? AND round > ? AND phase = 'merged' ORDER BY round",
         )
         .bind(&run.0.0[..])
-        .bind(round as i64)
-        .fetch_all(&self.pool)
-        .await?;
+        .bind(round as i64);
+        let rows = world::settled(query.fetch_all(&self.pool)).await?;
         rows.iter()
             .map(|row| {
                 Ok(WorkDelta {
@@ -164,14 +158,13 @@ impl Store {
     /// Accepted tokens a second over the last minute of merges before `now_ms`.
     pub(crate) async fn tokens_per_second(&self, run: RunId, now_ms: u64) -> Result<f64> {
         let since = now_ms.saturating_sub(SPEED_WINDOW_MS);
-        let row = sqlx::query(
+        let query = sqlx::query(
             "SELECT COALESCE(SUM(tokens), 0) AS tokens, MIN(opened_ms) AS first FROM round
              WHERE run = ? AND phase = 'merged' AND ended_ms >= ?",
         )
         .bind(&run.0.0[..])
-        .bind(since as i64)
-        .fetch_one(&self.pool)
-        .await?;
+        .bind(since as i64);
+        let row = world::settled(query.fetch_one(&self.pool)).await?;
         let tokens: i64 = row.try_get("tokens")?;
         let first: Option<i64> = row.try_get("first")?;
         let Some(first) = first else { return Ok(0.0) };
@@ -181,10 +174,9 @@ impl Store {
 
     /// When a run was created.
     pub(crate) async fn created_ms(&self, run: RunId) -> Result<u64> {
-        let created: i64 = sqlx::query_scalar("SELECT created_ms FROM run WHERE id = ?")
-            .bind(&run.0.0[..])
-            .fetch_one(&self.pool)
-            .await?;
+        let query =
+            sqlx::query_scalar("SELECT created_ms FROM run WHERE id = ?").bind(&run.0.0[..]);
+        let created: i64 = world::settled(query.fetch_one(&self.pool)).await?;
         Ok(created as u64)
     }
 }

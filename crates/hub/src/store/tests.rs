@@ -40,7 +40,9 @@ async fn a_log_is_replayed_to_the_same_state() {
     let folder = tempfile::tempdir().unwrap();
     let key = SecretKey::from_entropy([1; 32]);
     let (entry, mut state) = created(&key, "one");
-    let store = Store::open(folder.path()).await.unwrap();
+    let store = Store::open(folder.path(), &Ground::machine())
+        .await
+        .unwrap();
     store.create(&entry, &state).await.unwrap();
     let evaluated = Event::ModelEvaluated {
         round: 0,
@@ -57,7 +59,9 @@ async fn a_log_is_replayed_to_the_same_state() {
         .await
         .unwrap();
     store.close().await;
-    let store = Store::open(folder.path()).await.unwrap();
+    let store = Store::open(folder.path(), &Ground::machine())
+        .await
+        .unwrap();
     assert_eq!(store.runs().await.unwrap(), [state.run]);
     assert_eq!(store.replay(state.run).await.unwrap(), state);
     let losses = store.losses(state.run).await.unwrap();
@@ -71,7 +75,9 @@ async fn entries_are_written_all_or_none() {
     let folder = tempfile::tempdir().unwrap();
     let key = SecretKey::from_entropy([1; 32]);
     let (entry, state) = created(&key, "one");
-    let store = Store::open(folder.path()).await.unwrap();
+    let store = Store::open(folder.path(), &Ground::machine())
+        .await
+        .unwrap();
     store.create(&entry, &state).await.unwrap();
     let next = state
         .head
@@ -85,7 +91,9 @@ async fn entries_are_written_all_or_none() {
     assert_eq!(store.entries(state.run, 0, 10).await.unwrap().len(), 1);
     // What is written after the failure is on the disk, not in a transaction that the failure left open.
     store.append(&twice[..1]).await.unwrap();
-    let other = Store::open(folder.path()).await.unwrap();
+    let other = Store::open(folder.path(), &Ground::machine())
+        .await
+        .unwrap();
     assert_eq!(other.entries(state.run, 0, 10).await.unwrap().len(), 2);
 }
 
@@ -94,7 +102,9 @@ async fn a_name_is_taken_once() {
     let folder = tempfile::tempdir().unwrap();
     let (entry, state) = created(&SecretKey::from_entropy([1; 32]), "one");
     let (other, other_state) = created(&SecretKey::from_entropy([2; 32]), "one");
-    let store = Store::open(folder.path()).await.unwrap();
+    let store = Store::open(folder.path(), &Ground::machine())
+        .await
+        .unwrap();
     store.create(&entry, &state).await.unwrap();
     assert!(store.create(&other, &other_state).await.is_err());
     assert_eq!(store.runs().await.unwrap(), [state.run]);

@@ -1,5 +1,9 @@
 //! States come back whole or not at all.
 
+use std::fs;
+
+use network::disk::RealDisk;
+
 use super::*;
 
 fn state(error: f32) -> CarriedState {
@@ -19,7 +23,7 @@ fn hash(state: &CarriedState) -> Hash {
 
 fn store() -> (tempfile::TempDir, CarriedStore) {
     let place = tempfile::tempdir().unwrap();
-    let store = CarriedStore::open(place.path().join("carried")).unwrap();
+    let store = CarriedStore::open(Arc::new(RealDisk), place.path().join("carried")).unwrap();
     (place, store)
 }
 

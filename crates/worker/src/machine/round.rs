@@ -71,12 +71,13 @@ pub(crate) struct Sealed {
 }
 
 impl Machine {
-    /// Takes inner steps for as long as `another(steps done, last loss)` says so.
+    /// Takes inner steps for as long as `another(steps done, last loss)` says so. Blocks, and waits for nothing but what a
+    /// simulated step is said to take.
     ///
     /// # Errors
     /// Loss or gradient became infinite, or no assigned shard is longer than a sequence. What is carried is then to be
     /// restored by [`Machine::continue_from`] or [`Machine::begin_fresh`], as after any round that is not sealed.
-    pub(crate) fn train(
+    pub(crate) async fn train(
         &mut self,
         task: &Task,
         shards: &Shards,
@@ -104,6 +105,9 @@ impl Machine {
                 .trainer
                 .step(&tokens, engine::charter::learning_rate(nano), &optimizer)
                 .with_context(|| format!("step {} of round {}", steps + 1, task.round))?;
+            if let Some(time) = self.trainer.step_time() {
+                tokio::time::sleep(time).await;
+            }
             stepping += begun.elapsed();
             steps += 1;
             if steps == 1 {

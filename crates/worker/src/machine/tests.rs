@@ -4,6 +4,7 @@ use engine::{
     initial_parameters,
     update::{codec, outer::OuterState, round::merge_round},
 };
+use network::disk::RealDisk;
 use protocol::{
     PublicKey, SecretKey,
     charter::{Baselines, Codec, Data, Income, Inner, Model, Outer, RoundRules, ShardReference},
@@ -13,7 +14,7 @@ use protocol::{
 };
 
 use super::*;
-use crate::shards::Shards;
+use crate::{ground::engine_trainer, shards::Shards};
 
 const VOCABULARY: u32 = 32;
 const SHARD_TOKENS: u64 = 2_000;
@@ -138,16 +139,30 @@ struct Rig {
     _place: tempfile::TempDir,
 }
 
+fn new_machine(charter: &Arc<Charter>, threads: usize) -> Machine {
+    Machine::new(Arc::clone(charter), engine_trainer(charter, threads))
+}
+
+fn train(machine: &mut Machine, task: &Task, steps: u32) -> Trained {
+    let shards = shards();
+    let training = machine.train(task, &shards, |done, _| done < steps);
+    let trained = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap()
+        .block_on(training);
+    trained.unwrap()
+}
+
 impl Rig {
     fn new(charter: &Arc<Charter>) -> Self {
         let place = tempfile::tempdir().unwrap();
-        let mut machine = Machine::new(Arc::clone(charter), 1);
+        let mut machine = new_machine(charter, 1);
         machine
             .load_checkpoint(0, &first_checkpoint(charter))
             .unwrap();
         Self {
             machine,
-            store: CarriedStore::open(place.path().to_owned()).unwrap(),
+            store: CarriedStore::open(Arc::new(RealDisk), place.path().to_owned()).unwrap(),
             carried: None,
             _place: place,
         }
@@ -178,8 +193,7 @@ impl Rig {
     }
 
     fn round(&mut self, task: &Task, steps: u32) -> Sealed {
-        let trained = self.machine.train(task, &shards(), |done, _| done < steps);
-        let trained = trained.unwrap();
+        let trained = train(&mut self.machine, task, steps);
         assert_eq!(trained.steps, steps);
         self.machine.seal(task, &trained, &self.store).unwrap()
     }
@@ -266,7 +280,7 @@ fn a_round_repeats_bit_by_bit_after_a_restart() {
     let first = rig.round(&task, 5);
 
     // A new process: everything but the folder is gone.
-    rig.machine = Machine::new(Arc::clone(&charter), 2);
+    rig.machine = new_machine(&charter, 2);
     let checkpoint = first_checkpoint(&charter);
     rig.machine.load_checkpoint(0, &checkpoint).unwrap();
     let task = rig.task(2, 0, 1);
@@ -334,9 +348,7 @@ fn a_round_given_up_leaves_what_was_carried() {
     rig.carried = Some(rig.round(&task, 5).header.carried_after);
     let task = rig.task(2, 0, 1);
     let expected = rig.machine.trainer.inner_state().clone();
-    rig.machine
-        .train(&task, &shards(), |done, _| done < 3)
-        .unwrap();
+    train(&mut rig.machine, &task, 3);
     assert_ne!(rig.machine.trainer.inner_state(), &expected);
     assert_eq!(rig.task(2, 0, 1).carried, task.carried);
     assert_eq!(rig.machine.trainer.inner_state(), &expected);
@@ -392,7 +404,7 @@ fn slots_see_different_text_and_steps_have_leaves() {
 #[test]
 fn measuring_leaves_no_trace() {
     let charter = charter(sparse(), true);
-    let mut machine = Machine::new(Arc::clone(&charter), 1);
+    let mut machine = new_machine(&charter, 1);
     let measured = machine.measure().unwrap();
     assert!(measured.tokens_per_s > 1 && !measured.step.is_zero());
     assert_eq!(machine.trainer.inner_state().step, 0);

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
-use network::{BlobCache, ClientError, HubClient, retry::RetryPolicy};
+use network::{BlobCache, ClientError, HubClient, retry::RetryPolicy, world};
 use protocol::{
     api::RunSummary,
     charter::{Charter, is_name},
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Outbox, Session};
 use crate::{
-    Activity, Config, Plan, Status,
+    Activity, Config, Ground, Plan, Status,
     carried::CarriedStore,
     folder::Folder,
     machine::{self, Machine},
@@ -38,11 +38,12 @@ const MIB: u64 = 1 << 20;
 /// Everything up to the first decision; `None` if the owner stopped the worker before.
 pub(super) async fn begin<'a>(
     config: &'a Config,
+    ground: Ground,
     shutdown: CancellationToken,
     report: &'a mut dyn FnMut(&Status),
 ) -> Result<Option<Session<'a>>> {
-    let folder = Folder::open(&config.folder)?;
-    let client = HubClient::new(&config.hub)?;
+    let folder = Folder::open(&*ground.disk, &config.folder)?;
+    let client = ground.client(&config.hub)?;
     let mut status = Status::new();
     let worker = WorkerId(folder.key().public());
     status.worker = worker.short();
@@ -62,8 +63,12 @@ pub(super) async fn begin<'a>(
         return Ok(None);
     };
 
-    let cache = BlobCache::open(&folder.cache(), config.cache_bytes_max)?;
-    let store = CarriedStore::open(folder.carried(run))?;
+    let cache = BlobCache::open_on(
+        Arc::clone(&ground.disk),
+        &folder.cache(),
+        config.cache_bytes_max,
+    )?;
+    let store = CarriedStore::open(Arc::clone(&ground.disk), folder.carried(run))?;
     let (sender, mut news) = watch::channel(News::default());
     let poller = tokio::spawn(poll::poll(client.clone(), run, worker, sender)).abort_handle();
     let first = async {
@@ -92,20 +97,26 @@ pub(super) async fn begin<'a>(
     report(&status);
     let quota = config.cpu_quota.map(Quota::set).transpose()?;
     let threads = config.threads();
-    let (machine, measured) = prepare(config, &charter, threads).await?;
+    let (machine, measured) = prepare(config, &ground, &charter, threads).await?;
     status.tokens_per_s = measured.tokens_per_s;
     let device = Device {
-        arithmetic: engine::arithmetic::class(),
+        arithmetic: machine.arithmetic(),
         threads: u32::try_from(threads).unwrap_or(u32::MAX),
         memory_mib: u32::try_from(machine::memory_bytes(&charter).div_ceil(MIB))
             .unwrap_or(u32::MAX),
         tokens_per_s: measured.tokens_per_s,
     };
     let window = Duration::from_millis(charter.round.window_ms);
-    let outbox = Outbox::open(folder.outbox(run), client.clone(), folder.key().clone())?;
+    let outbox = Outbox::open(
+        Arc::clone(&ground.disk),
+        folder.outbox(run),
+        client.clone(),
+        folder.key().clone(),
+    )?;
     Ok(Some(Session {
         config,
         client,
+        clock: ground.clock,
         run,
         worker,
         cache,
@@ -226,13 +237,16 @@ fn plan(
 /// Allocates and measures on a thread of lower priority; the training threads inherit it.
 async fn prepare(
     config: &Config,
+    ground: &Ground,
     charter: &Arc<Charter>,
     threads: usize,
 ) -> Result<(Box<Machine>, machine::Measurement)> {
     let (charter, nice) = (Arc::clone(charter), config.nice);
-    let prepared = tokio::task::spawn_blocking(move || {
+    let trainer = Arc::clone(&ground.trainer);
+    let prepared = world::blocking(move || {
         be_nice(nice);
-        let mut machine = Box::new(Machine::new(charter, threads));
+        let trainer = trainer(&charter, threads);
+        let mut machine = Box::new(Machine::new(charter, trainer));
         let measured = machine.measure()?;
         anyhow::Ok((machine, measured))
     });
@@ -243,6 +257,9 @@ async fn prepare(
 
 /// On Linux the niceness is the calling thread's and passes to the threads that it makes.
 pub(super) fn be_nice(nice: i32) {
+    if world::is_simulated() {
+        return;
+    }
     #[cfg(unix)]
     if let Err(error) = rustix::process::setpriority_process(None, nice.clamp(0, 19)) {
         tracing::debug!("the niceness could not be set: {error}");

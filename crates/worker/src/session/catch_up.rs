@@ -1,7 +1,7 @@
 //! Fetching what is missing: the newest model, and the text of an assignment.
 
 use anyhow::{Context, Result};
-use network::blobs::TransferError;
+use network::{blobs::TransferError, world};
 use protocol::{api::Work, units::BlobReference};
 
 use super::{Session, with_machine};
@@ -135,6 +135,7 @@ impl Session<'_> {
                 bytes_total: blob.bytes,
             });
             tokio::select! {
+                biased;
                 result = &mut download => break result,
                 () = tokio::time::sleep(super::TICK) => {}
                 () = self.shutdown.cancelled() => return Ok(false),
@@ -190,7 +191,7 @@ impl Session<'_> {
                 return Ok(false);
             }
             let (charter, cache) = (self.charter.clone(), self.cache.clone());
-            let decoded = tokio::task::spawn_blocking(move || {
+            let decoded = world::blocking(move || {
                 let bytes = cache.get(&blob.hash)?;
                 bytes
                     .map(|bytes| shards::decode(&charter, shard, &bytes))

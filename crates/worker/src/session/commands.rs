@@ -1,6 +1,6 @@
 //! Signed commands: join, commit, leave.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::Result;
 use network::ClientError;
@@ -8,6 +8,7 @@ use protocol::{
     api::CommandReply,
     command::{Command, Commitment, SignedCommand},
 };
+use tokio::time::Instant;
 
 use super::{GOODBYE, Session, begin::worker_name};
 use crate::{Activity, machine::Sealed};
@@ -101,10 +102,7 @@ impl Session<'_> {
     }
 
     fn sign(&mut self, command: Command) -> SignedCommand {
-        let now_ms = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |it| u64::try_from(it.as_millis()).unwrap_or(0));
-        self.sequence = now_ms.max(self.sequence + 1);
+        self.sequence = self.clock.now_ms().max(self.sequence + 1);
         SignedCommand::sign(self.folder.key(), self.run, self.sequence, command)
     }
 }

@@ -1,7 +1,6 @@
 //! Committed updates on their way to the hub, in the background, and on disk until the hub has them.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
@@ -12,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use network::{HubClient, UploadAuthorisation};
+use network::{HubClient, UploadAuthorisation, disk::Disk};
 use protocol::{Hash, SecretKey};
 use tokio::task::JoinSet;
 
@@ -24,6 +23,7 @@ const AGAIN: Duration = Duration::from_secs(3);
 /// The uploads of a run.
 #[derive(Debug)]
 pub(super) struct Outbox {
+    disk: Arc<dyn Disk>,
     folder: PathBuf,
     client: HubClient,
     authorisation: UploadAuthorisation,
@@ -41,21 +41,31 @@ struct Shared {
 
 impl Outbox {
     /// Opens or makes the folder and goes on with what an earlier process left there.
-    pub(super) fn open(folder: PathBuf, client: HubClient, key: SecretKey) -> Result<Self> {
-        fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    pub(super) fn open(
+        disk: Arc<dyn Disk>,
+        folder: PathBuf,
+        client: HubClient,
+        key: SecretKey,
+    ) -> Result<Self> {
+        disk.make_folder(&folder)
+            .with_context(|| format!("making {}", folder.display()))?;
         let mut outbox = Self {
+            disk,
             client,
             authorisation: UploadAuthorisation::Worker(key),
             uploads: JoinSet::new(),
             shared: Arc::default(),
             folder,
         };
-        for (path, hash) in left_over(&outbox.folder)? {
-            let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        for (path, hash) in left_over(&*outbox.disk, &outbox.folder)? {
+            let bytes = outbox
+                .disk
+                .read(&path)
+                .with_context(|| format!("reading {}", path.display()))?;
             if Hash::of_blob(&bytes) == hash {
                 outbox.begin(hash, bytes.into(), true);
             } else {
-                remove(&path);
+                remove(&*outbox.disk, &path);
             }
         }
         Ok(outbox)
@@ -65,14 +75,16 @@ impl Outbox {
     pub(super) fn keep(&self, hash: Hash, file: &[u8]) -> Result<()> {
         let path = self.folder.join(hash.to_string());
         let fresh = path.with_extension("new");
-        fs::write(&fresh, file)
-            .and_then(|()| fs::rename(&fresh, &path))
+        let disk = &*self.disk;
+        disk.write(&fresh, &mut |into| into.write_all(file))
+            .and_then(|()| disk.sync(&fresh))
+            .and_then(|()| disk.rename(&fresh, &path))
             .with_context(|| format!("writing {} (is the disk full?)", path.display()))
     }
 
     /// Forgets an update whose commitment was refused.
     pub(super) fn forget(&self, hash: Hash) {
-        remove(&self.folder.join(hash.to_string()));
+        remove(&*self.disk, &self.folder.join(hash.to_string()));
     }
 
     /// Sends a committed update in the background.
@@ -88,12 +100,12 @@ impl Outbox {
         }
         let (client, shared) = (self.client.clone(), Arc::clone(&self.shared));
         let authorisation = self.authorisation.clone();
-        let path = self.folder.join(hash.to_string());
+        let (disk, path) = (Arc::clone(&self.disk), self.folder.join(hash.to_string()));
         shared.sent.store(0, Ordering::Relaxed);
         shared.total.store(file.len() as u64, Ordering::Relaxed);
         self.uploads.spawn(async move {
             let refusal = upload(&client, hash, file, &authorisation, &shared).await;
-            remove(&path);
+            remove(&*disk, &path);
             // Nobody waits any more for what an earlier process left.
             if let Some(refusal) = refusal.filter(|_| !is_old) {
                 let mut refusals = shared.refusals.lock().expect("pushing does not panic");
@@ -151,20 +163,23 @@ async fn upload(
     refusal
 }
 
-fn left_over(folder: &Path) -> Result<Vec<(PathBuf, Hash)>> {
+fn left_over(disk: &dyn Disk, folder: &Path) -> Result<Vec<(PathBuf, Hash)>> {
+    let files = disk.list(folder);
+    let mut files = files.with_context(|| format!("reading {}", folder.display()))?;
+    files.sort_by(|a, b| a.name.cmp(&b.name));
     let mut found = Vec::new();
-    for item in fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))? {
-        let item = item.with_context(|| format!("reading {}", folder.display()))?;
-        match item.file_name().to_str().map(str::parse) {
-            Some(Ok(hash)) if found.len() < UPLOADS_MAX => found.push((item.path(), hash)),
-            _ => remove(&item.path()),
+    for file in files {
+        let path = folder.join(&file.name);
+        match file.name.parse() {
+            Ok(hash) if found.len() < UPLOADS_MAX => found.push((path, hash)),
+            _ => remove(disk, &path),
         }
     }
     Ok(found)
 }
 
-fn remove(path: &Path) {
-    if let Err(error) = fs::remove_file(path)
+fn remove(disk: &dyn Disk, path: &Path) {
+    if let Err(error) = disk.remove(path)
         && error.kind() != std::io::ErrorKind::NotFound
     {
         tracing::warn!("removing {}: {error}", path.display());

@@ -5,10 +5,11 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
+use network::world;
 use protocol::{
     Hash,
     api::{Work, WorkAssignment},
@@ -16,6 +17,7 @@ use protocol::{
     state::decide::fresh,
     units::BlobReference,
 };
+use tokio::time::Instant;
 
 use super::{GOODBYE, Session, begin::be_nice, with_machine};
 use crate::{
@@ -208,11 +210,11 @@ impl Session<'_> {
             .machine
             .take()
             .expect("the machine is here between rounds");
-        let mut thread = tokio::task::spawn_blocking(move || {
+        let mut thread = world::begin_long(async move {
             be_nice(nice);
             let begun = Instant::now();
             let (mut step, mut last) = (first_step, begun);
-            let result = machine.train(&task_copy, &shards, |steps, loss| {
+            let training = machine.train(&task_copy, &shards, |steps, loss| {
                 shared.steps.store(steps, Ordering::Relaxed);
                 let bits = loss.unwrap_or(f32::NAN).to_bits();
                 shared.loss_bits.store(bits, Ordering::Relaxed);
@@ -226,12 +228,14 @@ impl Session<'_> {
                 !shared.stop.load(Ordering::Relaxed)
                     && fits_another_step(steps, limits, left, margin, step)
             });
+            let result = training.await;
             (machine, result, begun.elapsed())
         });
         let mut is_over = false;
         let (machine, result, took) = loop {
             self.show_training(task, &control, deadline);
             tokio::select! {
+                biased;
                 joined = &mut thread => {
                     break joined.map_err(|error| anyhow::anyhow!("training panicked: {error}"))?;
                 }
