@@ -2,7 +2,10 @@ use protocol::SecretKey;
 use rustix::fs::{FlockOperation, flock};
 
 use super::*;
-use crate::store::{Store, tests::created};
+use crate::{
+    ground::Ground,
+    store::{Store, tests::created},
+};
 
 async fn read(folder: &Path) -> Vec<StoredEntry> {
     let archive = Archive::open(folder).await.unwrap();
@@ -29,7 +32,7 @@ fn files(folder: &Path) -> Vec<(PathBuf, u64)> {
 async fn a_closed_folder_is_read_and_left_as_it_was() {
     let folder = tempfile::tempdir().unwrap();
     let (entry, state) = created(&SecretKey::from_entropy([1; 32]), "one");
-    let store = Store::open(folder.path()).await.unwrap();
+    let store = Store::open(folder.path(), &Ground::machine()).await.unwrap();
     store.create(&entry, &state).await.unwrap();
     store.close().await;
     let before = files(folder.path());
@@ -46,7 +49,7 @@ async fn a_closed_folder_is_read_and_left_as_it_was() {
 async fn what_a_killed_hub_left_is_read_with_its_write_ahead_log() {
     let (folder, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (entry, state) = created(&SecretKey::from_entropy([1; 32]), "one");
-    let store = Store::open(folder.path()).await.unwrap();
+    let store = Store::open(folder.path(), &Ground::machine()).await.unwrap();
     store.create(&entry, &state).await.unwrap();
     // As the disk stands when the power goes.
     for (path, _) in files(folder.path()) {
@@ -66,7 +69,7 @@ async fn a_hub_at_work_and_an_empty_folder_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let refused = Archive::open(folder.path()).await.unwrap_err().to_string();
     assert!(refused.contains("no hub's folder"), "{refused}");
-    Store::open(folder.path()).await.unwrap().close().await;
+    Store::open(folder.path(), &Ground::machine()).await.unwrap().close().await;
     let lock = File::create(folder.path().join(crate::LOCK)).unwrap();
     flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
     let refused = Archive::open(folder.path()).await.unwrap_err().to_string();
