@@ -1,6 +1,6 @@
 //! One round's work: the assigned samples, the inner steps, the update and what is carried out of the round.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -19,6 +19,7 @@ use protocol::{
     units::{BlobReference, RunId, WorkerId},
     update::{self, UpdateHeader},
 };
+use tokio::time::Instant;
 
 use super::{Carried, Held, Machine};
 use crate::{carried::CarriedStore, shards::Shards};
