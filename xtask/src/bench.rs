@@ -6,6 +6,7 @@
 mod demo;
 mod engine;
 mod links;
+mod loss_gap;
 mod merge;
 mod report;
 
@@ -18,6 +19,8 @@ pub(crate) struct Options {
     /// The part.
     #[arg(value_enum)]
     part: Part,
+    #[command(flatten)]
+    loss_gap: loss_gap::Flags,
 }
 
 /// The benches.
@@ -35,6 +38,8 @@ enum Part {
     Bytes,
     /// Time from `athome join` to the first inner step that counts.
     Join,
+    /// Held-out loss of training in rounds against one process; hours, and goes on where it stopped.
+    LossGap,
 }
 
 /// Measures, prints and records.
@@ -46,6 +51,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         Part::HomeLink => ("home-link", links::measure("home-link")?),
         Part::Bytes => ("bytes", links::measure("bytes")?),
         Part::Join => ("join", links::measure("join")?),
+        Part::LossGap => ("loss-gap", loss_gap::measure(&options.loss_gap)?),
     };
     report::record(name, &figures)
 }
