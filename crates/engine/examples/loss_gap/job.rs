@@ -48,6 +48,10 @@ pub(crate) struct Workers {
     pub(crate) absent_ppm: u32,
     /// The share of its steps, in millionths, that a worker does before the newest delta reaches it.
     pub(crate) head_start_ppm: u32,
+    /// Whether a worker trains from the model less its own error feedback, so that what it has not sent yet counts in its
+    /// own gradients.
+    #[serde(default)]
+    pub(crate) error_applied: bool,
     /// The first phase.
     pub(crate) warm_start: WarmStart,
 }

@@ -150,6 +150,16 @@ impl Run<'_> {
             Some((before, _)) if head_start > 0 => trainer.parameters_mut().copy_from_slice(before),
             _ => trainer.parameters_mut().copy_from_slice(&self.theta),
         }
+        let mut decay = engine::charter::error_decay(&self.plan.outer);
+        if self.plan.error_applied {
+            let start = trainer.parameters_mut().iter_mut();
+            for (parameter, error) in start.zip(&worker.error) {
+                let kept = decay * *error;
+                *parameter -= kept;
+            }
+            // What is carried is in the parameters now, and so in their difference from the model.
+            decay = 0.0;
+        }
         for step in 0..u64::from(worker.steps) {
             if let Some((_, newest)) = &self.before
                 && head_start > 0
@@ -168,7 +178,7 @@ impl Run<'_> {
             &mut worker.error,
             &self.theta,
             trainer.parameters(),
-            engine::charter::error_decay(&self.plan.outer),
+            decay,
         )?;
         self.traffic.updates += 1;
         self.traffic.update_bytes += payload.len() as u64;
