@@ -198,9 +198,9 @@ pub struct RoundRules {
     pub steps_min: u32,
     /// Most inner steps of a counted update.
     pub steps_max: u32,
-    /// Fewest updates for a merge.
+    /// Fewest updates that a round should have: below it the round is extended once, then merged with a smaller step.
     pub quorum: u32,
-    /// Most workers in a round.
+    /// Places in a round; a quarter more workers are given slots.
     pub slots_max: u32,
     /// Largest share of a round's weight for one worker, in units of 2^-16; 65536 for no cap.
     pub weight_cap_q16: u32,
@@ -215,6 +215,14 @@ pub struct RoundRules {
     pub warm_start_tokens: u64,
     /// How many times faster than its own measured speed a worker may claim to be, in units of 2^-16.
     pub speed_ratio_max_q16: u32,
+}
+
+impl RoundRules {
+    /// Most workers that are given a slot: a quarter more than there are places, because some never come.
+    #[must_use]
+    pub fn assigned_max(&self) -> u32 {
+        self.slots_max.saturating_add(self.slots_max.div_ceil(4))
+    }
 }
 
 /// Presets of the split of income (`docs/glossary.md`).

@@ -50,7 +50,7 @@ pub enum Event {
         base: ModelState,
         /// Seed of its samples.
         seed: Hash,
-        /// Accepted tokens of the run so far; sets the learning rate.
+        /// Tokens of the run so far, accepted or waiting for their merge; sets the learning rate.
         tokens_before: u64,
         /// Last moment for commitments, Unix milliseconds.
         deadline_ms: u64,
@@ -66,12 +66,19 @@ pub enum Event {
         /// The worker.
         worker: WorkerId,
     },
-    /// A worker committed to an update.
+    /// A worker committed to an update; if it is of an earlier round, it is a further slot of the round that is open.
     UpdateCommitted {
         /// Its signed command, a [`crate::command::Command::Commit`].
         command: SignedCommand,
     },
-    /// No further commitments: the deadline passed, or all have committed.
+    /// Too few have committed: the round goes on for half a window, once.
+    RoundExtended {
+        /// The round.
+        round: u64,
+        /// New last moment for commitments, Unix milliseconds.
+        deadline_ms: u64,
+    },
+    /// No further commitments in time: the round's time is up, or all who are there have committed.
     CommitmentsClosed {
         /// The round.
         round: u64,
@@ -80,8 +87,10 @@ pub enum Event {
     },
     /// An update's bytes arrived and passed every check.
     UpdateAccepted {
-        /// The round.
+        /// The round that merges it.
         round: u64,
+        /// Its slot there.
+        slot: u32,
         /// Its maker.
         worker: WorkerId,
         /// Its weight in the merge: accepted tokens, less for staleness.
@@ -89,17 +98,30 @@ pub enum Event {
     },
     /// An update was refused.
     UpdateRefused {
-        /// The round.
+        /// The round that would have merged it.
         round: u64,
+        /// Its slot there.
+        slot: u32,
         /// Its maker.
         worker: WorkerId,
         /// Why.
         reason: RefusalReason,
     },
+    /// An update's bytes did not arrive in time: it goes on, as late, to the round that is open now.
+    UpdateDeferred {
+        /// The round that did not wait for it.
+        round: u64,
+        /// Its slot there.
+        slot: u32,
+        /// Its maker.
+        worker: WorkerId,
+    },
     /// The accepted updates became the next model.
     RoundMerged {
         /// The round.
         round: u64,
+        /// Rate of the step in units of 2^-16: the charter's, less below the quorum.
+        rate_q16: u32,
         /// What was merged, by slot.
         updates: Vec<MergedUpdate>,
         /// The published delta.
@@ -107,7 +129,7 @@ pub enum Event {
         /// The model after it.
         model: ModelState,
     },
-    /// A round ended below its quorum; the model stays.
+    /// A round ended with nothing to merge; the model stays.
     RoundEmpty {
         /// The round.
         round: u64,
@@ -183,6 +205,8 @@ pub struct Evaluation {
 pub struct MergedUpdate {
     /// The slot.
     pub slot: u32,
+    /// The round whose samples it is of; an earlier one than the merge's if it came late.
+    pub of_round: u64,
     /// Its maker.
     pub worker: WorkerId,
     /// The update file.
@@ -234,9 +258,11 @@ impl Event {
             Self::RoundOpened { .. } => "round_opened",
             Self::SlotAdded { .. } => "slot_added",
             Self::UpdateCommitted { .. } => "update_committed",
+            Self::RoundExtended { .. } => "round_extended",
             Self::CommitmentsClosed { .. } => "commitments_closed",
             Self::UpdateAccepted { .. } => "update_accepted",
             Self::UpdateRefused { .. } => "update_refused",
+            Self::UpdateDeferred { .. } => "update_deferred",
             Self::RoundMerged { .. } => "round_merged",
             Self::RoundEmpty { .. } => "round_empty",
             Self::CheckpointPublished { .. } => "checkpoint_published",

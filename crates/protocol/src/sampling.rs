@@ -1,6 +1,8 @@
-//! Which text a slot trains on: a pure function of the round's seed, so that anyone can recompute it.
+//! Which text a worker trains on: a pure function of the round's seed and the worker's id, so that anyone can recompute it.
+//!
+//! Seeds are fixed two rounds ahead ([`crate::state::State::ahead`]): a worker knows what comes before it has a slot.
 
-use crate::{Hash, charter::Charter};
+use crate::{Hash, charter::Charter, units::WorkerId};
 
 /// Where one training sequence begins: `sequence + 1` tokens from `start` of shard `shard`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,21 +13,21 @@ pub struct Sample {
     pub start: u64,
 }
 
-const SHARDS_DOMAIN: &str = "AI@home 2026 assigned shards v1";
-const SAMPLE_DOMAIN: &str = "AI@home 2026 training sample v1";
+const SHARDS_DOMAIN: &str = "AI@home 2026 assigned shards v2";
+const SAMPLE_DOMAIN: &str = "AI@home 2026 training sample v2";
 
-/// The shards of a slot in a round: `shards_per_assignment` of them, fewer if the run has fewer.
+/// The shards of a worker in a round: `shards_per_assignment` of them, fewer if the run has fewer.
 ///
 /// The first is drawn with probability proportional to its tokens, the rest follow it in order,
 /// so that a worker's shards are few and every token is drawn alike over many rounds.
 #[must_use]
-pub fn assigned_shards(charter: &Charter, seed: &Hash, slot: u32) -> Vec<u32> {
+pub fn assigned_shards(charter: &Charter, seed: &Hash, worker: &WorkerId) -> Vec<u32> {
     let training = &charter.data.training;
     let count = (charter.round.shards_per_assignment as usize).min(training.len());
     if count == training.len() {
         return (0..count as u32).collect();
     }
-    let draw = draw(SHARDS_DOMAIN, seed, &[u64::from(slot)]);
+    let draw = draw(SHARDS_DOMAIN, seed, worker, &[]);
     let total: u64 = training.iter().map(|it| it.tokens).sum();
     let mut position = scale(draw, total);
     let mut first = 0;
@@ -46,7 +48,7 @@ pub fn assigned_shards(charter: &Charter, seed: &Hash, slot: u32) -> Vec<u32> {
 pub fn sample(
     charter: &Charter,
     seed: &Hash,
-    slot: u32,
+    worker: &WorkerId,
     shards: &[u32],
     step: u32,
     row: u32,
@@ -64,7 +66,8 @@ pub fn sample(
     let draw = draw(
         SAMPLE_DOMAIN,
         seed,
-        &[u64::from(slot), u64::from(step), u64::from(row)],
+        worker,
+        &[u64::from(step), u64::from(row)],
     );
     let mut position = scale(draw, total);
     for &shard in shards {
@@ -79,7 +82,7 @@ pub fn sample(
     unreachable!("the position is below the sum of the starts")
 }
 
-/// The round's seed: the run's seed, the round and the model it starts from.
+/// A round's seed: the run's seed, the round, and the newest model two rounds before.
 #[must_use]
 pub fn round_seed(charter: &Charter, round: u64, parameters: &Hash) -> Hash {
     let mut message = [0_u8; 48];
@@ -89,8 +92,8 @@ pub fn round_seed(charter: &Charter, round: u64, parameters: &Hash) -> Hash {
     Hash::in_domain("AI@home 2026 round seed v1", &message)
 }
 
-fn draw(domain: &str, seed: &Hash, numbers: &[u64]) -> u64 {
-    let mut message = seed.0.to_vec();
+fn draw(domain: &str, seed: &Hash, worker: &WorkerId, numbers: &[u64]) -> u64 {
+    let mut message = [seed.0.as_slice(), &worker.0.0].concat();
     for number in numbers {
         message.extend_from_slice(&number.to_le_bytes());
     }
@@ -106,16 +109,22 @@ fn scale(draw: u64, total: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::charter::tests::sample_charter;
+    use crate::{SecretKey, charter::tests::sample_charter};
+
+    fn worker(number: u16) -> WorkerId {
+        let mut entropy = [7; 32];
+        entropy[..2].copy_from_slice(&number.to_le_bytes());
+        WorkerId(SecretKey::from_entropy(entropy).public())
+    }
 
     #[test]
     fn samples_lie_within_the_assigned_shards_and_cover_them() {
         let charter = sample_charter();
         let seed = Hash::of_blob(b"seed");
-        let shards = assigned_shards(&charter, &seed, 3);
+        let shards = assigned_shards(&charter, &seed, &worker(3));
         let mut seen = std::collections::BTreeSet::new();
         for step in 0..200 {
-            let sample = sample(&charter, &seed, 3, &shards, step, 1).unwrap();
+            let sample = sample(&charter, &seed, &worker(3), &shards, step, 1).unwrap();
             assert!(shards.contains(&sample.shard));
             let tokens = charter.data.training[sample.shard as usize].tokens;
             assert!(sample.start + u64::from(charter.inner.sequence) < tokens);
@@ -134,9 +143,9 @@ mod tests {
     fn a_value_pinned_forever() {
         let charter = sample_charter();
         let seed = round_seed(&charter, 7, &Hash::of_blob(b"parameters"));
-        let shards = assigned_shards(&charter, &seed, 0);
-        let sample = sample(&charter, &seed, 0, &shards, 5, 2).unwrap();
-        expect_test::expect!["5f297334a84d7f371cc97f6250f8dca9e60603792b26bb25fa7977dc35f5de7e [0, 1] Sample { shard: 1, start: 1493 }"].assert_eq(&format!("{seed} {shards:?} {sample:?}"));
+        let shards = assigned_shards(&charter, &seed, &worker(0));
+        let sample = sample(&charter, &seed, &worker(0), &shards, 5, 2).unwrap();
+        expect_test::expect!["5f297334a84d7f371cc97f6250f8dca9e60603792b26bb25fa7977dc35f5de7e [0, 1] Sample { shard: 1, start: 0 }"].assert_eq(&format!("{seed} {shards:?} {sample:?}"));
     }
 
     #[test]
@@ -144,8 +153,8 @@ mod tests {
         let mut charter = sample_charter();
         charter.round.shards_per_assignment = 1;
         let mut counts = vec![0_u32; charter.data.training.len()];
-        for slot in 0..1_000 {
-            let shards = assigned_shards(&charter, &Hash::of_blob(b"s"), slot);
+        for number in 0..1_000 {
+            let shards = assigned_shards(&charter, &Hash::of_blob(b"s"), &worker(number));
             assert_eq!(shards.len(), 1);
             counts[shards[0] as usize] += 1;
         }

@@ -5,19 +5,24 @@
 
 pub mod apply;
 pub mod decide;
+pub mod round;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::{
     Hash,
     charter::Charter,
     command::{Commitment, Device},
-    event::{Checkpoint, Evaluation, ModelState, RefusalReason},
+    event::{Checkpoint, Evaluation, ModelState},
     log::Head,
     succession::Sealing,
     units::{AccountId, BlobReference, MicroCredits, RunId, WorkerId},
 };
 
+pub use round::{Round, Slot, SlotProgress};
+
+/// Newest models that an update may start from: those of the rounds that a late update may be of, and their bases.
+pub const MODELS_KEPT: usize = 8;
 /// Most workers that one run's log admits.
 pub const WORKERS_MAX: usize = 1 << 20;
 
@@ -36,10 +41,22 @@ pub struct State {
     pub model: ModelState,
     /// The newest whole checkpoint, and the round it follows.
     pub checkpoint: (u64, Checkpoint),
-    /// Where the current round stands.
-    pub phase: Phase,
+    /// The newest models, oldest first, the newest of all last: what an update may start from.
+    pub models: VecDeque<ModelState>,
+    /// The round in which workers train and commit.
+    pub training: Option<Round>,
+    /// The round before it, while its bytes arrive and are merged.
+    pub revealing: Option<Round>,
+    /// Rounds closed lately, in which late commitments are still taken; oldest first.
+    pub closed: VecDeque<Closed>,
+    /// Whether all tokens are spent and nothing more follows.
+    pub finished: bool,
+    /// Seeds of the next two rounds: everyone knows two rounds ahead what to train on.
+    pub ahead: [Hash; 2],
     /// The last round that was opened.
     pub round: u64,
+    /// Time from the close of the last merged round to its merge, in milliseconds.
+    pub merge_ms: u64,
     /// Rounds that were merged.
     pub rounds_merged: u64,
     /// Accepted tokens of the whole run.
@@ -56,65 +73,17 @@ pub struct State {
     pub sampled_round: Option<u64>,
 }
 
-/// Where the current round stands.
+/// A round that takes no more commitments in time, only late ones.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Phase {
-    /// Between rounds.
-    Idle,
-    /// Workers train and commit.
-    Training(Round),
-    /// Commitments are closed; bytes still arrive.
-    Revealing(Round),
-    /// All tokens are spent.
-    Finished,
-}
-
-/// A round in progress.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Round {
+pub struct Closed {
     /// Number.
     pub round: u64,
-    /// The model it started from.
+    /// The model that was the newest when it opened.
     pub base: ModelState,
-    /// Seed of its samples.
-    pub seed: Hash,
-    /// The run's accepted tokens when it opened.
-    pub tokens_before: u64,
     /// When it opened, Unix milliseconds.
     pub opened_ms: u64,
-    /// Last moment for commitments, Unix milliseconds.
-    pub deadline_ms: u64,
-    /// Last moment for the bytes, once commitments are closed.
-    pub reveal_deadline_ms: Option<u64>,
-    /// By slot.
-    pub slots: Vec<Slot>,
-}
-
-/// One worker's part in a round.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Slot {
-    /// Who has it.
-    pub worker: WorkerId,
-    /// How far it is.
-    pub progress: SlotProgress,
-}
-
-/// How far a slot is.
-#[derive(Clone, Debug, PartialEq)]
-pub enum SlotProgress {
-    /// Training, as far as the log knows.
-    Assigned,
-    /// Promised.
-    Committed(Box<Commitment>),
-    /// Checked and waiting for the merge.
-    Accepted {
-        /// What was promised and came.
-        commitment: Box<Commitment>,
-        /// Weight in the merge.
-        weight: u64,
-    },
-    /// Does not count.
-    Refused(RefusalReason),
+    /// Who has a slot in it and has not committed: worker and slot.
+    pub missing: BTreeMap<WorkerId, u32>,
 }
 
 /// A worker's record.
@@ -128,8 +97,15 @@ pub struct Worker {
     pub joined: bool,
     /// Sequence number of its last command.
     pub sequence: u64,
-    /// Hash of what it carries between rounds, as last committed and accepted; `None` before its first update.
+    /// Hash of what it carries between rounds: what its last commitment left, or what that left when refused; `None`
+    /// before the first.
     pub carried: Option<Hash>,
+    /// What its last commitment would have left, if it was refused after the worker may have gone on from it.
+    pub carried_otherwise: Option<Hash>,
+    /// Up to when its claims of work fill its time, Unix milliseconds: no moment is claimed twice.
+    pub busy_until_ms: u64,
+    /// Tokens of its last merged update: what a round expects of it.
+    pub tokens_last: u64,
     /// Tokens of its accepted updates.
     pub tokens: u64,
     /// Credit for them.
@@ -140,18 +116,37 @@ pub struct Worker {
     pub updates_refused: u64,
     /// Last round it had an update accepted in.
     pub last_round: Option<u64>,
-    /// Slots in a row that it left without a commitment: who promises speed and brings nothing goes last.
+    /// Slots in a row that it left without a commitment or without its bytes: who promises and brings nothing goes last
+    /// and is not waited for.
     pub missed_in_a_row: u64,
 }
 
 impl State {
-    /// The round in progress, if one is.
+    /// The round that takes commitments, or the one that is being revealed if none does.
     #[must_use]
     pub fn current_round(&self) -> Option<&Round> {
-        match &self.phase {
-            Phase::Training(round) | Phase::Revealing(round) => Some(round),
-            Phase::Idle | Phase::Finished => None,
-        }
+        self.training.as_ref().or(self.revealing.as_ref())
+    }
+
+    /// The round in progress with this number.
+    #[must_use]
+    pub fn round_in_progress(&self, round: u64) -> Option<&Round> {
+        self.rounds_in_progress().find(|it| it.round == round)
+    }
+
+    /// The rounds in progress, the older first.
+    pub fn rounds_in_progress(&self) -> impl Iterator<Item = &Round> {
+        self.revealing.iter().chain(&self.training)
+    }
+
+    /// Where the commitment that names this blob stands: its round, slot and commitment.
+    #[must_use]
+    pub fn commitment_of_blob(&self, blob: &Hash) -> Option<(&Round, u32, &Commitment)> {
+        self.rounds_in_progress().find_map(|round| {
+            let slot = round.slot_of_blob(blob)?;
+            let commitment = round.slots()[slot as usize].commitment()?;
+            Some((round, slot, commitment))
+        })
     }
 
     /// Whether the run still warms up: one worker at a time, whose inner state is published.
@@ -163,19 +158,22 @@ impl State {
     /// Whether the run takes no further rounds.
     #[must_use]
     pub fn is_finished(&self) -> bool {
-        matches!(self.phase, Phase::Finished)
+        self.finished
     }
-}
 
-impl Round {
-    /// The slot of a worker.
+    /// Accepted tokens and those that wait for their merge.
     #[must_use]
-    pub fn slot_of(&self, worker: &WorkerId) -> Option<(u32, &Slot)> {
-        self.slots
+    pub fn tokens_with_pending(&self) -> u64 {
+        let pending = self.revealing.as_ref().map_or(0, Round::tokens_pending);
+        self.tokens.saturating_add(pending)
+    }
+
+    /// The published model of this round and hash, if it is one of the newest.
+    #[must_use]
+    pub fn model_of(&self, round: u64, parameters: &Hash) -> Option<&ModelState> {
+        self.models
             .iter()
-            .enumerate()
-            .find(|(_, slot)| slot.worker == *worker)
-            .map(|(index, slot)| (index as u32, slot))
+            .find(|it| it.round == round && it.parameters == *parameters)
     }
 }
 

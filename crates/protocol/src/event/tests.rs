@@ -93,24 +93,37 @@ fn samples() -> Vec<Event> {
                 header: sample_header(),
             }))),
         },
+        Event::RoundExtended {
+            round: 1,
+            deadline_ms: 9,
+        },
         Event::CommitmentsClosed {
             round: 1,
             reveal_deadline_ms: 10,
         },
         Event::UpdateAccepted {
             round: 1,
+            slot: 2,
             worker: worker(),
             weight: 11,
         },
         Event::UpdateRefused {
             round: 1,
+            slot: 2,
             worker: worker(),
             reason: RefusalReason::Payload("short".into()),
         },
+        Event::UpdateDeferred {
+            round: 1,
+            slot: 2,
+            worker: worker(),
+        },
         Event::RoundMerged {
             round: 1,
+            rate_q16: 65_536,
             updates: vec![MergedUpdate {
                 slot: 0,
+                of_round: 1,
                 worker: worker(),
                 update: blob(),
                 tokens: 12,
@@ -164,15 +177,17 @@ fn golden_bytes_of_every_event() {
         round_opened 134 55b0aa0d999401f66f7c0cc51c1f66c195acd6143c2c3507bcdecec4eb61a496
         slot_added 35 0501018139770ea87d175f56a35466c34c7ecccb8d8a91b4ee37a25df60f5b8fc9b394
         update_committed 400 3c6eb3aa57e2330408d4fbf21946fea29f21fb20cf7572f97b15d2ce53dbe2cb
-        commitments_closed 3 07010a
-        update_accepted 35 08018139770ea87d175f56a35466c34c7ecccb8d8a91b4ee37a25df60f5b8fc9b3940b
-        update_refused 41 09018139770ea87d175f56a35466c34c7ecccb8d8a91b4ee37a25df60f5b8fc9b394020573686f7274
-        round_merged 170 e6eaf8cc7caa250766f18aa60241556fe40ff3bb98a28a42fb366552e9a2e0dc
-        round_empty 2 0b01
-        checkpoint_published 68 ecb0b385809be611b685968b86c88123c8adb27899f9863324f5cc6daa04571f
-        model_evaluated 5 0d010f1011
-        sample_drawn 17 0e010257650b207468652070656f706c65
-        run_finished 2 0f01"#]].assert_eq(&lines.join("\n"));
+        round_extended 3 070109
+        commitments_closed 3 08010a
+        update_accepted 36 0901028139770ea87d175f56a35466c34c7ecccb8d8a91b4ee37a25df60f5b8fc9b3940b
+        update_refused 42 0a01028139770ea87d175f56a35466c34c7ecccb8d8a91b4ee37a25df60f5b8fc9b394020573686f7274
+        update_deferred 35 0b01028139770ea87d175f56a35466c34c7ecccb8d8a91b4ee37a25df60f5b8fc9b394
+        round_merged 174 2af3c34d9fb97af7ac5eb626c4ff4ba06453a6d0d18e2451be7d4cb797009d7d
+        round_empty 2 0d01
+        checkpoint_published 68 55750b5f24adc7f4f9d8b6f84b5c08025be323468491b4ef18e0fa532218c721
+        model_evaluated 5 0f010f1011
+        sample_drawn 17 10010257650b207468652070656f706c65
+        run_finished 2 1101"#]].assert_eq(&lines.join("\n"));
 }
 
 #[test]

@@ -1,11 +1,15 @@
 //! The fold: one entry of the log onto the state. It trusts nobody: a log may come from a stranger.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
-use super::{Phase, Round, Slot, SlotProgress, State, WORKERS_MAX, Worker};
+use super::{
+    Closed, MODELS_KEPT, Round, SlotProgress, State, WORKERS_MAX, Worker,
+    decide::{Accepting, check_commitment, claimed_until, round_to_merge},
+    round::{LATE_ROUNDS_MAX, Opening, Reveal},
+};
 use crate::{
     command::{Command, CommandError, Commitment, SignedCommand},
-    event::{Event, MergedUpdate},
+    event::{Event, MergedUpdate, ModelState, RefusalReason},
     log::{ChainError, Entry, Head},
     sampling::round_seed,
     succession::Sealing,
@@ -70,8 +74,14 @@ impl State {
             sealing: Sealing::of(charter),
             model: *model,
             checkpoint: (0, *checkpoint),
-            phase: Phase::Idle,
+            models: VecDeque::from([*model]),
+            training: None,
+            revealing: None,
+            closed: VecDeque::new(),
+            finished: false,
+            ahead: [1, 2].map(|round| round_seed(charter, round, &model.parameters)),
             round: 0,
+            merge_ms: 0,
             rounds_merged: 0,
             tokens: 0,
             inner_start: None,
@@ -88,6 +98,18 @@ impl State {
         let hub = self.sealing.sealer(&head, entry)?;
         head.advance(self.run, &hub, entry)?;
         self.check_command(entry)?;
+        self.fold_entry(entry, head)
+    }
+
+    /// Folds an entry that the caller itself has just made of what [`super::decide::decide`] said and sealed with
+    /// [`Head::next`]: as [`Self::apply`] does, but the signatures, checked or made a moment ago, are not checked again.
+    pub fn apply_decided(&mut self, entry: &Entry) -> Result<(), ApplyError> {
+        let mut head = self.head;
+        head.advance_unsigned(self.run, entry)?;
+        self.fold_entry(entry, head)
+    }
+
+    fn fold_entry(&mut self, entry: &Entry, head: Head) -> Result<(), ApplyError> {
         self.fold(&entry.event, entry.time_ms)
             .map_err(|problem| ApplyError::Impossible {
                 index: entry.index,
@@ -150,151 +172,64 @@ impl State {
                 deadline_ms,
                 assignments,
             } => {
-                if self.phase != Phase::Idle {
-                    return Err("another round is in progress or the run is finished");
-                }
-                if *round != self.round + 1
-                    || *base != self.model
-                    || *seed != round_seed(&self.charter, *round, &base.parameters)
-                    || *tokens_before != self.tokens
-                    || *deadline_ms < time_ms
-                {
-                    return Err("round, base, seed, tokens or deadline are not the state's");
-                }
-                self.check_assignments(assignments)?;
-                self.round = *round;
-                self.phase = Phase::Training(Round {
+                let opening = Opening {
                     round: *round,
                     base: *base,
                     seed: *seed,
                     tokens_before: *tokens_before,
                     opened_ms: time_ms,
                     deadline_ms: *deadline_ms,
-                    reveal_deadline_ms: None,
-                    slots: assignments.iter().copied().map(Slot::assigned).collect(),
-                });
-                Ok(())
+                    is_warm_start: self.is_warming_up(),
+                };
+                self.fold_opened(&opening, assignments)
             }
             Event::SlotAdded {
                 round,
                 slot,
                 worker,
-            } => {
-                let joined = self.workers.get(worker).is_some_and(|it| it.joined);
-                let slots_max = self.charter.round.slots_max;
-                if self.is_warming_up() {
-                    return Err("a round of the warm start has one slot");
+            } => self.fold_slot_added(*round, *slot, *worker),
+            Event::UpdateCommitted { command } => self.fold_committed(command, time_ms),
+            Event::RoundExtended { round, deadline_ms } => {
+                let half = self.charter.round.window_ms / 2;
+                let open = training(&mut self.training, *round)?;
+                if open.is_extended || *deadline_ms != open.deadline_ms.saturating_add(half) {
+                    return Err("a round is extended once, by half a window");
                 }
-                let open = self.training_round(*round)?;
-                if !joined || open.slot_of(worker).is_some() {
-                    return Err("the worker has not joined, or has a slot");
-                }
-                if *slot as usize != open.slots.len() || *slot >= slots_max {
-                    return Err("the slot is not the next, or one too many");
-                }
-                open.slots.push(Slot::assigned(*worker));
+                open.is_extended = true;
+                open.deadline_ms = *deadline_ms;
                 Ok(())
             }
-            Event::UpdateCommitted { command } => self.fold_committed(command, time_ms),
             Event::CommitmentsClosed {
                 round,
                 reveal_deadline_ms,
-            } => {
-                if *reveal_deadline_ms != time_ms.saturating_add(self.charter.round.reveal_ms) {
-                    return Err("the time to reveal is not the charter's");
-                }
-                let open = self.training_round(*round)?;
-                open.reveal_deadline_ms = Some(*reveal_deadline_ms);
-                let open = open.clone();
-                self.count_missed(&open);
-                self.phase = Phase::Revealing(open);
-                Ok(())
-            }
+            } => self.fold_closed(*round, *reveal_deadline_ms, time_ms),
             Event::UpdateAccepted {
                 round,
+                slot,
                 worker,
                 weight,
-            } => {
-                let slot = self.committed_slot(*round, worker)?;
-                let SlotProgress::Committed(commitment) = &slot.progress else {
-                    return Err("the update was not committed, or was judged already");
-                };
-                if *weight != super::decide::weight(*round, commitment) {
-                    return Err("the weight is not what the update's tokens and lateness give");
-                }
-                slot.progress = SlotProgress::Accepted {
-                    commitment: commitment.clone(),
-                    weight: *weight,
-                };
-                Ok(())
-            }
+            } => self
+                .slot_in_progress(*round, *slot, worker)?
+                .accept(*slot, *weight),
             Event::UpdateRefused {
                 round,
+                slot,
                 worker,
                 reason,
-            } => {
-                let slot = self.committed_slot(*round, worker)?;
-                if !matches!(
-                    slot.progress,
-                    SlotProgress::Committed(_) | SlotProgress::Accepted { .. }
-                ) {
-                    return Err("the update was not committed, or was refused already");
-                }
-                let kept = slot.commitment().map(|it| it.header.carried_if_refused);
-                slot.progress = SlotProgress::Refused(reason.clone());
-                if let Some(record) = self.workers.get_mut(worker) {
-                    record.updates_refused += 1;
-                    record.carried = kept.or(record.carried);
-                }
-                Ok(())
-            }
+            } => self.fold_refused(*round, *slot, *worker, reason),
+            Event::UpdateDeferred {
+                round,
+                slot,
+                worker,
+            } => self.fold_deferred(*round, *slot, *worker),
             Event::RoundMerged {
                 round,
+                rate_q16,
                 updates,
                 model,
                 ..
-            } => {
-                let Some(open) = super::decide::round_to_merge(self) else {
-                    return Err("no round waits for its merge");
-                };
-                if open.round != *round || model.round != *round {
-                    return Err("another round waits for its merge");
-                }
-                if updates.is_empty() || *updates != merged_updates(&self.charter, open) {
-                    return Err("the merged updates are not the accepted ones");
-                }
-                for update in updates {
-                    self.credit(*round, update);
-                }
-                self.model = *model;
-                self.rounds_merged += 1;
-                self.phase = Phase::Idle;
-                Ok(())
-            }
-            Event::RoundEmpty { round } => {
-                let Some(open) = self.current_round().filter(|it| it.round == *round) else {
-                    return Err("that round is not in progress");
-                };
-                if super::decide::round_to_merge(self).is_some() {
-                    return Err("enough updates are accepted: the round is to be merged");
-                }
-                let open = open.clone();
-                if matches!(self.phase, Phase::Training(_)) {
-                    self.count_missed(&open);
-                }
-                let kept: Vec<_> = open
-                    .slots
-                    .iter()
-                    .filter_map(|it| Some((it.worker, it.commitment()?.header.carried_if_refused)))
-                    .collect();
-                for (worker, carried) in kept {
-                    if let Some(record) = self.workers.get_mut(&worker) {
-                        record.carried = Some(carried);
-                    }
-                }
-                self.phase = Phase::Idle;
-                Ok(())
-            }
+            } => self.fold_merged(*round, *rate_q16, updates, model, time_ms),
+            Event::RoundEmpty { round } => self.fold_empty(*round, time_ms),
             Event::CheckpointPublished { round, checkpoint } => {
                 if *round != self.model.round {
                     return Err("it is not the newest model's");
@@ -319,10 +254,14 @@ impl State {
                 Ok(())
             }
             Event::RunFinished { .. } => {
-                if self.phase != Phase::Idle || self.tokens < self.charter.inner.tokens_max {
+                if self.training.is_some()
+                    || self.revealing.is_some()
+                    || self.finished
+                    || self.tokens < self.charter.inner.tokens_max
+                {
                     return Err("a round is in progress or tokens are left");
                 }
-                self.phase = Phase::Finished;
+                self.finished = true;
                 Ok(())
             }
             Event::HubReplaced { succession } => self
@@ -348,6 +287,9 @@ impl State {
                 joined: true,
                 sequence: 0,
                 carried: None,
+                carried_otherwise: None,
+                busy_until_ms: 0,
+                tokens_last: 0,
                 tokens: 0,
                 credits: MicroCredits(0),
                 updates_accepted: 0,
@@ -375,6 +317,74 @@ impl State {
         Ok(())
     }
 
+    fn fold_opened(
+        &mut self,
+        opening: &Opening,
+        assignments: &[WorkerId],
+    ) -> Result<(), &'static str> {
+        if self.finished || self.training.is_some() {
+            return Err("another round takes commitments, or the run is finished");
+        }
+        if opening.is_warm_start && self.revealing.is_some() {
+            return Err("a round of the warm start begins when the one before it is merged");
+        }
+        if opening.round != self.round + 1
+            || opening.base != self.model
+            || opening.seed != self.ahead[0]
+            || opening.tokens_before != self.tokens_with_pending()
+            || opening.deadline_ms
+                != opening
+                    .opened_ms
+                    .saturating_add(self.charter.round.window_ms)
+        {
+            return Err("round, base, seed, tokens or deadline are not the state's");
+        }
+        self.check_assignments(assignments, opening.is_warm_start)?;
+        let mut round = Round::open(opening);
+        for worker in assignments {
+            self.assign(&mut round, *worker);
+        }
+        round.slots_opened = assignments.len() as u32;
+        let after_next = round_seed(&self.charter, opening.round + 2, &self.model.parameters);
+        self.ahead = [self.ahead[1], after_next];
+        self.round = opening.round;
+        self.training = Some(round);
+        Ok(())
+    }
+
+    fn assign(&self, round: &mut Round, worker: WorkerId) {
+        let record = self.workers.get(&worker);
+        let keeps_word = record.is_some_and(|it| it.missed_in_a_row == 0);
+        let expected = record.map_or(0, |it| it.tokens_last);
+        round.assign(worker, if keeps_word { expected } else { 0 }, keeps_word);
+    }
+
+    fn fold_slot_added(
+        &mut self,
+        number: u64,
+        slot: u32,
+        worker: WorkerId,
+    ) -> Result<(), &'static str> {
+        let joined = self.workers.get(&worker).is_some_and(|it| it.joined);
+        let assigned_max = self.charter.round.assigned_max();
+        let open = training(&mut self.training, number)?;
+        if open.is_warm_start {
+            return Err("a round of the warm start has one slot");
+        }
+        if !joined || open.slot_of(&worker).is_some() {
+            return Err("the worker has not joined, or has a slot");
+        }
+        if slot as usize != open.slots().len()
+            || open.undecided() + open.committed() >= assigned_max
+        {
+            return Err("the slot is not the next, or one too many");
+        }
+        let mut open = self.training.take().expect("it was there a moment ago");
+        self.assign(&mut open, worker);
+        self.training = Some(open);
+        Ok(())
+    }
+
     fn fold_committed(
         &mut self,
         command: &SignedCommand,
@@ -383,32 +393,207 @@ impl State {
         let Command::Commit(commitment) = &command.command else {
             return Err("the command is not a commitment");
         };
-        if super::decide::check_commitment(self, command.worker, commitment, time_ms).is_err() {
+        let Ok(accepting) = check_commitment(self, command.worker, commitment, time_ms) else {
             return Err("the commitment does not fit its assignment");
-        }
+        };
         let commitment: Commitment = (**commitment).clone();
-        let round = commitment.header.round;
-        let open = self.training_round(round)?;
-        let slot = open
-            .slots
-            .get_mut(commitment.header.slot as usize)
-            .filter(|it| it.worker == command.worker)
-            .ok_or("the slot is not the worker's")?;
-        if slot.progress != SlotProgress::Assigned {
-            return Err("the slot has a commitment already");
-        }
-        slot.progress = SlotProgress::Committed(Box::new(commitment));
-        if let Some(record) = self.workers.get_mut(&command.worker) {
+        let (worker, header) = (command.worker, commitment.header.clone());
+        let open = self.training.as_mut().ok_or("no round is open")?;
+        let opened_ms = match accepting {
+            Accepting::InTime(slot) => {
+                open.commit(&self.charter, slot, commitment, time_ms);
+                open.opened_ms
+            }
+            Accepting::Late => {
+                open.commit_late(worker, commitment);
+                let closed = self.closed.iter_mut().find(|it| it.round == header.round);
+                let closed = closed.expect("checked with the commitment");
+                closed.missing.remove(&worker);
+                closed.opened_ms
+            }
+        };
+        let until = self
+            .workers
+            .get(&worker)
+            .map_or(0, |it| claimed_until(self, it, opened_ms, header.tokens));
+        if let Some(record) = self.workers.get_mut(&worker) {
             record.sequence = command.sequence;
+            record.busy_until_ms = until.min(time_ms);
+            record.carried = Some(header.carried_after);
+            record.carried_otherwise = None;
         }
         Ok(())
     }
 
-    fn check_assignments(&self, assignments: &[WorkerId]) -> Result<(), &'static str> {
-        if assignments.is_empty() || assignments.len() > self.charter.round.slots_max as usize {
+    fn fold_closed(
+        &mut self,
+        number: u64,
+        reveal_deadline_ms: u64,
+        time_ms: u64,
+    ) -> Result<(), &'static str> {
+        if reveal_deadline_ms != time_ms.saturating_add(self.charter.round.reveal_ms) {
+            return Err("the time to reveal is not the charter's");
+        }
+        if self.revealing.is_some() {
+            return Err("the round before it is not merged yet");
+        }
+        if !training(&mut self.training, number)?.has_commitments() {
+            return Err("nobody committed to it");
+        }
+        let mut round = self.training.take().expect("it was there a moment ago");
+        round.reveal = Some(Reveal {
+            closed_ms: time_ms,
+            deadline_ms: reveal_deadline_ms,
+        });
+        self.leave(&round);
+        self.revealing = Some(round);
+        Ok(())
+    }
+
+    /// Notes who had a slot in a round and has not committed: it missed the round, and may still come late.
+    fn leave(&mut self, round: &Round) {
+        let missing: BTreeMap<WorkerId, u32> = (0..)
+            .zip(round.slots())
+            .filter(|(_, it)| it.progress == SlotProgress::Assigned)
+            .map(|(slot, it)| (it.worker, slot))
+            .collect();
+        for worker in missing.keys() {
+            if let Some(record) = self.workers.get_mut(worker) {
+                record.missed_in_a_row += 1;
+            }
+        }
+        if round.is_warm_start {
+            return;
+        }
+        self.closed.push_back(Closed {
+            round: round.round,
+            base: round.base,
+            opened_ms: round.opened_ms,
+            missing,
+        });
+        while self
+            .closed
+            .front()
+            .is_some_and(|it| it.round + LATE_ROUNDS_MAX < round.round + 1)
+        {
+            self.closed.pop_front();
+        }
+    }
+
+    fn fold_refused(
+        &mut self,
+        round: u64,
+        slot: u32,
+        worker: WorkerId,
+        reason: &RefusalReason,
+    ) -> Result<(), &'static str> {
+        let commitment = self
+            .slot_in_progress(round, slot, &worker)?
+            .refuse(slot, reason)?;
+        if let Some(record) = self.workers.get_mut(&worker) {
+            record.updates_refused += 1;
+            if *reason == RefusalReason::NotRevealed {
+                record.missed_in_a_row += 1;
+            }
+            let after = Some(commitment.header.carried_after);
+            if record.carried == after {
+                record.carried = Some(commitment.header.carried_if_refused);
+                record.carried_otherwise = after;
+            }
+        }
+        Ok(())
+    }
+
+    fn fold_deferred(
+        &mut self,
+        round: u64,
+        slot: u32,
+        worker: WorkerId,
+    ) -> Result<(), &'static str> {
+        let from = self
+            .revealing
+            .as_mut()
+            .filter(|it| it.round == round)
+            .ok_or("that round is not being revealed")?;
+        let to = self.training.as_mut().ok_or("no round could take it up")?;
+        let part = from.slots().get(slot as usize);
+        let part = part.filter(|it| it.worker == worker);
+        let of_round = part.ok_or("the slot is not the worker's")?.of_round;
+        if to.round - of_round > LATE_ROUNDS_MAX {
+            return Err("it is too late for the next round");
+        }
+        let commitment = from.defer(slot)?;
+        to.commit_late(worker, commitment);
+        if let Some(record) = self.workers.get_mut(&worker) {
+            record.missed_in_a_row += 1;
+        }
+        Ok(())
+    }
+
+    fn fold_merged(
+        &mut self,
+        number: u64,
+        rate_q16: u32,
+        updates: &[MergedUpdate],
+        model: &ModelState,
+        time_ms: u64,
+    ) -> Result<(), &'static str> {
+        let Some(open) = round_to_merge(self) else {
+            return Err("no round waits for its merge");
+        };
+        if open.round != number || model.round != number {
+            return Err("another round waits for its merge");
+        }
+        if *updates != open.merged_updates(&self.charter) {
+            return Err("the merged updates are not the accepted ones");
+        }
+        if rate_q16 != open.rate_q16(&self.charter) {
+            return Err("the rate is not what the charter and the quorum give");
+        }
+        let round = self.revealing.take().expect("it waited for its merge");
+        for update in updates {
+            self.credit(&round, update);
+        }
+        self.merge_ms = round
+            .reveal
+            .map_or(0, |it| time_ms.saturating_sub(it.closed_ms));
+        self.model = *model;
+        self.models.push_back(*model);
+        if self.models.len() > MODELS_KEPT {
+            self.models.pop_front();
+        }
+        self.rounds_merged += 1;
+        Ok(())
+    }
+
+    /// A round without a commitment, or one whose commitments all came to nothing.
+    fn fold_empty(&mut self, number: u64, time_ms: u64) -> Result<(), &'static str> {
+        if let Some(round) = self.revealing.take_if(|it| it.round == number) {
+            if round.unjudged() > 0 || round.accepted() > 0 {
+                self.revealing = Some(round);
+                return Err("the round has commitments that are not judged, or updates to merge");
+            }
+            return Ok(());
+        }
+        let open = training(&mut self.training, number)?;
+        if open.has_commitments() || time_ms < open.deadline_ms {
+            return Err("the round has commitments, or time left for them");
+        }
+        let round = self.training.take().expect("it was there a moment ago");
+        self.leave(&round);
+        Ok(())
+    }
+
+    fn check_assignments(
+        &self,
+        assignments: &[WorkerId],
+        is_warm_start: bool,
+    ) -> Result<(), &'static str> {
+        if assignments.is_empty() || assignments.len() > self.charter.round.assigned_max() as usize
+        {
             return Err("it has no slot or too many");
         }
-        if self.is_warming_up() && assignments.len() > 1 {
+        if is_warm_start && assignments.len() > 1 {
             return Err("a round of the warm start has one slot");
         }
         let mut seen = std::collections::BTreeSet::new();
@@ -420,103 +605,46 @@ impl State {
         Ok(())
     }
 
-    fn training_round(&mut self, round: u64) -> Result<&mut Round, &'static str> {
-        match &mut self.phase {
-            Phase::Training(open) if open.round == round => Ok(open),
-            Phase::Training(_) | Phase::Revealing(_) | Phase::Idle | Phase::Finished => {
-                Err("that round takes no commitments")
-            }
-        }
-    }
-
-    fn committed_slot(&mut self, round: u64, worker: &WorkerId) -> Result<&mut Slot, &'static str> {
-        let (Phase::Training(open) | Phase::Revealing(open)) = &mut self.phase else {
-            return Err("no round is in progress");
-        };
-        if open.round != round {
-            return Err("another round is in progress");
-        }
-        open.slots
+    /// The round in progress that holds this slot of this worker.
+    fn slot_in_progress(
+        &mut self,
+        round: u64,
+        slot: u32,
+        worker: &WorkerId,
+    ) -> Result<&mut Round, &'static str> {
+        self.revealing
             .iter_mut()
-            .find(|it| it.worker == *worker)
-            .ok_or("the worker has no slot in this round")
+            .chain(&mut self.training)
+            .find(|it| it.round == round)
+            .ok_or("that round is not in progress")
+            .and_then(|it| {
+                let part = it.slots().get(slot as usize);
+                match part.is_some_and(|part| part.worker == *worker) {
+                    true => Ok(it),
+                    false => Err("the slot is not the worker's"),
+                }
+            })
     }
 
-    /// Notes who had a slot and committed to nothing.
-    fn count_missed(&mut self, round: &Round) {
-        for slot in &round.slots {
-            if slot.progress == SlotProgress::Assigned
-                && let Some(record) = self.workers.get_mut(&slot.worker)
-            {
-                record.missed_in_a_row += 1;
-            }
-        }
-    }
-
-    fn credit(&mut self, round: u64, update: &MergedUpdate) {
+    fn credit(&mut self, round: &Round, update: &MergedUpdate) {
         self.tokens = self.tokens.saturating_add(update.tokens);
-        let header = self
-            .current_round()
-            .and_then(|it| it.slots.get(update.slot as usize))
-            .and_then(Slot::commitment)
-            .map(|it| &it.header);
-        let carried = header.map(|it| it.carried_after);
-        self.inner_start = header.and_then(|it| it.inner_state).or(self.inner_start);
+        let part = &round.slots()[update.slot as usize];
+        let inner_state = part.commitment().and_then(|it| it.header.inner_state);
+        self.inner_start = inner_state.or(self.inner_start);
         if let Some(record) = self.workers.get_mut(&update.worker) {
             record.tokens = record.tokens.saturating_add(update.tokens);
             record.credits = MicroCredits(record.credits.0.saturating_add(update.credits.0));
             record.updates_accepted += 1;
             record.missed_in_a_row = 0;
-            record.last_round = Some(round);
-            record.carried = carried.or(record.carried);
+            record.tokens_last = update.tokens;
+            record.last_round = Some(round.round);
         }
     }
 }
 
-/// The accepted updates of a round, by slot, as the merge event names them: with the cap on one identity's weight.
-#[must_use]
-pub fn merged_updates(charter: &crate::charter::Charter, round: &Round) -> Vec<MergedUpdate> {
-    let flop = charter
-        .model
-        .training_flop_per_token(charter.inner.sequence);
-    let mut updates: Vec<MergedUpdate> = Vec::new();
-    for (index, slot) in round.slots.iter().enumerate() {
-        if let SlotProgress::Accepted { commitment, weight } = &slot.progress {
-            updates.push(MergedUpdate {
-                slot: index as u32,
-                worker: slot.worker,
-                update: commitment.update,
-                tokens: commitment.header.tokens,
-                weight: *weight,
-                credits: MicroCredits::for_tokens(commitment.header.tokens, flop),
-            });
-        }
-    }
-    let total: u128 = updates.iter().map(|it| u128::from(it.weight)).sum();
-    let cap = (total * u128::from(charter.round.weight_cap_q16)) >> 16;
-    for update in &mut updates {
-        let capped = u128::from(update.weight).min(cap).max(1);
-        update.weight = u64::try_from(capped).expect("not above the weight, which is 64 bits wide");
-    }
-    updates
-}
-
-impl Slot {
-    fn assigned(worker: WorkerId) -> Self {
-        Self {
-            worker,
-            progress: SlotProgress::Assigned,
-        }
-    }
-
-    /// The commitment, if one was made and not refused.
-    #[must_use]
-    pub fn commitment(&self) -> Option<&Commitment> {
-        match &self.progress {
-            SlotProgress::Committed(commitment) | SlotProgress::Accepted { commitment, .. } => {
-                Some(commitment)
-            }
-            SlotProgress::Assigned | SlotProgress::Refused(_) => None,
-        }
-    }
+fn training(training: &mut Option<Round>, number: u64) -> Result<&mut Round, &'static str> {
+    training
+        .as_mut()
+        .filter(|it| it.round == number)
+        .ok_or("that round takes no commitments")
 }

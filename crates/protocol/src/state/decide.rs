@@ -1,21 +1,20 @@
 //! What may happen next: a request and the state give events, or a refusal with its reason.
 
-use super::{Phase, Round, SlotProgress, State, apply::merged_updates};
+mod clock;
+mod commit;
+
+use super::{Round, SlotProgress, State};
 use crate::{
-    command::{Command, Commitment, SignedCommand},
+    Hash,
+    command::{Command, SignedCommand},
     event::{Checkpoint, Evaluation, Event, ModelState, RefusalReason},
     identity::Binding,
-    sampling::round_seed,
     units::{BlobReference, WorkerId},
 };
 
-/// A worker may exceed its window's measured tokens by this many steps, so that rounding refuses nobody.
-const CLAIM_SLACK_STEPS: u64 = 3;
-/// Largest update file accepted: dense 16-bit values, scales and header of the largest model of the charter's limits are far above this; raised when such a model is trained.
-pub const UPDATE_BYTES_MAX: u64 = 1 << 32;
-
-/// Largest training loss taken over into the curves, in 10^-6 nats a token: far above the logarithm of any vocabulary.
-const LOSS_MICRONATS_MAX: u64 = 1_000_000_000;
+pub use clock::next_moment_ms;
+pub(super) use commit::{Accepting, check_commitment, claimed_until};
+pub use commit::{UPDATE_BYTES_MAX, fresh};
 
 /// Something that the world asks of a run.
 #[derive(Clone, Debug)]
@@ -31,10 +30,8 @@ pub enum Request {
     },
     /// The bytes of an update arrived and were looked at.
     Judged {
-        /// The round.
-        round: u64,
-        /// The update's maker.
-        worker: WorkerId,
+        /// The update file.
+        update: Hash,
         /// What the checks said.
         verdict: Result<(), RefusalReason>,
     },
@@ -92,8 +89,10 @@ pub enum RefusalCode {
     Replayed,
     /// The worker has not joined.
     NotJoined,
-    /// Too late: the round takes no more commitments.
+    /// Too late: more rounds have passed than an update may be late.
     Late,
+    /// Late, and no round is open that could take it up: the same command is welcome when the next one opens.
+    BetweenRounds,
     /// The commitment does not fit the assignment.
     NotAssigned,
     /// The commitment names another base, or carries another state than was last accepted.
@@ -115,12 +114,8 @@ pub fn decide(state: &State, request: &Request, now_ms: u64) -> Decision {
     match request {
         Request::Worker(command) => decide_command(state, command, now_ms),
         Request::Bind(binding) => decide_binding(state, binding),
-        Request::Clock { present } => Ok(decide_clock(state, present, now_ms)),
-        Request::Judged {
-            round,
-            worker,
-            verdict,
-        } => decide_verdict(state, *round, *worker, verdict),
+        Request::Clock { present } => Ok(clock::decide(state, present, now_ms)),
+        Request::Judged { update, verdict } => decide_verdict(state, update, verdict),
         Request::Merged {
             round,
             delta,
@@ -151,28 +146,13 @@ pub fn decide(state: &State, request: &Request, now_ms: u64) -> Decision {
     }
 }
 
-/// The round that waits for the hub to merge it: every commitment is judged, and enough are accepted.
+/// The round that waits for the hub to merge it: everything is judged or left behind, and something is accepted.
 #[must_use]
 pub fn round_to_merge(state: &State) -> Option<&Round> {
-    let Phase::Revealing(round) = &state.phase else {
-        return None;
-    };
-    (!is_waiting(round) && accepted(round) >= state.charter.round.quorum as usize).then_some(round)
-}
-
-fn is_waiting(round: &Round) -> bool {
-    round
-        .slots
-        .iter()
-        .any(|it| matches!(it.progress, SlotProgress::Committed(_)))
-}
-
-fn accepted(round: &Round) -> usize {
-    round
-        .slots
-        .iter()
-        .filter(|it| matches!(it.progress, SlotProgress::Accepted { .. }))
-        .count()
+    state
+        .revealing
+        .as_ref()
+        .filter(|it| it.unjudged() == 0 && it.accepted() > 0)
 }
 
 fn decide_command(state: &State, command: &SignedCommand, now_ms: u64) -> Decision {
@@ -250,169 +230,9 @@ fn is_done(state: &State, command: &SignedCommand) -> bool {
         }
         Command::Leave { .. } => command.sequence == record.sequence && !record.joined,
         Command::Commit(commitment) => state
-            .current_round()
-            .and_then(|it| it.slots.get(commitment.header.slot as usize))
-            .and_then(super::Slot::commitment)
-            .is_some_and(|it| *it == **commitment),
+            .commitment_of_blob(&commitment.update.hash)
+            .is_some_and(|(_, _, it)| *it == **commitment),
     }
-}
-
-/// Whether a commitment fits its assignment; the fold asks the same of a log.
-pub(super) fn check_commitment(
-    state: &State,
-    worker: WorkerId,
-    commitment: &Commitment,
-    now_ms: u64,
-) -> Result<(), Refusal> {
-    let header = &commitment.header;
-    if !state.workers.get(&worker).is_some_and(|it| it.joined) {
-        return refuse(RefusalCode::NotJoined, "the worker has not joined");
-    }
-    let round = match &state.phase {
-        Phase::Training(round) if round.round == header.round && now_ms <= round.deadline_ms => {
-            round
-        }
-        Phase::Training(_) | Phase::Revealing(_) | Phase::Idle | Phase::Finished => {
-            return refuse(
-                RefusalCode::Late,
-                &format!(
-                    "round {} takes no more commitments; the run is at round {}",
-                    header.round, state.round
-                ),
-            );
-        }
-    };
-    let Some((slot_index, slot)) = round.slot_of(&worker) else {
-        return refuse(
-            RefusalCode::NotAssigned,
-            "the worker has no slot in this round",
-        );
-    };
-    if header.run != state.run || header.worker != worker || header.slot != slot_index {
-        return refuse(
-            RefusalCode::NotAssigned,
-            "the update names another run, worker or slot than was assigned",
-        );
-    }
-    if slot.progress != SlotProgress::Assigned {
-        return refuse(
-            RefusalCode::NotAssigned,
-            "the slot has another commitment already",
-        );
-    }
-    let blobs = |it: &Commitment| {
-        [
-            Some(it.update.hash),
-            it.header.inner_state.map(|it| it.hash),
-        ]
-    };
-    let own = blobs(commitment);
-    let is_named = |it: &Commitment| {
-        blobs(it)
-            .iter()
-            .flatten()
-            .any(|it| own.contains(&Some(*it)))
-    };
-    // Honest updates never share a hash: their maker's key stands inside.
-    if own[0] == own[1]
-        || round
-            .slots
-            .iter()
-            .filter_map(super::Slot::commitment)
-            .any(is_named)
-    {
-        return refuse(
-            RefusalCode::NotAssigned,
-            "another commitment of this round names the same bytes",
-        );
-    }
-    if header.base_round != round.base.round || header.base != round.base.parameters {
-        return refuse(
-            RefusalCode::WrongBase,
-            "the update starts from another model than the round's",
-        );
-    }
-    let carried = state.workers.get(&worker).and_then(|it| it.carried);
-    if carried.is_some_and(|it| it != header.carried_before) && header.carried_before != fresh() {
-        return refuse(
-            RefusalCode::WrongBase,
-            "the update carries another state than the worker's last accepted update left",
-        );
-    }
-    if header.inner_state.is_some() != state.is_warming_up() {
-        return refuse(
-            RefusalCode::NotAssigned,
-            "the optimiser's inner state is published in the warm start, and only there",
-        );
-    }
-    check_claim(state, worker, round, commitment, now_ms)
-}
-
-/// What a worker carries that starts afresh: it lost its folder, or never had one.
-///
-/// Its error feedback is zero, and its m and v are the newest published ones ([`State::inner_start`]), or zero.
-#[must_use]
-pub fn fresh() -> crate::Hash {
-    crate::Hash::default()
-}
-
-fn check_claim(
-    state: &State,
-    worker: WorkerId,
-    round: &Round,
-    commitment: &Commitment,
-    now_ms: u64,
-) -> Result<(), Refusal> {
-    let header = &commitment.header;
-    let rules = &state.charter.round;
-    let per_step = state.charter.tokens_per_step();
-    if header.steps < rules.steps_min || header.steps > rules.steps_max {
-        return refuse(
-            RefusalCode::Claim,
-            &format!(
-                "{} steps are not within {} and {}",
-                header.steps, rules.steps_min, rules.steps_max
-            ),
-        );
-    }
-    if header.tokens != u64::from(header.steps) * per_step || header.head_start_steps > header.steps
-    {
-        return refuse(
-            RefusalCode::Claim,
-            "the update's tokens are not its steps times the tokens of a step",
-        );
-    }
-    if header.loss_micronats > LOSS_MICRONATS_MAX {
-        return refuse(
-            RefusalCode::Claim,
-            "the claimed training loss is out of range",
-        );
-    }
-    let inner_bytes = header.inner_state.map_or(1, |it| it.bytes);
-    if !(1..=UPDATE_BYTES_MAX).contains(&commitment.update.bytes)
-        || !(1..=UPDATE_BYTES_MAX).contains(&inner_bytes)
-    {
-        return refuse(RefusalCode::Claim, "the update's size is out of range");
-    }
-    let speed = state
-        .workers
-        .get(&worker)
-        .map_or(0, |it| u64::from(it.device.tokens_per_s));
-    // The head start before the round opened is bounded by the reveal time of the round before.
-    let elapsed_ms = now_ms.saturating_sub(round.opened_ms) + rules.reveal_ms;
-    let possible = (u128::from(speed) * u128::from(elapsed_ms) / 1_000
-        * u128::from(rules.speed_ratio_max_q16))
-        >> 16;
-    if u128::from(header.tokens) > possible + u128::from(CLAIM_SLACK_STEPS * per_step) {
-        return refuse(
-            RefusalCode::Claim,
-            &format!(
-                "{} tokens are more than a machine of {speed} tokens/s does in {elapsed_ms} ms",
-                header.tokens
-            ),
-        );
-    }
-    Ok(())
 }
 
 fn decide_binding(state: &State, binding: &Binding) -> Decision {
@@ -448,180 +268,38 @@ fn decide_binding(state: &State, binding: &Binding) -> Decision {
     }])
 }
 
-fn decide_clock(state: &State, present: &[WorkerId], now_ms: u64) -> Vec<Event> {
-    match &state.phase {
-        Phase::Finished => vec![],
-        Phase::Idle if state.tokens >= state.charter.inner.tokens_max => {
-            vec![Event::RunFinished { round: state.round }]
-        }
-        Phase::Idle => open_round(state, present, now_ms),
-        Phase::Training(round) => {
-            let undecided = round
-                .slots
-                .iter()
-                .any(|it| it.progress == SlotProgress::Assigned && present.contains(&it.worker));
-            let committed = round
-                .slots
-                .iter()
-                .any(|it| it.progress != SlotProgress::Assigned);
-            if now_ms > round.deadline_ms || committed && !undecided {
-                return close_commitments(state, round, now_ms);
-            }
-            add_slots(state, round, present, now_ms)
-        }
-        Phase::Revealing(round) => {
-            let over = round.reveal_deadline_ms.is_some_and(|it| now_ms >= it);
-            if is_waiting(round) && !over {
-                return vec![];
-            }
-            end_reveal(state, round)
-        }
-    }
-}
-
-fn open_round(state: &State, present: &[WorkerId], now_ms: u64) -> Vec<Event> {
-    let round = state.round + 1;
-    let seed = round_seed(&state.charter, round, &state.model.parameters);
-    let mut assignments: Vec<WorkerId> = present
-        .iter()
-        .copied()
-        .filter(|it| state.workers.get(it).is_some_and(|it| it.joined))
-        .collect();
-    assignments.sort_unstable();
-    assignments.dedup();
-    if state.is_warming_up() {
-        // The fastest trains alone, unless it missed its last slots; of equally fast ones the first by key.
-        let rank = |it: &WorkerId| {
-            let record = state.workers.get(it);
-            let missed = record.map_or(0, |it| it.missed_in_a_row);
-            let speed = record.map_or(0, |it| it.device.tokens_per_s);
-            (missed, std::cmp::Reverse(speed))
-        };
-        assignments.sort_by_key(|it| (rank(it), *it));
-        assignments.truncate(1);
-    }
-    // More machines than slots: the seed draws who has one, so that nobody is left out for good.
-    assignments.sort_by_cached_key(|it| {
-        crate::Hash::in_domain(
-            "AI@home 2026 slot order v1",
-            &[seed.0.as_slice(), it.0.0.as_slice()].concat(),
-        )
-    });
-    assignments.truncate(state.charter.round.slots_max as usize);
-    if assignments.len() < state.charter.round.quorum as usize {
-        return vec![];
-    }
-    vec![Event::RoundOpened {
-        round,
-        base: state.model,
-        seed,
-        tokens_before: state.tokens,
-        deadline_ms: now_ms.max(state.head.time_ms) + state.charter.round.window_ms,
-        assignments,
-    }]
-}
-
-/// A worker that arrives within the first half of a window still has a use.
-fn add_slots(state: &State, round: &Round, present: &[WorkerId], now_ms: u64) -> Vec<Event> {
-    if state.is_warming_up() {
-        return vec![];
-    }
-    let half = round.opened_ms + (round.deadline_ms - round.opened_ms) / 2;
-    if now_ms > half {
-        return vec![];
-    }
-    let free = (state.charter.round.slots_max as usize).saturating_sub(round.slots.len());
-    present
-        .iter()
-        .filter(|it| state.workers.get(it).is_some_and(|it| it.joined))
-        .filter(|it| round.slot_of(it).is_none())
-        .take(free)
-        .enumerate()
-        .map(|(index, worker)| Event::SlotAdded {
-            round: round.round,
-            slot: (round.slots.len() + index) as u32,
-            worker: *worker,
-        })
-        .collect()
-}
-
-fn close_commitments(state: &State, round: &Round, now_ms: u64) -> Vec<Event> {
-    let committed = round.slots.iter().any(|it| {
-        !matches!(
-            it.progress,
-            SlotProgress::Assigned | SlotProgress::Refused(_)
-        )
-    });
-    if !committed {
-        return vec![Event::RoundEmpty { round: round.round }];
-    }
-    vec![Event::CommitmentsClosed {
-        round: round.round,
-        reveal_deadline_ms: now_ms.max(state.head.time_ms) + state.charter.round.reveal_ms,
-    }]
-}
-
-/// Whoever promised and did not bring is named; below the quorum the round ends without a merge.
-fn end_reveal(state: &State, round: &Round) -> Vec<Event> {
-    let mut events: Vec<Event> = round
-        .slots
-        .iter()
-        .filter(|it| matches!(it.progress, SlotProgress::Committed(_)))
-        .map(|it| Event::UpdateRefused {
-            round: round.round,
-            worker: it.worker,
-            reason: RefusalReason::NotRevealed,
-        })
-        .collect();
-    if accepted(round) < state.charter.round.quorum as usize {
-        events.push(Event::RoundEmpty { round: round.round });
-    }
-    events
-}
-
-fn decide_verdict(
-    state: &State,
-    round: u64,
-    worker: WorkerId,
-    verdict: &Result<(), RefusalReason>,
-) -> Decision {
-    let slot = state
-        .current_round()
-        .filter(|it| it.round == round)
-        .and_then(|it| it.slot_of(&worker));
-    let Some((_, slot)) = slot else {
+fn decide_verdict(state: &State, update: &Hash, verdict: &Result<(), RefusalReason>) -> Decision {
+    let Some((round, slot)) = state
+        .rounds_in_progress()
+        .find_map(|it| Some((it, it.slot_of_blob(update)?)))
+    else {
         return refuse(RefusalCode::Late, "the update's round is over");
     };
-    match (&slot.progress, verdict) {
-        (SlotProgress::Committed(commitment), Ok(())) => Ok(vec![Event::UpdateAccepted {
-            round,
-            worker,
-            weight: weight(round, commitment),
+    let part = &round.slots()[slot as usize];
+    match (&part.progress, verdict) {
+        (SlotProgress::Committed(_), Ok(())) => Ok(vec![Event::UpdateAccepted {
+            round: round.round,
+            slot,
+            worker: part.worker,
+            weight: part.weight(round.round),
         }]),
         (SlotProgress::Committed(_) | SlotProgress::Accepted { .. }, Err(reason)) => {
             Ok(vec![Event::UpdateRefused {
-                round,
-                worker,
+                round: round.round,
+                slot,
+                worker: part.worker,
                 reason: reason.clone(),
             }])
         }
         // The bytes came twice.
-        (SlotProgress::Accepted { .. }, Ok(())) | (SlotProgress::Refused(_), _) => Ok(vec![]),
-        (SlotProgress::Assigned, _) => refuse(
-            RefusalCode::NotAssigned,
-            "the update was never committed to",
-        ),
+        (
+            SlotProgress::Accepted { .. }
+            | SlotProgress::Refused(_)
+            | SlotProgress::Deferred(_)
+            | SlotProgress::Assigned,
+            _,
+        ) => Ok(vec![]),
     }
-}
-
-/// Weight of an update that is `lateness` rounds late: tokens × exp(−0.5·s), in units of 2^-16.
-pub const STALENESS_Q16: [u64; 4] = [65_536, 39_750, 24_109, 14_623];
-
-pub(super) fn weight(merged_in: u64, commitment: &Commitment) -> u64 {
-    let late = merged_in.saturating_sub(commitment.header.round) as usize;
-    let factor = STALENESS_Q16.get(late).copied().unwrap_or(0);
-    let weighted = (u128::from(commitment.header.tokens) * u128::from(factor)) >> 16;
-    u64::try_from(weighted).unwrap_or(u64::MAX).max(1)
 }
 
 fn decide_merged(state: &State, round: u64, delta: BlobReference, model: ModelState) -> Decision {
@@ -630,7 +308,8 @@ fn decide_merged(state: &State, round: u64, delta: BlobReference, model: ModelSt
     };
     Ok(vec![Event::RoundMerged {
         round,
-        updates: merged_updates(&state.charter, open),
+        rate_q16: open.rate_q16(&state.charter),
+        updates: open.merged_updates(&state.charter),
         delta,
         model,
     }])
