@@ -169,18 +169,14 @@ impl Hub {
     ) -> Option<(Run, protocol::command::Commitment, BlobReference)> {
         for run in self.runs.read().await.values() {
             let state = run.state.read().await;
-            let commitment = state.current_round().and_then(|round| {
-                round
-                    .slots
-                    .iter()
-                    .filter_map(|it| it.commitment())
-                    .filter(|it| worker.is_none_or(|worker| it.header.worker == worker))
-                    .find_map(|it| {
-                        let mut blobs = [Some(it.update), it.header.inner_state].into_iter();
-                        let blob = blobs.find_map(|blob| blob.filter(|blob| blob.hash == *hash))?;
-                        Some((it.clone(), blob))
-                    })
-            });
+            let commitment = state
+                .commitment_of_blob(hash)
+                .filter(|(_, _, it)| worker.is_none_or(|worker| it.header.worker == worker))
+                .and_then(|(_, _, it)| {
+                    let mut blobs = [Some(it.update), it.header.inner_state].into_iter();
+                    let blob = blobs.find_map(|blob| blob.filter(|blob| blob.hash == *hash))?;
+                    Some((it.clone(), blob))
+                });
             if let Some((commitment, blob)) = commitment {
                 drop(state);
                 return Some((run.clone(), commitment, blob));
@@ -216,7 +212,10 @@ impl Hub {
             return false;
         };
         let state = run.state.read().await;
-        matches!(state.phase, protocol::state::Phase::Training(_))
+        state
+            .training
+            .as_ref()
+            .is_some_and(|it| it.slot_of_blob(hash).is_some())
     }
 }
 

@@ -11,10 +11,11 @@ use engine::{
     update::{decoded::DecodedUpdate, merge::Weighted},
 };
 use protocol::{
+    Hash,
     charter::Charter,
     event::{Checkpoint, Event, ModelState, RefusalReason},
     log::Entry,
-    units::{BlobReference, RunId, WorkerId},
+    units::{BlobReference, RunId},
     update::{self, UpdateHeader},
 };
 
@@ -41,7 +42,7 @@ pub(crate) struct Merge {
 
 /// One update as a merge takes it.
 pub(crate) struct Part {
-    pub(crate) worker: WorkerId,
+    pub(crate) hash: Hash,
     pub(crate) weight: u64,
     pub(crate) update: Arc<DecodedUpdate>,
 }
@@ -80,11 +81,11 @@ impl Arithmetic {
     }
 
     /// The updates whose norm is out of proportion to the round's median.
-    pub(crate) fn outliers(&self, parts: &[Part]) -> Vec<(WorkerId, RefusalReason)> {
+    pub(crate) fn outliers(&self, parts: &[Part]) -> Vec<(Hash, RefusalReason)> {
         let norms: Vec<u64> = parts.iter().map(|it| it.update.norm()).collect();
         let outliers = self.rules.outliers(&norms).into_iter();
         outliers
-            .map(|(place, reason)| (parts[place].worker, reason))
+            .map(|(place, reason)| (parts[place].hash, reason))
             .collect()
     }
 
@@ -94,7 +95,13 @@ impl Arithmetic {
     }
 
     /// Computes a round's merge; a pure function of its arguments.
-    pub(crate) fn merge(&self, model: &Model, round: u64, parts: &[Part]) -> Result<Merge> {
+    pub(crate) fn merge(
+        &self,
+        model: &Model,
+        round: u64,
+        rate_q16: u32,
+        parts: &[Part],
+    ) -> Result<Merge> {
         let mut model = model.clone();
         let updates: Vec<Weighted<'_>> = parts
             .iter()
@@ -103,7 +110,6 @@ impl Arithmetic {
                 weight: it.weight,
             })
             .collect();
-        let rate_q16 = self.rules.rate_q16();
         let merged = self.rules.merge(&mut model, round, rate_q16, &updates)?;
         if merged.saturated > 0 {
             tracing::warn!(
@@ -156,14 +162,18 @@ impl Arithmetic {
                     Event::RunCreated {
                         model, checkpoint, ..
                     } => newest = Some((*model, *checkpoint)),
-                    Event::CheckpointPublished { checkpoint, .. } => {
-                        let Some(Event::RoundMerged { model, .. }) =
-                            merges.last().map(|it| &it.event)
-                        else {
+                    Event::CheckpointPublished { round, checkpoint } => {
+                        // Merges may have followed while it was written.
+                        let merge_of = |it: &Entry| match &it.event {
+                            Event::RoundMerged { model, .. } => Some(*model),
+                            _ => None,
+                        };
+                        let is_its = |it: &Entry| merge_of(it).is_some_and(|it| it.round == *round);
+                        let Some(place) = merges.iter().position(is_its) else {
                             bail!("a checkpoint stands before its merge");
                         };
-                        newest = Some((*model, *checkpoint));
-                        merges.clear();
+                        newest = merge_of(&merges[place]).map(|model| (model, *checkpoint));
+                        merges.drain(..=place);
                     }
                     Event::RoundMerged { .. } => merges.push(entry),
                     _ => {}
@@ -182,6 +192,7 @@ impl Arithmetic {
     async fn redo(&self, model: &Model, entry: &Entry, blobs: &Blobs) -> Result<Model> {
         let Event::RoundMerged {
             round,
+            rate_q16,
             updates,
             delta,
             model: logged,
@@ -195,12 +206,12 @@ impl Arithmetic {
             let (header, _) = update::open(&bytes)?;
             let judged = self.judge(&bytes, &header);
             parts.push(Part {
-                worker: merged.worker,
+                hash: merged.update.hash,
                 weight: merged.weight,
                 update: Arc::new(judged.map_err(|reason| anyhow::anyhow!(reason.sentence()))?),
             });
         }
-        let redone = self.merge(model, *round, &parts)?;
+        let redone = self.merge(model, *round, *rate_q16, &parts)?;
         ensure!(
             redone.model.state == *logged && BlobReference::of(&redone.delta) == *delta,
             "round {round} merges to another model than the log names"

@@ -19,19 +19,20 @@ use engine::update::decoded::DecodedUpdate;
 use network::world::{self, Clock};
 use protocol::{
     Hash, SecretKey,
-    command::SignedCommand,
+    command::{Command, SignedCommand},
     event::Event,
     identity::Binding,
     log::Entry,
     state::{
-        Phase, SlotProgress, State,
-        decide::{Refusal, Request, decide, round_to_merge},
+        SlotProgress, State,
+        decide::{Refusal, Request, decide, next_moment_ms, round_to_merge},
     },
-    units::{RunId, WorkerId},
+    units::RunId,
 };
 use tokio::{
     sync::{RwLock, mpsc, oneshot, watch},
     task::JoinSet,
+    time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -55,6 +56,8 @@ const BATCH_MAX: usize = 512;
 const AGAIN_MS: u64 = 2_000;
 /// The run looks at the clock at least this often.
 const TICK: Duration = Duration::from_millis(200);
+/// And at most this often, unless something was computed: a look goes through everyone's slot.
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
 
 /// What the rest of the hub holds of a run.
 #[derive(Clone)]
@@ -177,6 +180,8 @@ pub(crate) async fn start(
         length: length_sender,
         jobs: JoinSet::new(),
         decoded: HashMap::new(),
+        is_to_judge: false,
+        looked: None,
         is_merging: false,
         merge_after_ms: 0,
         judging: HashSet::new(),
@@ -196,8 +201,12 @@ struct Actor {
     inbox: mpsc::Receiver<Message>,
     length: watch::Sender<u64>,
     jobs: JoinSet<Done>,
-    /// Updates of the round in progress, decoded when they were judged.
-    decoded: HashMap<(u64, WorkerId), Arc<DecodedUpdate>>,
+    /// Updates of the rounds in progress by hash, decoded when they were judged.
+    decoded: HashMap<Hash, Arc<DecodedUpdate>>,
+    /// Whether committed updates whose bytes are here are to be looked for.
+    is_to_judge: bool,
+    /// When the run last looked at the clock; `None` if it is to do so at once.
+    looked: Option<Instant>,
     is_merging: bool,
     /// A merge that failed is tried again then, not at once.
     merge_after_ms: u64,
@@ -226,19 +235,27 @@ impl Actor {
                 () = tick => None,
             };
             match done {
-                Some(Ok(done)) => self.finish_job(done).await,
+                Some(Ok(done)) => {
+                    self.looked = None;
+                    self.finish_job(done).await;
+                }
                 Some(Err(error)) => {
                     // A panic in arithmetic is our bug; what it was about is tried again.
                     tracing::error!(run.id = %self.run.id.short(), "a job failed: {error}");
                     self.judging.clear();
+                    self.is_to_judge = true;
                     self.merge_after_ms = self.parts.clock.now_ms() + AGAIN_MS;
                     self.is_merging = false;
                     self.is_evaluating = false;
                 }
                 None => self.answer(std::mem::take(&mut messages)).await,
             }
-            self.judge_what_is_here().await;
-            self.look_at_clock().await;
+            if std::mem::take(&mut self.is_to_judge) {
+                self.judge_what_is_here().await;
+            }
+            if self.looked.is_none_or(|it| it.elapsed() >= LOOK_PAUSE) {
+                self.look_at_clock().await;
+            }
             self.start_merge().await;
         }
         self.jobs.shutdown().await;
@@ -268,12 +285,9 @@ impl Actor {
     async fn judge_what_is_here(&mut self) {
         let waiting: Vec<Hash> = {
             let state = self.run.state.read().await;
-            let Phase::Revealing(round) = &state.phase else {
-                return;
-            };
-            round
-                .slots
-                .iter()
+            state
+                .rounds_in_progress()
+                .flat_map(|it| it.slots())
                 .filter(|it| matches!(it.progress, SlotProgress::Committed(_)))
                 .filter_map(|it| Some(it.commitment()?.update.hash))
                 .filter(|it| !self.judging.contains(it))
@@ -285,15 +299,11 @@ impl Actor {
     }
 
     async fn until_next_deadline(&self) -> Duration {
-        let state = self.run.state.read().await;
-        let deadline = match &state.phase {
-            Phase::Training(round) => Some(round.deadline_ms.saturating_add(1)),
-            Phase::Revealing(round) => round.reveal_deadline_ms,
-            Phase::Idle | Phase::Finished => None,
-        };
-        deadline.map_or(TICK, |it| {
-            Duration::from_millis(it.saturating_sub(self.parts.clock.now_ms())).min(TICK)
-        })
+        let next = next_moment_ms(&*self.run.state.read().await);
+        let until =
+            next.map(|it| Duration::from_millis(it.saturating_sub(self.parts.clock.now_ms())));
+        // A moment that is over and decided nothing is not waited for in a busy loop.
+        until.unwrap_or(TICK).clamp(LOOK_PAUSE, TICK)
     }
 
     async fn answer(&mut self, messages: Vec<Message>) {
@@ -372,7 +382,7 @@ impl Actor {
         let mut projected = projected_before(state, &event);
         let entry = state.head.next(&self.parts.key, self.run.id, now, event);
         state
-            .apply(&entry)
+            .apply_decided(&entry)
             .expect("the state machine takes the events it decided on");
         projected.tokens = state.tokens;
         (entry, projected)
@@ -391,6 +401,7 @@ impl Actor {
 
     /// Lets time pass until it changes nothing more.
     async fn look_at_clock(&mut self) {
+        self.looked = Some(Instant::now());
         loop {
             let present = self.run.presence.present(self.parts.clock.now_ms());
             let before = *self.length.borrow();
@@ -404,17 +415,13 @@ impl Actor {
 
     async fn start_judging(&mut self, hash: Hash) {
         let state = self.run.state.read().await;
-        let Some(round) = state.current_round() else {
-            return;
-        };
-        let commitment = round
-            .slots
-            .iter()
-            .filter(|it| matches!(it.progress, SlotProgress::Committed(_)))
-            .filter_map(|it| it.commitment())
-            .find(|it| {
-                it.update.hash == hash || it.header.inner_state.is_some_and(|it| it.hash == hash)
-            });
+        let commitment = state
+            .commitment_of_blob(&hash)
+            .filter(|(round, slot, _)| {
+                let part = &round.slots()[*slot as usize];
+                matches!(part.progress, SlotProgress::Committed(_))
+            })
+            .map(|(_, _, commitment)| commitment);
         if let Some(commitment) = commitment {
             // An update of a warm start is looked at when the inner state beside it is here too.
             for blob in [Some(commitment.update), commitment.header.inner_state]
@@ -443,19 +450,21 @@ impl Actor {
         let Some(round) = round_to_merge(&state) else {
             return;
         };
-        if round.base != self.model.state {
-            tracing::error!("the model in memory is not the round's base; stopping");
+        if state.model != self.model.state {
+            tracing::error!("the model in memory is not the run's newest; stopping");
             world::abort();
         }
-        let parts = protocol::state::apply::merged_updates(&state.charter, round)
+        let parts = round
+            .merged_updates(&state.charter)
             .into_iter()
             .map(|it| jobs::MergePart {
-                decoded: self.decoded.get(&(round.round, it.worker)).cloned(),
+                decoded: self.decoded.get(&it.update.hash).cloned(),
                 merged: it,
             })
             .collect();
         let job = Job::Merge {
             round: round.round,
+            rate_q16: round.rate_q16(&state.charter),
             model: self.model.clone(),
             parts,
         };
@@ -491,30 +500,22 @@ impl Actor {
 
     async fn finish_job(&mut self, done: Done) {
         match done {
-            Done::Judged {
-                round,
-                worker,
-                update,
-                verdict,
-            } => {
+            Done::Judged { update, verdict } => {
                 self.judging.remove(&update);
-                let verdict = verdict.map(|update| {
-                    self.decoded.insert((round, worker), update);
+                let verdict = verdict.map(|decoded| {
+                    self.decoded.insert(update, decoded);
                 });
-                self.decide_and_write(vec![Request::Judged {
-                    round,
-                    worker,
-                    verdict,
-                }])
-                .await;
+                let answers = self
+                    .decide_and_write(vec![Request::Judged { update, verdict }])
+                    .await;
+                self.is_to_judge |= matches!(answers.first(), Some(Err(RunError::Unavailable)));
             }
-            Done::Outliers { round, refused } => {
+            Done::Outliers { refused } => {
                 self.is_merging = false;
                 let requests = refused
                     .into_iter()
-                    .map(|(worker, reason)| Request::Judged {
-                        round,
-                        worker,
+                    .map(|(update, reason)| Request::Judged {
+                        update,
                         verdict: Err(reason),
                     })
                     .collect();
@@ -552,6 +553,7 @@ impl Actor {
             Done::Failed { what, error } => {
                 tracing::error!(run.id = %self.run.id.short(), "{what} failed: {error:#}");
                 self.judging.clear();
+                self.is_to_judge = true;
                 self.merge_after_ms = self.parts.clock.now_ms() + AGAIN_MS;
                 self.is_merging &= what != "the merge";
                 self.is_evaluating &= what != "the evaluation";
@@ -575,7 +577,11 @@ impl Actor {
             return;
         }
         self.model = model;
-        self.decoded.retain(|(it, _), _| *it > round);
+        {
+            let state = self.run.state.read().await;
+            self.decoded
+                .retain(|it, _| state.commitment_of_blob(it).is_some());
+        }
         self.store_if_due().await;
         self.start_evaluation();
     }
@@ -603,20 +609,33 @@ impl Actor {
 
 /// What the projections need that the event changes.
 fn projected_before(state: &State, event: &Event) -> Projected {
-    let round = state.current_round();
     let mut projected = Projected::default();
+    let next_slot = || {
+        let open = state.training.as_ref()?;
+        Some((open.round, open.slots().len() as u32))
+    };
     match event {
-        Event::UpdateAccepted { worker, .. } | Event::UpdateRefused { worker, .. } => {
-            projected.slot = round
-                .and_then(|it| it.slot_of(worker))
-                .map(|(slot, _)| slot);
+        Event::UpdateCommitted { command } => {
+            let Command::Commit(commitment) = &command.command else {
+                return projected;
+            };
+            let header = &commitment.header;
+            let open = state.training.as_ref().map(|it| it.round);
+            projected.place = if open == Some(header.round) {
+                Some((header.round, header.slot))
+            } else {
+                next_slot()
+            };
         }
+        Event::UpdateDeferred { .. } => projected.place = next_slot(),
         Event::RoundMerged { updates, .. } => {
+            let round = state.revealing.as_ref();
             let tokens: u128 = updates.iter().map(|it| u128::from(it.tokens)).sum();
             let loss: u128 = updates
                 .iter()
                 .filter_map(|it| {
-                    let header = &round?.slots.get(it.slot as usize)?.commitment()?.header;
+                    let slot = round?.slots().get(it.slot as usize)?;
+                    let header = &slot.commitment()?.header;
                     Some(u128::from(header.loss_micronats) * u128::from(it.tokens))
                 })
                 .sum();

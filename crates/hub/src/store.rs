@@ -191,8 +191,8 @@ impl Store {
 /// What the projections need of the state right after an entry.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Projected {
-    /// The slot that an update event is about.
-    pub(crate) slot: Option<u32>,
+    /// Round and slot that merge a commitment, if that is not told by the event.
+    pub(crate) place: Option<(u64, u32)>,
     /// Accepted tokens of the run.
     pub(crate) tokens: u64,
     /// Mean training loss of the merged updates, 10^-6 nats a token.

@@ -154,8 +154,11 @@ pub struct Contribution {
     pub worker: String,
     /// Its name.
     pub name: String,
-    /// `assigned`, `committed`, `accepted`, `merged`, `refused` or `lost` (the round ended without it).
+    /// `assigned`, `committed`, `accepted`, `merged`, `refused`, `lost` (the round ended without it), or, when it counts in
+    /// a later round, `late` (committed after the close) or `deferred` (its bytes came after the merge).
     pub state: String,
+    /// The round whose samples it is of; an earlier one if it came late.
+    pub of_round: Option<u64>,
     /// Inner steps claimed.
     pub steps: Option<u32>,
     /// Tokens claimed.
@@ -284,6 +287,10 @@ pub struct Work {
     pub model: WorkModel,
     /// The round in progress, if it takes commitments and the worker has a slot.
     pub assignment: Option<WorkAssignment>,
+    /// Closed rounds that still take this worker's commitment, as late.
+    pub late_rounds: Vec<u64>,
+    /// The next two rounds: what to have ready.
+    pub ahead: Vec<WorkAhead>,
     /// What the hub knows of this worker.
     pub worker: WorkWorker,
     /// The newest published m and v of the optimiser: what a worker without carried state starts from.
@@ -329,6 +336,15 @@ pub struct WorkDelta {
     pub parameters_hash: String,
 }
 
+/// A round that has not opened yet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct WorkAhead {
+    /// The round.
+    pub round: u64,
+    /// Seed of its samples.
+    pub seed: String,
+}
+
 /// A worker's slot in the round in progress.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct WorkAssignment {
@@ -338,10 +354,14 @@ pub struct WorkAssignment {
     pub slot: u32,
     /// Seed of the samples.
     pub seed: String,
-    /// Slots in the round.
+    /// Slots when the round opened.
     pub slots: u32,
-    /// Accepted tokens before it.
+    /// Tokens before it, accepted or waiting for their merge.
     pub tokens_before: u64,
+    /// Round whose merge was the newest when it opened: the oldest model that an update may start from.
+    pub base_round: u64,
+    /// Hash of that model's parameters.
+    pub base_hash: String,
     /// Last moment for the commitment, by the hub's clock.
     pub deadline_ms: u64,
     /// Whether this worker's commitment is there.

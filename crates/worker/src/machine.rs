@@ -17,7 +17,7 @@ use engine::{
 use protocol::{Hash, charter::Charter, state::decide::fresh};
 
 pub(crate) use measure::Measurement;
-pub(crate) use round::{Sealed, Task, Trained};
+pub(crate) use round::{Newer, Sealed, Task, Trained};
 
 use crate::{carried::CarriedStore, ground::Steps};
 
@@ -128,8 +128,9 @@ impl Machine {
         Ok(())
     }
 
-    /// Applies the delta of `round`, which must give parameters of hash `after`. On an error no model is held.
-    pub(crate) fn apply_delta(&mut self, round: u64, bytes: &[u8], after: Hash) -> Result<()> {
+    /// Applies the delta of `round`, which must give parameters of hash `after`; gives it decoded. On an error no model is
+    /// held.
+    pub(crate) fn apply_delta(&mut self, round: u64, bytes: &[u8], after: Hash) -> Result<Delta> {
         let settings = engine::charter::merge_settings(&self.charter.outer).delta;
         let delta = Delta::decode(bytes, &self.lengths, &settings)?;
         self.held = None;
@@ -143,7 +144,7 @@ impl Machine {
             );
         }
         self.held = Some(Held { round, parameters });
-        Ok(())
+        Ok(delta)
     }
 
     /// Lets go of a model that turned out wrong; the next one begins with a checkpoint.

@@ -44,8 +44,8 @@ impl Margin {
     }
 }
 
-/// Whether another step fits: not beyond `steps_max`, always up to `steps_min` while the deadline itself is ahead, else
-/// only if it ends before `margin` begins. `left` is the time to the deadline, `step` what a step takes.
+/// Whether another step fits: not beyond `steps_max`, always up to `steps_min` (a late update counts, one of too few steps
+/// does not), else only if it ends before `margin` begins. `left` is the time to the deadline, `step` what a step takes.
 pub(crate) fn fits_another_step(
     done: u32,
     (steps_min, steps_max): (u32, u32),
@@ -53,10 +53,7 @@ pub(crate) fn fits_another_step(
     margin: Duration,
     step: Duration,
 ) -> bool {
-    if done >= steps_max || left.is_zero() {
-        return false;
-    }
-    done < steps_min || step + margin <= left
+    done < steps_min || done < steps_max && step + margin <= left
 }
 
 #[cfg(test)]
@@ -94,9 +91,10 @@ mod tests {
         let fits = |done, left| fits_another_step(done, (3, 10), ms(left), ms(500), ms(100));
         assert!(fits(5, 600));
         assert!(!fits(5, 599));
-        // Below the least number of steps the margin may be used, but not the time after the deadline.
+        // Below the least number of steps the margin may be used, and the time after the deadline.
         assert!(fits(2, 1));
-        assert!(!fits(2, 0));
+        assert!(fits(2, 0));
+        assert!(!fits(3, 0));
         assert!(!fits(10, 60_000));
     }
 }

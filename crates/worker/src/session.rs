@@ -74,8 +74,8 @@ struct Session<'a> {
     held_at: u64,
     /// The m and v that this worker published in its last round, if that was one of the warm start.
     published: Option<Hash>,
-    /// Whether the training text is being fetched ahead, or was.
-    is_prefetched: bool,
+    /// The task that fetches training text ahead, if one was begun.
+    prefetching: Option<AbortHandle>,
     status: Status,
     report: &'a mut dyn FnMut(&Status),
     /// Held to the end, if the owner asked for one.
@@ -238,6 +238,9 @@ impl Session<'_> {
 }
 
 /// Decides from the newest news; `attempted` is the last round that was worked on.
+///
+/// A round is begun from what is held if that was the newest model when it opened: the merge that came since is taken up on
+/// the way, and nobody waits for a download.
 fn next(work: &Work, held: Option<Held>, attempted: u64) -> Next {
     if work.finished {
         return Next::Finish;
@@ -245,17 +248,20 @@ fn next(work: &Work, held: Option<Held>, attempted: u64) -> Next {
     if !work.worker.joined {
         return Next::Join;
     }
-    let is_current = held.is_some_and(|held| {
-        held.round == work.model.round && held.parameters.to_string() == work.model.parameters_hash
-    });
-    if !is_current {
-        return Next::CatchUp;
-    }
+    let holds = |round: u64, parameters: &str| {
+        held.is_some_and(|it| it.round == round && it.parameters.to_string() == parameters)
+    };
+    let is_current = holds(work.model.round, &work.model.parameters_hash);
     match &work.assignment {
-        Some(assignment) if !assignment.committed && assignment.round > attempted => {
-            Next::Train(assignment.clone())
+        Some(open)
+            if !open.committed
+                && open.round > attempted
+                && (is_current || holds(open.base_round, &open.base_hash)) =>
+        {
+            Next::Train(open.clone())
         }
-        Some(_) | None => Next::Wait,
+        Some(_) | None if is_current => Next::Wait,
+        Some(_) | None => Next::CatchUp,
     }
 }
 

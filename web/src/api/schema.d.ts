@@ -392,6 +392,11 @@ export interface components {
             judged_ms?: number | null;
             /** @description Its name. */
             name: string;
+            /**
+             * Format: int64
+             * @description The round whose samples it is of; an earlier one if it came late.
+             */
+            of_round?: number | null;
             /** @description Why it was refused, a sentence. */
             refusal?: string | null;
             /**
@@ -399,7 +404,10 @@ export interface components {
              * @description The slot.
              */
             slot: number;
-            /** @description `assigned`, `committed`, `accepted`, `merged`, `refused` or `lost` (the round ended without it). */
+            /**
+             * @description `assigned`, `committed`, `accepted`, `merged`, `refused`, `lost` (the round ended without it), or, when it counts in
+             *     a later round, `late` (committed after the close) or `deferred` (its bytes came after the merge).
+             */
             state: string;
             /**
              * Format: int32
@@ -666,10 +674,14 @@ export interface components {
         };
         /** @description What a worker is to do now; the answer to its poll. */
         Work: {
+            /** @description The next two rounds: what to have ready. */
+            ahead: components["schemas"]["WorkAhead"][];
             assignment?: null | components["schemas"]["WorkAssignment"];
             /** @description Whether the run is finished. */
             finished: boolean;
             inner_start?: null | components["schemas"]["WorkBlob"];
+            /** @description Closed rounds that still take this worker's commitment, as late. */
+            late_rounds: number[];
             /**
              * Format: int64
              * @description Entries in the log: pass it to wait for news.
@@ -685,8 +697,25 @@ export interface components {
             /** @description What the hub knows of this worker. */
             worker: components["schemas"]["WorkWorker"];
         };
+        /** @description A round that has not opened yet. */
+        WorkAhead: {
+            /**
+             * Format: int64
+             * @description The round.
+             */
+            round: number;
+            /** @description Seed of its samples. */
+            seed: string;
+        };
         /** @description A worker's slot in the round in progress. */
         WorkAssignment: {
+            /** @description Hash of that model's parameters. */
+            base_hash: string;
+            /**
+             * Format: int64
+             * @description Round whose merge was the newest when it opened: the oldest model that an update may start from.
+             */
+            base_round: number;
             /** @description Whether this worker's commitment is there. */
             committed: boolean;
             /**
@@ -710,12 +739,12 @@ export interface components {
             slot: number;
             /**
              * Format: int32
-             * @description Slots in the round.
+             * @description Slots when the round opened.
              */
             slots: number;
             /**
              * Format: int64
-             * @description Accepted tokens before it.
+             * @description Tokens before it, accepted or waiting for their merge.
              */
             tokens_before: number;
         };

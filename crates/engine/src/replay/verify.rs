@@ -115,6 +115,7 @@ impl Verifier {
             }
             Event::RoundMerged {
                 round,
+                rate_q16,
                 updates,
                 delta,
                 model,
@@ -126,8 +127,7 @@ impl Verifier {
                     &format!("the delta of round {round}"),
                     blobs,
                 );
-                let rate_q16 = self.rules.rate_q16();
-                self.merge(entry.index, rate_q16, updates, delta, model);
+                self.merge(entry.index, *rate_q16, updates, delta, model);
             }
             Event::RoundEmpty { round } => self.accepted.retain(|(of, _), _| of != round),
             Event::CheckpointPublished { round, checkpoint } => {
@@ -143,7 +143,9 @@ impl Verifier {
             | Event::SlotAdded { .. }
             | Event::UpdateCommitted { .. }
             | Event::HubReplaced { .. }
+            | Event::RoundExtended { .. }
             | Event::CommitmentsClosed { .. }
+            | Event::UpdateDeferred { .. }
             | Event::RunFinished { .. } => {}
         }
         Ok(())
@@ -192,14 +194,14 @@ impl Verifier {
 
     /// The slot and commitment that a verdict is about, before it is folded.
     fn judged(&self, event: &Event) -> Option<(u32, Commitment)> {
-        let (Event::UpdateAccepted { round, worker, .. }
-        | Event::UpdateRefused { round, worker, .. }) = event
+        let (Event::UpdateAccepted { round, slot, .. } | Event::UpdateRefused { round, slot, .. }) =
+            event
         else {
             return None;
         };
-        let open = self.state.current_round().filter(|it| it.round == *round)?;
-        let (slot, part) = open.slot_of(worker)?;
-        Some((slot, part.commitment()?.clone()))
+        let open = self.state.round_in_progress(*round)?;
+        let part = open.slots().get(*slot as usize)?;
+        Some((*slot, part.commitment()?.clone()))
     }
 
     fn accept(

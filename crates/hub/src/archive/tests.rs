@@ -32,7 +32,9 @@ fn files(folder: &Path) -> Vec<(PathBuf, u64)> {
 async fn a_closed_folder_is_read_and_left_as_it_was() {
     let folder = tempfile::tempdir().unwrap();
     let (entry, state) = created(&SecretKey::from_entropy([1; 32]), "one");
-    let store = Store::open(folder.path(), &Ground::machine()).await.unwrap();
+    let store = Store::open(folder.path(), &Ground::machine())
+        .await
+        .unwrap();
     store.create(&entry, &state).await.unwrap();
     store.close().await;
     let before = files(folder.path());
@@ -49,7 +51,9 @@ async fn a_closed_folder_is_read_and_left_as_it_was() {
 async fn what_a_killed_hub_left_is_read_with_its_write_ahead_log() {
     let (folder, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (entry, state) = created(&SecretKey::from_entropy([1; 32]), "one");
-    let store = Store::open(folder.path(), &Ground::machine()).await.unwrap();
+    let store = Store::open(folder.path(), &Ground::machine())
+        .await
+        .unwrap();
     store.create(&entry, &state).await.unwrap();
     // As the disk stands when the power goes.
     for (path, _) in files(folder.path()) {
@@ -69,7 +73,11 @@ async fn a_hub_at_work_and_an_empty_folder_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let refused = Archive::open(folder.path()).await.unwrap_err().to_string();
     assert!(refused.contains("no hub's folder"), "{refused}");
-    Store::open(folder.path(), &Ground::machine()).await.unwrap().close().await;
+    Store::open(folder.path(), &Ground::machine())
+        .await
+        .unwrap()
+        .close()
+        .await;
     let lock = File::create(folder.path().join(crate::LOCK)).unwrap();
     flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
     let refused = Archive::open(folder.path()).await.unwrap_err().to_string();

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use protocol::{
     api::{BaselineLosses, RunSummary, WorkerSummary},
-    state::Phase,
+    state::State,
 };
 
 use crate::{Hub, run::Run};
@@ -25,7 +25,7 @@ pub(super) async fn run_summary(hub: &Hub, run: &Run) -> Result<RunSummary> {
         id: run.id.to_string(),
         name: charter.name.clone(),
         description: charter.description.clone(),
-        phase: phase_name(&state.phase).to_owned(),
+        phase: phase_name(&state).to_owned(),
         created_ms,
         log_length: state.head.length,
         round: state.round,
@@ -67,11 +67,11 @@ pub(super) async fn workers(hub: &Hub, run: &Run) -> Result<Vec<WorkerSummary>> 
     Ok(workers)
 }
 
-fn phase_name(phase: &Phase) -> &'static str {
-    match phase {
-        Phase::Idle => "idle",
-        Phase::Training(_) => "training",
-        Phase::Revealing(_) => "revealing",
-        Phase::Finished => "finished",
+fn phase_name(state: &State) -> &'static str {
+    match (&state.training, &state.revealing) {
+        (Some(_), _) => "training",
+        (None, Some(_)) => "revealing",
+        (None, None) if state.finished => "finished",
+        (None, None) => "idle",
     }
 }

@@ -8,11 +8,13 @@ use axum::{
     extract::{Path, Query, State},
 };
 use protocol::{
-    api::{ApiError, CommandReply, Work, WorkAssignment, WorkBlob, WorkModel, WorkWorker},
+    api::{
+        ApiError, CommandReply, Work, WorkAhead, WorkAssignment, WorkBlob, WorkModel, WorkWorker,
+    },
     canonical,
     command::SignedCommand,
     identity::Binding,
-    state::{Phase, SlotProgress},
+    state::SlotProgress,
     units::WorkerId,
 };
 use serde::Deserialize;
@@ -131,6 +133,8 @@ async fn work(hub: &Hub, run: &Run, worker: WorkerId) -> Result<Work, Failure> {
             deltas,
         },
         assignment: state.assignment,
+        late_rounds: state.late_rounds,
+        ahead: state.ahead,
         inner_start: state.inner_start,
         worker: WorkWorker {
             last_refusal,
@@ -146,6 +150,8 @@ struct ForWork {
     model: protocol::event::ModelState,
     checkpoint: (u64, protocol::event::Checkpoint),
     assignment: Option<WorkAssignment>,
+    late_rounds: Vec<u64>,
+    ahead: Vec<WorkAhead>,
     worker: WorkWorker,
     inner_start: Option<WorkBlob>,
 }
@@ -153,25 +159,42 @@ struct ForWork {
 impl ForWork {
     fn of(state: &protocol::state::State, worker: &WorkerId) -> Self {
         let record = state.workers.get(worker);
-        let assignment = match &state.phase {
-            Phase::Training(round) => round.slot_of(worker).map(|(slot, part)| WorkAssignment {
+        let assignment = state.training.as_ref().and_then(|round| {
+            let (slot, part) = round.slot_of(worker)?;
+            Some(WorkAssignment {
                 round: round.round,
                 slot,
                 seed: round.seed.to_string(),
-                slots: round.slots.len() as u32,
+                slots: round.slots_opened,
                 tokens_before: round.tokens_before,
+                base_round: round.base.round,
+                base_hash: round.base.parameters.to_string(),
                 deadline_ms: round.deadline_ms,
                 committed: part.progress != SlotProgress::Assigned,
-                publish_inner_state: state.is_warming_up(),
-            }),
-            Phase::Idle | Phase::Revealing(_) | Phase::Finished => None,
-        };
+                publish_inner_state: round.is_warm_start,
+            })
+        });
+        let late_rounds = state
+            .closed
+            .iter()
+            .filter(|it| it.missing.contains_key(worker))
+            .map(|it| it.round)
+            .collect();
+        let ahead = (1..)
+            .zip(&state.ahead)
+            .map(|(after, seed)| WorkAhead {
+                round: state.round + after,
+                seed: seed.to_string(),
+            })
+            .collect();
         Self {
             log_length: state.head.length,
             finished: state.is_finished(),
             model: state.model,
             checkpoint: state.checkpoint,
             assignment,
+            late_rounds,
+            ahead,
             inner_start: state.inner_start.map(|it| WorkBlob {
                 blob: it.hash.to_string(),
                 bytes: it.bytes,

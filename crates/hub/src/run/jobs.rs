@@ -8,7 +8,7 @@ use protocol::{
     Hash,
     command::Commitment,
     event::{Checkpoint, Evaluation, MergedUpdate, RefusalReason},
-    units::{BlobReference, RunId, WorkerId},
+    units::{BlobReference, RunId},
     update::UpdateHeader,
 };
 
@@ -25,6 +25,8 @@ pub(super) enum Job {
     /// Make the next model.
     Merge {
         round: u64,
+        /// Rate of the step in units of 2^-16.
+        rate_q16: u32,
         model: Model,
         parts: Vec<MergePart>,
     },
@@ -54,14 +56,11 @@ pub(super) struct MergePart {
 /// What came of it.
 pub(super) enum Done {
     Judged {
-        round: u64,
-        worker: WorkerId,
         update: Hash,
         verdict: Result<Arc<DecodedUpdate>, RefusalReason>,
     },
     Outliers {
-        round: u64,
-        refused: Vec<(WorkerId, RefusalReason)>,
+        refused: Vec<(Hash, RefusalReason)>,
     },
     Merged {
         model: Model,
@@ -96,11 +95,12 @@ impl Job {
             ),
             Self::Merge {
                 round,
+                rate_q16,
                 model,
                 parts,
             } => (
                 "the merge",
-                merge(round, model, parts, arithmetic, blobs).await,
+                merge((round, rate_q16), model, parts, arithmetic, blobs).await,
             ),
             Self::Store { run, model } => {
                 let stored = arithmetic.store(&model, run, &blobs).await;
@@ -162,8 +162,6 @@ async fn judge(commitment: Commitment, arithmetic: Arc<Arithmetic>, blobs: Blobs
             verdict = Err(reason);
         }
         Ok(Done::Judged {
-            round: header.round,
-            worker: header.worker,
             update: commitment.update.hash,
             verdict,
         })
@@ -172,7 +170,7 @@ async fn judge(commitment: Commitment, arithmetic: Arc<Arithmetic>, blobs: Blobs
 }
 
 async fn merge(
-    round: u64,
+    (round, rate_q16): (u64, u32),
     model: Model,
     parts: Vec<MergePart>,
     arithmetic: Arc<Arithmetic>,
@@ -202,12 +200,12 @@ async fn merge(
             if !refused.is_empty() {
                 return Ok(Err(refused));
             }
-            Ok(Ok(arithmetic.merge(&model, round, &parts)?))
+            Ok(Ok(arithmetic.merge(&model, round, rate_q16, &parts)?))
         })
         .await?
     };
     match computed {
-        Err(refused) => Ok(Done::Outliers { round, refused }),
+        Err(refused) => Ok(Done::Outliers { refused }),
         Ok(merge) => Ok(Done::Merged {
             model: merge.model,
             delta: blobs.put(merge.delta).await?,
@@ -228,7 +226,7 @@ fn decoded_part(arithmetic: &Arithmetic, part: MergePart, bytes: Option<&[u8]>) 
         (None, None) => anyhow::bail!("an accepted update is missing"),
     };
     Ok(Part {
-        worker: part.merged.worker,
+        hash: part.merged.update.hash,
         weight: part.merged.weight,
         update,
     })

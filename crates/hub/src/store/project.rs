@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use protocol::{
-    command::Command,
+    command::{Command, Commitment},
     event::{Event, MergedUpdate, ModelState},
     log::Entry,
     units::{BlobReference, WorkerId},
@@ -67,24 +67,15 @@ pub(super) async fn apply(tx: Tx<'_, '_>, entry: &Entry, known: &Projected) -> R
             let Command::Commit(commitment) = &command.command else {
                 return Ok(());
             };
-            let header = &commitment.header;
-            sqlx::query(
-                "UPDATE contribution SET state = 'committed', steps = ?, tokens = ?, loss = ?,
-                 update_hash = ?, update_bytes = ?, committed_ms = ?, event = ?
-                 WHERE run = ? AND round = ? AND slot = ?",
-            )
-            .bind(header.steps)
-            .bind(header.tokens as i64)
-            .bind(header.loss_micronats as i64)
-            .bind(&commitment.update.hash.0[..])
-            .bind(commitment.update.bytes as i64)
-            .bind(entry.time_ms as i64)
-            .bind(entry.index as i64)
-            .bind(run(entry))
-            .bind(header.round as i64)
-            .bind(header.slot)
-            .execute(&mut **tx)
-            .await?;
+            committed(tx, entry, command.worker, commitment, known).await
+        }
+        Event::RoundExtended { round, deadline_ms } => {
+            sqlx::query("UPDATE round SET deadline_ms = ? WHERE run = ? AND round = ?")
+                .bind(*deadline_ms as i64)
+                .bind(run(entry))
+                .bind(*round as i64)
+                .execute(&mut **tx)
+                .await?;
             Ok(())
         }
         Event::CommitmentsClosed { round, .. } => {
@@ -98,7 +89,12 @@ pub(super) async fn apply(tx: Tx<'_, '_>, entry: &Entry, known: &Projected) -> R
             .await?;
             Ok(())
         }
-        Event::UpdateAccepted { round, weight, .. } => {
+        Event::UpdateAccepted {
+            round,
+            slot,
+            weight,
+            ..
+        } => {
             sqlx::query(
                 "UPDATE contribution SET state = 'accepted', weight = ?, judged_ms = ?, event = ?
                  WHERE run = ? AND round = ? AND slot = ?",
@@ -108,27 +104,32 @@ pub(super) async fn apply(tx: Tx<'_, '_>, entry: &Entry, known: &Projected) -> R
             .bind(entry.index as i64)
             .bind(run(entry))
             .bind(*round as i64)
-            .bind(known.slot)
+            .bind(slot)
             .execute(&mut **tx)
             .await?;
             Ok(())
         }
         Event::UpdateRefused {
             round,
+            slot,
             worker,
             reason,
-        } => refused(tx, entry, *round, worker, &reason.sentence(), known).await,
+        } => refused(tx, entry, (*round, *slot), worker, &reason.sentence()).await,
+        Event::UpdateDeferred { round, slot, .. } => {
+            deferred(tx, entry, (*round, *slot), known).await
+        }
         Event::RoundMerged {
             round,
             updates,
             delta,
             model,
+            ..
         } => merged(tx, entry, *round, updates, *delta, model, known).await,
         Event::RoundEmpty { round } => {
             end_round(tx, entry, *round, "empty").await?;
             sqlx::query(
                 "UPDATE contribution SET state = 'lost', event = ?
-                 WHERE run = ? AND round = ? AND state <> 'refused'",
+                 WHERE run = ? AND round = ? AND state IN ('assigned', 'committed')",
             )
             .bind(entry.index as i64)
             .bind(run(entry))
@@ -226,13 +227,88 @@ async fn insert_slot(
     Ok(())
 }
 
+/// A commitment in its own slot, or a late one as a further slot of the open round.
+async fn committed(
+    tx: Tx<'_, '_>,
+    entry: &Entry,
+    id: WorkerId,
+    commitment: &Commitment,
+    known: &Projected,
+) -> Result<()> {
+    let header = &commitment.header;
+    let own = (header.round, header.slot);
+    let (round, slot) = known.place.unwrap_or(own);
+    if (round, slot) != own {
+        mark(tx, entry, own, "late").await?;
+        insert_slot(tx, entry, round, slot, &id).await?;
+    }
+    sqlx::query(
+        "UPDATE contribution SET state = 'committed', of_round = ?, steps = ?, tokens = ?, loss = ?,
+         update_hash = ?, update_bytes = ?, committed_ms = ?, event = ?
+         WHERE run = ? AND round = ? AND slot = ?",
+    )
+    .bind(header.round as i64)
+    .bind(header.steps)
+    .bind(header.tokens as i64)
+    .bind(header.loss_micronats as i64)
+    .bind(&commitment.update.hash.0[..])
+    .bind(commitment.update.bytes as i64)
+    .bind(entry.time_ms as i64)
+    .bind(entry.index as i64)
+    .bind(run(entry))
+    .bind(round as i64)
+    .bind(slot)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// A commitment goes on to the next round.
+async fn deferred(
+    tx: Tx<'_, '_>,
+    entry: &Entry,
+    from: (u64, u32),
+    known: &Projected,
+) -> Result<()> {
+    if let Some((round, slot)) = known.place {
+        sqlx::query(
+            "INSERT INTO contribution (run, round, slot, worker, state, of_round, steps, tokens, loss,
+             update_hash, update_bytes, committed_ms, event)
+             SELECT run, ?, ?, worker, 'committed', of_round, steps, tokens, loss,
+             update_hash, update_bytes, committed_ms, ? FROM contribution WHERE run = ? AND round = ? AND slot = ?",
+        )
+        .bind(round as i64)
+        .bind(slot)
+        .bind(entry.index as i64)
+        .bind(run(entry))
+        .bind(from.0 as i64)
+        .bind(from.1)
+        .execute(&mut **tx)
+        .await?;
+    }
+    mark(tx, entry, from, "deferred").await
+}
+
+async fn mark(tx: Tx<'_, '_>, entry: &Entry, (round, slot): (u64, u32), state: &str) -> Result<()> {
+    sqlx::query(
+        "UPDATE contribution SET state = ?, event = ? WHERE run = ? AND round = ? AND slot = ?",
+    )
+    .bind(state)
+    .bind(entry.index as i64)
+    .bind(run(entry))
+    .bind(round as i64)
+    .bind(slot)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
 async fn refused(
     tx: Tx<'_, '_>,
     entry: &Entry,
-    round: u64,
+    (round, slot): (u64, u32),
     id: &WorkerId,
     sentence: &str,
-    known: &Projected,
 ) -> Result<()> {
     sqlx::query(
         "UPDATE contribution SET state = 'refused', refusal = ?, judged_ms = ?, event = ?
@@ -243,7 +319,7 @@ async fn refused(
     .bind(entry.index as i64)
     .bind(run(entry))
     .bind(round as i64)
-    .bind(known.slot)
+    .bind(slot)
     .execute(&mut **tx)
     .await?;
     sqlx::query(

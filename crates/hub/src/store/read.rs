@@ -209,6 +209,7 @@ fn contribution(row: &SqliteRow) -> Result<Contribution> {
             .try_get::<Option<String>, _>("name")?
             .unwrap_or_default(),
         state: row.try_get("state")?,
+        of_round: optional(row, "of_round")?,
         steps: row.try_get("steps")?,
         tokens: optional(row, "tokens")?,
         training_loss: micro(row, "loss")?,

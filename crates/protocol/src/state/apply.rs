@@ -231,8 +231,10 @@ impl State {
             } => self.fold_merged(*round, *rate_q16, updates, model, time_ms),
             Event::RoundEmpty { round } => self.fold_empty(*round, time_ms),
             Event::CheckpointPublished { round, checkpoint } => {
-                if *round != self.model.round {
-                    return Err("it is not the newest model's");
+                if *round <= self.checkpoint.0 || !self.models.iter().any(|it| it.round == *round) {
+                    return Err(
+                        "it is not one of the newest models', or an older one than the last",
+                    );
                 }
                 self.checkpoint = (*round, *checkpoint);
                 Ok(())

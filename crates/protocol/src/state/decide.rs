@@ -122,7 +122,7 @@ pub fn decide(state: &State, request: &Request, now_ms: u64) -> Decision {
             model,
         } => decide_merged(state, *round, *delta, *model),
         Request::Stored { round, checkpoint } => {
-            if *round != state.model.round || state.checkpoint.0 == *round && *round != 0 {
+            if *round <= state.checkpoint.0 || !state.models.iter().any(|it| it.round == *round) {
                 return Ok(vec![]);
             }
             Ok(vec![Event::CheckpointPublished {

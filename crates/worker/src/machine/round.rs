@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use engine::update::{
     carried::{CarriedState, Moments},
-    codec, feedback,
+    codec, delta, feedback,
     hash::{moment_hash, parameters_hash, samples_hash},
     inner_start,
     steps::{StepLeaf, StepTree},
@@ -35,15 +35,15 @@ pub(crate) struct Task {
     pub(crate) round: u64,
     /// The slot.
     pub(crate) slot: u32,
-    /// Slots in the round.
+    /// Slots when the round opened.
     pub(crate) slots: u32,
     /// Seed of the samples.
     pub(crate) seed: Hash,
-    /// Accepted tokens before the round.
+    /// Tokens before the round, accepted or waiting for their merge.
     pub(crate) tokens_before: u64,
-    /// The model to start from; the machine holds it.
+    /// The model to start from, which the machine holds: the newest when the round opened, or a newer one.
     pub(crate) base: Held,
-    /// What is carried in; the machine holds it.
+    /// What is carried in; the machine holds it, or held it when training began.
     pub(crate) carried: Carried,
     /// Whether the optimiser's m and v are published beside the update.
     pub(crate) publish_inner_state: bool,
@@ -54,8 +54,21 @@ pub(crate) struct Task {
 pub(crate) struct Trained {
     /// Steps done.
     pub(crate) steps: u32,
+    /// Steps of those from before a newer model was taken up.
+    head_start_steps: u32,
     loss_sum: f64,
     tree: StepTree,
+}
+
+/// The merge of the round before, come while this one trains.
+#[derive(Clone, Debug)]
+pub(crate) struct Newer {
+    /// Its round.
+    pub(crate) round: u64,
+    /// Hash of the parameters after it.
+    pub(crate) after: Hash,
+    /// The published delta.
+    pub(crate) delta: Bytes,
 }
 
 /// An update, ready to be committed to; both states that may follow are on disk.
@@ -75,13 +88,17 @@ impl Machine {
     /// Takes inner steps for as long as `another(steps done, last loss)` says so. Blocks, and waits for nothing but what a
     /// simulated step is said to take.
     ///
+    /// Before each step `newer(steps done)` may give merges, in order: their deltas are taken from the base and from the
+    /// parameters in training alike, so that the update is made against the newest model without losing a step.
+    ///
     /// # Errors
-    /// Loss or gradient became infinite, or no assigned shard is longer than a sequence. What is carried is then to be
+    /// A delta that gives another model than it should; loss or gradient became infinite, or no assigned shard is longer than a sequence. What is carried is then to be
     /// restored by [`Machine::continue_from`] or [`Machine::begin_fresh`], as after any round that is not sealed.
     pub(crate) async fn train(
         &mut self,
         task: &Task,
         shards: &Shards,
+        mut newer: impl FnMut(u32) -> Vec<Newer>,
         mut another: impl FnMut(u32, Option<f32>) -> bool,
     ) -> Result<Trained> {
         assert_eq!(self.held, Some(task.base), "the machine holds the base");
@@ -92,13 +109,18 @@ impl Machine {
         }
         self.trainer.parameters_mut().copy_from_slice(&self.base);
         let optimizer = engine::charter::optimizer(&self.charter.inner);
-        let assigned = sampling::assigned_shards(&self.charter, &task.seed, task.slot);
+        let assigned = sampling::assigned_shards(&self.charter, &task.seed, &task.worker);
         let leaf_steps = self.charter.round.leaf_steps;
         let (mut steps, mut loss, mut loss_sum) = (0, None, 0.0);
+        let mut head_start_steps = 0;
         let (mut tree, mut open_leaf) = (StepTree::new(), None);
         let mut stepping = Duration::ZERO;
         tracing::info!(round = task.round, slot = task.slot, "training begins");
         while another(steps, loss) {
+            for merge in newer(steps) {
+                self.go_over_to(&merge)?;
+                head_start_steps = steps;
+            }
             let begun = Instant::now();
             let (tokens, samples) = batch(&self.charter, task, &assigned, shards, steps)?;
             let nano = learning_rate_nano(&self.charter.inner, self.tokens_at(task, steps));
@@ -138,6 +160,7 @@ impl Machine {
         );
         Ok(Trained {
             steps,
+            head_start_steps,
             loss_sum,
             tree,
         })
@@ -178,15 +201,16 @@ impl Machine {
             inner_start::to_bytes(inner.step, &inner.m, &inner.v)
         });
 
+        let base = self.held.context("no model is held")?;
         let header = UpdateHeader {
             run: task.run,
             worker: task.worker,
             round: task.round,
             slot: task.slot,
-            base_round: task.base.round,
-            base: task.base.parameters,
+            base_round: base.round,
+            base: base.parameters,
             steps: trained.steps,
-            head_start_steps: 0,
+            head_start_steps: trained.head_start_steps,
             tokens: u64::from(trained.steps) * self.charter.tokens_per_step(),
             loss_micronats: trained.loss_micronats(),
             carried_before: task.carried.hash(),
@@ -202,6 +226,24 @@ impl Machine {
             file: file.into(),
             inner_state: inner_state.map(Bytes::from),
         })
+    }
+
+    /// Takes a merge up in the middle of a round.
+    fn go_over_to(&mut self, newer: &Newer) -> Result<()> {
+        let delta = self.apply_delta(newer.round, &newer.delta, newer.after)?;
+        delta::apply_delta(self.trainer.parameters_mut(), &delta);
+        Ok(())
+    }
+
+    /// Goes over to the error feedback of the state of this hash, in the middle of a round: the last update turned out
+    /// refused, and its work is still to be sent. False if the state is not in the store.
+    pub(crate) fn take_error_of(&mut self, wanted: Hash, store: &CarriedStore) -> Result<bool> {
+        let state = store.read(&wanted, self.base.len())?;
+        let is_here = state.is_some();
+        if let Some(state) = state {
+            self.error = state.error;
+        }
+        Ok(is_here)
     }
 
     /// `error ← decay · error + (base − trained)`.
@@ -278,7 +320,7 @@ fn batch(
     let mut tokens = Vec::with_capacity(rows as usize * row_tokens);
     let mut samples = Vec::with_capacity(rows as usize);
     for row in 0..rows {
-        let sample = sampling::sample(charter, &task.seed, task.slot, assigned, step, row)
+        let sample = sampling::sample(charter, &task.seed, &task.worker, assigned, step, row)
             .context("no assigned shard is longer than a training sequence")?;
         let start = sample.start as usize;
         tokens.extend_from_slice(&shards.tokens(sample.shard)[start..start + row_tokens]);

@@ -144,13 +144,21 @@ fn new_machine(charter: &Arc<Charter>, threads: usize) -> Machine {
 }
 
 fn train(machine: &mut Machine, task: &Task, steps: u32) -> Trained {
+    train_with(machine, task, steps, |_| vec![]).unwrap()
+}
+
+fn train_with(
+    machine: &mut Machine,
+    task: &Task,
+    steps: u32,
+    newer: impl FnMut(u32) -> Vec<Newer> + Send,
+) -> Result<Trained> {
     let shards = shards();
-    let training = machine.train(task, &shards, |done, _| done < steps);
-    let trained = tokio::runtime::Builder::new_current_thread()
+    let training = machine.train(task, &shards, newer, |done, _| done < steps);
+    tokio::runtime::Builder::new_current_thread()
         .build()
         .unwrap()
-        .block_on(training);
-    trained.unwrap()
+        .block_on(training)
 }
 
 impl Rig {
@@ -398,7 +406,54 @@ fn slots_see_different_text_and_steps_have_leaves() {
         .collect();
     assert!(roots[0] != roots[1] && roots[1] != roots[2]);
     let seed = round_seed(&charter, 1, &Hash([1; 32]));
-    assert_eq!(assigned_shards(&charter, &seed, 0).len(), 1);
+    assert_eq!(assigned_shards(&charter, &seed, &worker(0)).len(), 1);
+}
+
+#[test]
+fn a_merge_that_comes_in_mid_round_is_taken_up_without_losing_a_step() {
+    let charter = charter(sparse(), true);
+    let merge = engine::charter::merge_settings(&charter.outer);
+    let mut rigs = [Rig::new(&charter), Rig::new(&charter)];
+    // The first round's merge is known only after two steps of the second one.
+    let task = rigs[0].task(1, 0, 1);
+    let sealed = rigs[0].round(&task, 5);
+    let machine = &rigs[0].machine;
+    let (_, payload) = update::open(&sealed.file).unwrap();
+    let decoded = codec::decode(payload, &machine.lengths, &machine.settings).unwrap();
+    let mut theta = machine.base.clone();
+    let mut outer = OuterState::new(theta.len(), merge.momentum_q16.is_some());
+    let merged = merge_round(&mut theta, &mut outer, &[(decoded, 1)], &merge).unwrap();
+    let newer = Newer {
+        round: 1,
+        after: Hash(parameters_hash(&theta)),
+        delta: merged.delta_bytes.into(),
+    };
+    rigs[0].carried = Some(sealed.header.carried_after);
+    let task = rigs[0].task(2, 0, 1);
+    let machine = &mut rigs[0].machine;
+    let at_two = |steps| {
+        if steps == 2 {
+            vec![newer.clone()]
+        } else {
+            vec![]
+        }
+    };
+    let trained = train_with(machine, &task, 6, at_two).unwrap();
+    assert_eq!((trained.steps, machine.base.clone()), (6, theta));
+    let sealed = machine.seal(&task, &trained, &rigs[0].store).unwrap();
+    assert_eq!(sealed.header.head_start_steps, 2);
+    assert_eq!(sealed.header.base_round, 1);
+    assert_eq!(sealed.header.base, newer.after);
+    // Another model than the merge should give: the round is lost, and no wrong model is held.
+    let wrong = Newer {
+        after: Hash([1; 32]),
+        ..newer
+    };
+    let task = rigs[1].task(2, 0, 1);
+    let machine = &mut rigs[1].machine;
+    let lost = train_with(machine, &task, 6, |_| vec![wrong.clone()]);
+    assert!(lost.is_err());
+    assert_eq!(machine.held(), None);
 }
 
 #[test]

@@ -90,7 +90,7 @@ pub(super) async fn begin<'a>(
         return Ok(None);
     }
 
-    let plan = plan(config, &charter, &cache, &news)?;
+    let plan = plan(config, &charter, worker, &cache, &news)?;
     status.activity = Activity::Announcing(plan);
     report(&status);
     status.activity = Activity::Measuring;
@@ -134,7 +134,7 @@ pub(super) async fn begin<'a>(
         sequence: 0,
         held_at: 0,
         published: None,
-        is_prefetched: false,
+        prefetching: None,
         status,
         report,
         charter,
@@ -210,15 +210,16 @@ async fn patiently<T>(
 fn plan(
     config: &Config,
     charter: &Charter,
+    worker: WorkerId,
     cache: &BlobCache,
     news: &watch::Receiver<News>,
 ) -> Result<Plan> {
     let news = news.borrow();
     let (work, _) = news.work.as_ref().context("waited for above")?;
     let route = Target::of(work)?.route(None, None);
-    // The first slot's shards stand for any slot's: the number is the same, the sizes alike.
+    // Any round's shards stand for the first one's: the number is the same, the sizes alike.
     let seed = protocol::Hash::default();
-    let shards = assigned_shards(charter, &seed, 0);
+    let shards = assigned_shards(charter, &seed, &worker);
     let missing = |&shard: &u32| {
         let blob = charter.data.training[shard as usize].blob;
         (!cache.contains(&blob)).then_some(blob.bytes)

@@ -1,13 +1,16 @@
 //! Fetching what is missing: the newest model, and the text of an assignment.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result};
 use network::{blobs::TransferError, world};
-use protocol::{api::Work, units::BlobReference};
+use protocol::{api::Work, sampling::assigned_shards, units::BlobReference};
+use tokio::task::JoinHandle;
 
 use super::{Session, with_machine};
 use crate::{
     Activity,
-    machine::Held,
+    machine::{Held, Newer},
     model::{DeltaStep, ENTRIES_BACK_MAX, Route, Target, merges},
     shards,
 };
@@ -152,31 +155,79 @@ impl Session<'_> {
         }
     }
 
-    /// Fetches the rest of the training text while the machine computes, one shard after the other, if half of the cache
-    /// holds all of it: later assignments then begin at once.
-    pub(super) fn prefetch(&mut self) {
-        let blobs: Vec<BlobReference> = self
-            .charter
-            .data
-            .training
+    /// Fetches in the background what leads on from `base` to the newest model, if that is known by deltas; what it sends
+    /// is in order.
+    pub(super) fn follow_model(&self, work: &Work, base: Held) -> Option<JoinHandle<Vec<Newer>>> {
+        let deltas = Target::of(work).ok()?.route(Some(base), None);
+        if deltas.checkpoint.is_some() || deltas.deltas.is_empty() {
+            return None;
+        }
+        let (client, cache, worker) = (self.client.clone(), self.cache.clone(), self.worker);
+        Some(tokio::spawn(async move {
+            let mut newer = Vec::new();
+            for step in deltas.deltas {
+                if let Err(error) = client
+                    .download(&cache, step.blob, Some(worker), |_| {})
+                    .await
+                {
+                    // The round goes on from its base; the next one asks again.
+                    tracing::debug!("following the model: {:#}", anyhow::Error::from(error));
+                    return vec![];
+                }
+                let Ok(Some(bytes)) = cache.get(&step.blob.hash) else {
+                    return vec![];
+                };
+                newer.push(Newer {
+                    round: step.round,
+                    after: step.after,
+                    delta: bytes.into(),
+                });
+            }
+            newer
+        }))
+    }
+
+    /// Fetches training text while the machine computes: all of it if half of the cache holds it, else that of the next
+    /// two rounds, which are known ahead.
+    pub(super) fn prefetch(&mut self, work: &Work) {
+        let training = &self.charter.data.training;
+        let total: u64 = training.iter().map(|it| it.blob.bytes).sum();
+        let is_small = total <= self.cache.bytes_max() / 2;
+        let shards: BTreeSet<u32> = if is_small {
+            (0..training.len() as u32).collect()
+        } else {
+            work.ahead
+                .iter()
+                .filter_map(|it| it.seed.parse().ok())
+                .flat_map(|seed| assigned_shards(&self.charter, &seed, &self.worker))
+                .collect()
+        };
+        let is_busy = self
+            .prefetching
+            .as_ref()
+            .is_some_and(|it| !it.is_finished());
+        let blobs: Vec<BlobReference> = shards
             .iter()
-            .map(|it| it.blob)
+            .map(|&it| training[it as usize].blob)
+            .filter(|it| !self.cache.contains(it))
             .collect();
-        let total: u64 = blobs.iter().map(|it| it.bytes).sum();
-        if self.is_prefetched || total > self.cache.bytes_max() / 2 {
+        if blobs.is_empty() || is_busy {
             return;
         }
-        self.is_prefetched = true;
         let (client, cache, worker) = (self.client.clone(), self.cache.clone(), self.worker);
         let stop = self.shutdown.clone();
-        tokio::spawn(stop.run_until_cancelled_owned(async move {
-            for blob in blobs {
-                if let Err(error) = client.download(&cache, blob, Some(worker), |_| {}).await {
-                    // The assignment that needs it will ask again, and tell.
-                    tracing::debug!("fetching ahead: {:#}", anyhow::Error::from(error));
+        let task = tokio::spawn(async move {
+            let fetch = async {
+                for blob in blobs {
+                    if let Err(error) = client.download(&cache, blob, Some(worker), |_| {}).await {
+                        // The assignment that needs it will ask again, and tell.
+                        tracing::debug!("fetching ahead: {:#}", anyhow::Error::from(error));
+                    }
                 }
-            }
-        }));
+            };
+            stop.run_until_cancelled(fetch).await;
+        });
+        self.prefetching = Some(task.abort_handle());
     }
 
     /// Brings the shards of an assignment into memory; false as with [`Self::fetch`].

@@ -68,7 +68,10 @@ impl Session<'_> {
         })));
         loop {
             match self.client.command(&command).await {
-                Err(error) if error.is_temporary() && Instant::now() < until => {
+                Err(error)
+                    if (error.is_temporary() || error.refusal_code() == Some("between_rounds"))
+                        && Instant::now() < until =>
+                {
                     tracing::debug!("committing again: {error}");
                     tokio::time::sleep(RESEND).await;
                 }

@@ -21,6 +21,8 @@ fn assignment(round: u64) -> WorkAssignment {
         seed: Hash([9; 32]).to_string(),
         slots: 1,
         tokens_before: 0,
+        base_round: 2,
+        base_hash: held(2).parameters.to_string(),
         deadline_ms: 10_000,
         committed: false,
         publish_inner_state: false,
@@ -42,6 +44,8 @@ fn work() -> Work {
             deltas: vec![],
         },
         assignment: None,
+        late_rounds: vec![],
+        ahead: vec![],
         worker: WorkWorker {
             joined: true,
             sequence: 5,
@@ -72,7 +76,9 @@ fn the_run_decides_first_then_the_model_then_the_round() {
     check(|_| {}, None, 0, Next::CatchUp);
     check(|_| {}, Some(2), 0, Next::CatchUp);
     let open = |it: &mut Work| it.assignment = Some(assignment(4));
-    check(open, Some(2), 3, Next::CatchUp);
+    check(open, Some(1), 3, Next::CatchUp);
+    // The merge that came since the round opened is taken up on the way.
+    check(open, Some(2), 3, Next::Train(assignment(4)));
     check(open, Some(3), 3, Next::Train(assignment(4)));
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
@@ -17,27 +17,42 @@ use protocol::{
     state::decide::fresh,
     units::BlobReference,
 };
-use tokio::time::Instant;
+use tokio::{task::JoinHandle, time::Instant};
 
 use super::{GOODBYE, Session, begin::be_nice, with_machine};
 use crate::{
     Activity,
-    machine::{Carried, Sealed, Task, Trained},
+    machine::{Carried, Held, Newer, Sealed, Task, Trained},
     margin::fits_another_step,
     model,
 };
 
 /// A round that trained this much faster than the measurement says is news for the hub, which bounds claims by it.
 const FASTER: f64 = 1.2;
-/// Commitments are tried for so long after the deadline: the hub's clock decides, and it may have been down.
-const COMMIT_AFTER: Duration = Duration::from_secs(2);
+/// Commitments are tried for so many windows after the deadline: late ones count for three rounds, and the hub may have
+/// been down. Less than a few seconds is no time for that.
+const COMMIT_WINDOWS: u32 = 4;
+const COMMIT_AFTER_MIN: Duration = Duration::from_secs(10);
 
 /// Shared with the thread that trains.
 #[derive(Debug)]
 struct Control {
     stop: AtomicBool,
+    /// The round takes no more commitments in time: a late one is due as soon as it has the fewest steps.
+    is_late: AtomicBool,
+    newer: Mutex<Vec<Newer>>,
     steps: AtomicU32,
     loss_bits: AtomicU32,
+}
+
+/// How a round stands towards this worker.
+enum Standing {
+    /// It takes its commitment in time, as far as is known.
+    Open,
+    /// It is closed; a commitment counts as late.
+    Late,
+    /// It takes nothing from it any more.
+    Over,
 }
 
 /// How a round's training ended.
@@ -65,7 +80,7 @@ impl Session<'_> {
                 return Ok(());
             }
         };
-        let assigned = assigned_shards(&self.charter, &seed, assignment.slot);
+        let assigned = assigned_shards(&self.charter, &seed, &self.worker);
         if !self.load_shards(&assigned).await? {
             return Ok(());
         }
@@ -80,8 +95,9 @@ impl Session<'_> {
             );
             return Ok(());
         }
-        self.prefetch();
-        let ended = match self.train_until(&task, deadline).await? {
+        self.prefetch(work);
+        let begun_from = self.begun_from(assignment, &task);
+        let ended = match self.train_until(&task, deadline, begun_from).await? {
             Ok(ended) => ended,
             Err(error) => {
                 self.lose_round(&task, &format!("{error:#}"));
@@ -196,10 +212,23 @@ impl Session<'_> {
             .map(|()| Some(Carried::Fresh(start.map(|it| it.hash)))))
     }
 
+    /// The model from which a newer one may be taken up on the way: the round's own base. Whoever begins from a newer one
+    /// stays with it, so that the log tells everyone what an update began from.
+    fn begun_from(&self, assignment: &WorkAssignment, task: &Task) -> Option<Held> {
+        (task.base.round == assignment.base_round).then_some(task.base)
+    }
+
     /// Trains on a thread of its own until the window is filled, the owner stops it, or the round ends without it.
-    async fn train_until(&mut self, task: &Task, deadline: Instant) -> Result<Result<Ended>> {
+    async fn train_until(
+        &mut self,
+        task: &Task,
+        deadline: Instant,
+        mut begun_from: Option<Held>,
+    ) -> Result<Result<Ended>> {
         let control = Arc::new(Control {
             stop: AtomicBool::new(false),
+            is_late: AtomicBool::new(false),
+            newer: Mutex::default(),
             steps: AtomicU32::new(0),
             loss_bits: AtomicU32::new(f32::NAN.to_bits()),
         });
@@ -214,7 +243,11 @@ impl Session<'_> {
             be_nice(nice);
             let begun = Instant::now();
             let (mut step, mut last) = (first_step, begun);
-            let training = machine.train(&task_copy, &shards, |steps, loss| {
+            let newer = |_| {
+                let mut newer = shared.newer.lock().unwrap_or_else(PoisonError::into_inner);
+                std::mem::take(&mut *newer)
+            };
+            let training = machine.train(&task_copy, &shards, newer, |steps, loss| {
                 shared.steps.store(steps, Ordering::Relaxed);
                 let bits = loss.unwrap_or(f32::NAN).to_bits();
                 shared.loss_bits.store(bits, Ordering::Relaxed);
@@ -224,7 +257,10 @@ impl Session<'_> {
                     step = mean.max(now - last);
                 }
                 last = now;
-                let left = deadline.saturating_duration_since(now);
+                let left = match shared.is_late.load(Ordering::Relaxed) {
+                    true => Duration::ZERO,
+                    false => deadline.saturating_duration_since(now),
+                };
                 !shared.stop.load(Ordering::Relaxed)
                     && fits_another_step(steps, limits, left, margin, step)
             });
@@ -232,8 +268,15 @@ impl Session<'_> {
             (machine, result, begun.elapsed())
         });
         let mut is_over = false;
+        let mut following: Option<JoinHandle<Vec<Newer>>> = None;
         let (machine, result, took) = loop {
             self.show_training(task, &control, deadline);
+            if let (Some(base), None) = (begun_from, &following)
+                && let Some((work, _)) = self.latest()
+                && work.model.round < task.round
+            {
+                following = self.follow_model(&work, base);
+            }
             tokio::select! {
                 biased;
                 joined = &mut thread => {
@@ -242,11 +285,26 @@ impl Session<'_> {
                 () = self.shutdown.cancelled(), if !control.stop.load(Ordering::Relaxed) => {
                     control.stop.store(true, Ordering::Relaxed);
                 }
+                newer = async { following.as_mut().expect("checked before").await }, if following.is_some() => {
+                    following = None;
+                    let newer = newer.unwrap_or_default();
+                    if !newer.is_empty() {
+                        // Once a round: then its steps are those before and those after.
+                        begun_from = None;
+                        *control.newer.lock().unwrap_or_else(PoisonError::into_inner) = newer;
+                    }
+                }
+                Ok(()) = self.news.changed() => {}
                 () = tokio::time::sleep(super::TICK) => {}
             }
-            if !is_over && self.went_on_without(task) {
-                is_over = true;
-                control.stop.store(true, Ordering::Relaxed);
+            match self.standing_of(task) {
+                Standing::Open => {}
+                Standing::Late => control.is_late.store(true, Ordering::Relaxed),
+                Standing::Over if !is_over => {
+                    is_over = true;
+                    control.stop.store(true, Ordering::Relaxed);
+                }
+                Standing::Over => {}
             }
             self.take_outbox_news();
         };
@@ -269,17 +327,45 @@ impl Session<'_> {
         });
     }
 
-    /// Whether the newest news say that this round takes nothing from this worker any more.
-    fn went_on_without(&mut self, task: &Task) -> bool {
+    /// What the newest news say of this round.
+    fn standing_of(&mut self, task: &Task) -> Standing {
         let Some((work, _)) = self.latest() else {
-            return false;
+            return Standing::Open;
         };
         self.note(&work);
         let is_ours = work
             .assignment
             .as_ref()
             .is_some_and(|it| it.round == task.round);
-        !is_ours
+        if is_ours {
+            Standing::Open
+        } else if work.late_rounds.contains(&task.round) {
+            Standing::Late
+        } else {
+            Standing::Over
+        }
+    }
+
+    /// What this worker carries, if the hub refused its last update while this round trained: the error feedback then still
+    /// holds that update's work, which goes into this one.
+    async fn settle_carried(&mut self, task: &mut Task) -> Result<()> {
+        let Some((work, _)) = self.latest() else {
+            return Ok(());
+        };
+        let Some(Ok(wanted)) = work.worker.carried.as_deref().map(model::hash) else {
+            return Ok(());
+        };
+        if task.carried == Carried::State(wanted) || task.carried.hash() == fresh() {
+            return Ok(());
+        }
+        let store = self.store.clone();
+        let is_here = with_machine(&mut self.machine, move |machine| {
+            machine.take_error_of(wanted, &store)
+        });
+        if is_here.await?? {
+            task.carried = Carried::State(wanted);
+        }
+        Ok(())
     }
 
     /// Writes the update, commits, and begins the upload.
@@ -290,6 +376,9 @@ impl Session<'_> {
             round: task.round,
             steps: trained.steps,
         });
+        let mut task = *task;
+        self.settle_carried(&mut task).await?;
+        let task = &task;
         self.store.keep_only(&[task.carried.hash()])?;
         let (store, task_copy) = (self.store.clone(), *task);
         let sealed = with_machine(&mut self.machine, move |machine| {
@@ -307,7 +396,9 @@ impl Session<'_> {
             self.outbox.keep(*hash, file)?;
         }
         self.tell_speed(sealed.header.tokens, took).await;
-        let committed = self.commit(&sealed, deadline + COMMIT_AFTER).await;
+        let patience = Duration::from_millis(self.charter.round.window_ms) * COMMIT_WINDOWS;
+        let until = deadline + patience.max(COMMIT_AFTER_MIN);
+        let committed = self.commit(&sealed, until).await;
         self.margin.observe(begun.elapsed());
         match committed {
             Ok(reply) => {
