@@ -24,8 +24,9 @@ async fn three_machines_make_one_model() -> Result<()> {
     let mut together = 0;
     network
         .watch(run, TOGETHER_MAX, "five rounds of all three", |entry| {
-            let updates = entry.body["updates"].as_array().map_or(0, Vec::len);
-            together += usize::from(entry.kind == "round_merged" && updates == 3);
+            let updates = entry.body["updates"].as_array().into_iter().flatten();
+            let workers: BTreeSet<_> = updates.map(|it| it["worker"].to_string()).collect();
+            together += usize::from(entry.kind == "round_merged" && workers.len() == 3);
             (together == ROUNDS_TOGETHER).then_some(())
         })
         .await?;
@@ -73,12 +74,13 @@ async fn everyone_is_in_it(network: &Network, run: protocol::units::RunId) -> Re
     let audit = audit::audit(&network.client()?, run, &network.folder.join("audit")).await?;
     let mut together = 0;
     for merge in &audit.merges {
-        let distinct: BTreeSet<_> = merge.workers.iter().collect();
+        let distinct: BTreeSet<_> = merge.updates.iter().collect();
         ensure!(
-            distinct.len() == merge.workers.len(),
-            "a worker is merged twice"
+            distinct.len() == merge.updates.len(),
+            "a worker's update of one round is merged twice"
         );
-        together += usize::from(distinct.len() == 3);
+        let workers: BTreeSet<_> = merge.updates.iter().map(|(worker, _)| worker).collect();
+        together += usize::from(workers.len() == 3);
         for (worker, hash) in &merge.without {
             ensure!(
                 *hash != merge.parameters,

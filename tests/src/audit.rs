@@ -30,8 +30,8 @@ pub struct Audit {
 pub struct AuditedMerge {
     /// Its round.
     pub round: u64,
-    /// Whose updates it is made of.
-    pub workers: Vec<WorkerId>,
+    /// The updates it is made of: their makers, and the rounds that they are of.
+    pub updates: Vec<(WorkerId, u64)>,
     /// Hash of the parameters, as logged and as found.
     pub parameters: Hash,
     /// For each update: the hash that the parameters would have without it.
@@ -84,6 +84,7 @@ pub async fn audit(client: &HubClient, run: RunId, folder: &Path) -> Result<Audi
     for entry in &entries {
         let Event::RoundMerged {
             round,
+            rate_q16,
             updates,
             model: logged,
             ..
@@ -93,7 +94,7 @@ pub async fn audit(client: &HubClient, run: RunId, folder: &Path) -> Result<Audi
         };
         let parts = parts(&rules, client, &cache, updates).await?;
         let before = model.clone();
-        merge(&rules, &mut model, *round, &parts)?;
+        merge(&rules, &mut model, (*round, *rate_q16), &parts)?;
         ensure!(
             model.state == *logged,
             "round {round} merges to {}, the log says {}",
@@ -102,9 +103,9 @@ pub async fn audit(client: &HubClient, run: RunId, folder: &Path) -> Result<Audi
         );
         merges.push(AuditedMerge {
             round: *round,
-            workers: updates.iter().map(|it| it.worker).collect(),
+            updates: updates.iter().map(|it| (it.worker, it.of_round)).collect(),
             parameters: model.state.parameters,
-            without: without(&rules, &before, updates, &parts)?,
+            without: without(&rules, &before, *rate_q16, updates, &parts)?,
         });
     }
     Ok(Audit { merges })
@@ -134,7 +135,7 @@ async fn parts(
 fn merge(
     rules: &Rules,
     model: &mut RunModel,
-    round: u64,
+    (round, rate_q16): (u64, u32),
     parts: &[(DecodedUpdate, u64)],
 ) -> Result<()> {
     let weighted: Vec<Weighted<'_>> = parts
@@ -144,13 +145,14 @@ fn merge(
             weight: *weight,
         })
         .collect();
-    rules.merge(model, round, rules.rate_q16(), &weighted)?;
+    rules.merge(model, round, rate_q16, &weighted)?;
     Ok(())
 }
 
 fn without(
     rules: &Rules,
     before: &RunModel,
+    rate_q16: u32,
     updates: &[MergedUpdate],
     parts: &[(DecodedUpdate, u64)],
 ) -> Result<Vec<(WorkerId, Hash)>> {
@@ -162,7 +164,12 @@ fn without(
         let mut others = parts.to_vec();
         others.remove(index);
         let mut model = before.clone();
-        merge(rules, &mut model, before.state.round + 1, &others)?;
+        merge(
+            rules,
+            &mut model,
+            (before.state.round + 1, rate_q16),
+            &others,
+        )?;
         found.push((left_out.worker, model.state.parameters));
     }
     Ok(found)
