@@ -35,7 +35,7 @@ fn two_entries_at_one_place_prove_it() {
     );
     let bytes = proof.to_bytes();
     assert_eq!(Equivocation::from_bytes(&bytes).unwrap(), proof);
-    expect_test::expect!["298 4775cfc631fe3e65408b643e7b44ceed690b25a6b3ea9150cb6355d7763d52b0"]
+    expect_test::expect!["298 47c7002bf9ca526476ae0ec668af2fa129d34c3038d06d07e6dfd405f6baa6ab"]
         .assert_eq(&format!("{} {}", bytes.len(), proof.id()));
 }
 

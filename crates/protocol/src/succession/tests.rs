@@ -97,10 +97,10 @@ fn golden_statement() {
     };
     assert_eq!(
         canonical::encode(&event),
-        [[16].as_slice(), &statement.to_bytes()].concat(),
+        [[18].as_slice(), &statement.to_bytes()].concat(),
         "the event is its tag and the statement"
     );
-    expect_test::expect!["c240e06bf4b1161994e8c105fa490af824efd4184dd3ba6b9e8469ed433c30060101ecbe5d490881ade133d485607117b5b0b71d5f0fda5be712a3cf11db649c66ea8139770ea87d175f56a35466c34c7ecccb8d8a91b4ee37a25df60f5b8fc9b39408687474703a2f2f6217cb79fb2b4120f2b1ec65e4198d6e08b28e813feb01e4a400839b85e18080ce1ad7ec889971f6ba7eeefcbcd4a4703f45fe2b0b03d26e795c3c6f3719d4ab1ca8756135b44aabb9e17cef6550fca074fa21190c5a6c5af174045175bbeaf904"].assert_eq(&data_encoding::HEXLOWER.encode(&statement.to_bytes()));
+    expect_test::expect!["c240e06bf4b1161994e8c105fa490af824efd4184dd3ba6b9e8469ed433c3006010100974e4420da47d79e4f57c7d019554ba9dc62f439f6434e9bd0b2c8317575188139770ea87d175f56a35466c34c7ecccb8d8a91b4ee37a25df60f5b8fc9b39408687474703a2f2f6217cb79fb2b4120f2b1ec65e4198d6e08b28e813feb01e4a400839b85e18080ced06d45068a3c23f7ef71bb4ce7ff9050350ff5e41db19a30aae26195e9faf9694601a04e81e191e7dfe1031898aa4d2fa406f27cf02a36638ed4fc634ad09e0c"].assert_eq(&data_encoding::HEXLOWER.encode(&statement.to_bytes()));
     assert_eq!(
         Succession::from_bytes(&statement.to_bytes()).unwrap(),
         *statement
