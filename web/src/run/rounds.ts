@@ -26,6 +26,8 @@ const SIGNS: Record<string, string> = {
   committed: '◔',
   accepted: '◑',
   merged: '●',
+  late: '→',
+  deferred: '→',
   refused: '×',
   lost: '–',
 }
