@@ -9,6 +9,7 @@ mod links;
 mod loss_gap;
 mod merge;
 mod report;
+mod verify;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
@@ -32,6 +33,8 @@ enum Part {
     Demo,
     /// Time to merge updates.
     Merge,
+    /// Time to verify a run over that to read and merge it.
+    Verify,
     /// Share of a worker's time in inner steps behind a home link.
     HomeLink,
     /// Bytes on the wire per parameter and round.
@@ -48,6 +51,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         Part::Engine => ("engine", engine::measure()?),
         Part::Demo => ("demo", demo::measure()?),
         Part::Merge => ("merge", merge::measure()?),
+        Part::Verify => ("verify", verify::measure()?),
         Part::HomeLink => ("home-link", links::measure("home-link")?),
         Part::Bytes => ("bytes", links::measure("bytes")?),
         Part::Join => ("join", links::measure("join")?),

@@ -2,6 +2,7 @@
 //!
 //! The environment is read here and nowhere else: `ATHOME_HUB`, `ATHOME_HOME`, `ATHOME_LOG`, `ATHOME_OPERATOR_TOKEN`.
 
+mod audit;
 mod data;
 mod gateway;
 mod hub;
@@ -80,6 +81,8 @@ enum Command {
     Run(run::Run),
     /// Turn text into datasets that runs learn from
     Data(data::Data),
+    /// Do one update again and say whether it comes out the same
+    Audit(audit::Audit),
     /// Keep runs: their logs, rounds, models and web app
     Hub(hub::Hub),
     /// Answer OpenAI clients with a hub's models
@@ -121,6 +124,7 @@ fn execute(command: Command, places: &Places) -> anyhow::Result<()> {
             Command::Join(command) => command.execute(places, shutdown).await,
             Command::Run(command) => command.execute(places, shutdown).await,
             Command::Data(command) => command.execute(places, shutdown).await,
+            Command::Audit(command) => command.execute(places, shutdown).await,
             Command::Hub(command) => command.execute(places, shutdown).await,
             Command::Gateway(command) => command.execute(places, shutdown).await,
         }
@@ -135,7 +139,7 @@ impl Command {
     fn log_default(&self) -> &'static str {
         match self {
             Self::Hub(_) | Self::Gateway(_) => "info",
-            Self::Join(_) | Self::Run(_) | Self::Data(_) => "warn",
+            Self::Join(_) | Self::Run(_) | Self::Data(_) | Self::Audit(_) => "warn",
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::{
     checkpoint::{self, CheckpointError},
     config::ModelConfig,
     update::{
-        codec,
+        DecodeError, codec,
         decoded::DecodedUpdate,
         hash::parameters_hash,
         inner_start,
@@ -140,6 +140,14 @@ impl Rules {
         inner_start::bytes_of(self.parameters()) as u64
     }
 
+    /// Reads an update's payload.
+    ///
+    /// # Errors
+    /// It is not what the codec writes.
+    pub fn decode(&self, payload: &[u8]) -> Result<DecodedUpdate, DecodeError> {
+        codec::decode(payload, &self.lengths, &self.update)
+    }
+
     /// Checks an update's bytes against what was committed to.
     ///
     /// # Errors
@@ -156,7 +164,8 @@ impl Rules {
                 "the file's header is not the one committed to".to_owned(),
             ));
         }
-        let decoded = codec::decode(payload, &self.lengths, &self.update)
+        let decoded = self
+            .decode(payload)
             .map_err(|error| RefusalReason::Payload(error.to_string()))?;
         if decoded.norm() == 0 {
             return Err(RefusalReason::Norm("the update changes nothing".to_owned()));

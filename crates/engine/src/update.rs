@@ -43,6 +43,7 @@ pub mod round;
 pub mod carried;
 pub mod hash;
 pub mod inner_start;
+pub mod leaves;
 pub mod steps;
 
 use thiserror::Error;

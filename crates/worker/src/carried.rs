@@ -15,9 +15,14 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use engine::update::carried::{CarriedState, Moments};
+use engine::update::{
+    carried::{CarriedState, Moments},
+    steps::StepLeaf,
+};
 use network::disk::Disk;
 use protocol::Hash;
+
+use crate::leaves;
 
 const STATE_MAGIC: &[u8; 5] = b"AHws\x01";
 const MOMENTS_MAGIC: &[u8; 5] = b"AHwm\x01";
@@ -36,6 +41,19 @@ impl CarriedStore {
         disk.make_folder(&folder)
             .with_context(|| format!("making {}", folder.display()))?;
         Ok(Self { disk, folder })
+    }
+
+    /// A folder that is there, another worker's perhaps.
+    pub(crate) fn existing(disk: Arc<dyn Disk>, folder: PathBuf) -> Self {
+        Self { disk, folder }
+    }
+
+    /// Keeps the leaves of an update's inner steps beside the states; that they can't be kept loses nothing else.
+    pub(crate) fn keep_leaves(&self, round: u64, root: &Hash, kept: &[StepLeaf]) {
+        let folder = self.folder.with_file_name("leaves");
+        if let Err(error) = leaves::keep(&*self.disk, &folder, round, root, kept) {
+            tracing::warn!(round, "the leaves of the inner steps are not kept: {error}");
+        }
     }
 
     /// Writes a state under `hash`, its own; its moments under `moments`, unless they are there.

@@ -4,8 +4,11 @@
 //! log, what may be spent by the owner's [`Config`]. A worker that is stopped, cut off or refused loses at most the round
 //! in hand; its key and what it carries between rounds stay in its folder.
 
+pub mod audit;
+
 mod config;
 mod ground;
+mod leaves;
 mod status;
 
 mod carried;

@@ -118,6 +118,11 @@ impl Machine {
         self.held
     }
 
+    /// What is carried in or out, unless a round is in the middle.
+    pub(crate) fn carried(&self) -> Option<Carried> {
+        self.carried
+    }
+
     /// Takes a whole checkpoint as the model.
     pub(crate) fn load_checkpoint(&mut self, round: u64, safetensors: &[u8]) -> Result<()> {
         let config = engine::charter::model_config(&self.charter.model);
@@ -220,4 +225,4 @@ impl Machine {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

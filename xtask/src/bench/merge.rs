@@ -9,22 +9,20 @@ use crate::{process, workspace};
 
 /// Runs the engine's own bench and passes its lines on.
 pub(super) fn measure() -> Result<Vec<Figure>> {
+    measure_example("merge_speed")
+}
+
+/// Runs an example of the engine that prints `name value` lines, on one core.
+pub(super) fn measure_example(example: &str) -> Result<Vec<Figure>> {
     process::required(
-        "bench-merge-build",
-        &mut process::cargo(&[
-            "build",
-            "--locked",
-            "-p",
-            "engine",
-            "--example",
-            "merge_speed",
-        ]),
+        &format!("bench-{example}-build"),
+        &mut process::cargo(&["build", "--locked", "-p", "engine", "--example", example]),
     )?;
-    let output = Command::new(workspace::target().join("debug/examples/merge_speed"))
+    let output = Command::new(workspace::target().join("debug/examples").join(example))
         .env("RAYON_NUM_THREADS", "1")
         .output()
-        .context("cannot start merge_speed")?;
-    ensure!(output.status.success(), "merge_speed failed");
+        .with_context(|| format!("cannot start {example}"))?;
+    ensure!(output.status.success(), "{example} failed");
     figures(&String::from_utf8_lossy(&output.stdout))
 }
 
@@ -43,10 +41,10 @@ fn figures(text: &str) -> Result<Vec<Figure>> {
         }
         let value = value
             .parse()
-            .with_context(|| format!("merge_speed printed `{line}`"))?;
+            .with_context(|| format!("the bench printed `{line}`"))?;
         figures.push(Figure::new(format!("{name}{kept}"), value, unit(name)));
     }
-    ensure!(!figures.is_empty(), "merge_speed printed no figure");
+    ensure!(!figures.is_empty(), "the bench printed no figure");
     Ok(figures)
 }
 
@@ -56,6 +54,9 @@ fn unit(name: &str) -> &'static str {
         _ if name.ends_with("mparameters_per_s") => "10^6 parameters/s",
         _ if name.ends_with("mb_per_s") => "MB/s",
         _ if name.ends_with("bytes_per_parameter") => "bytes/parameter",
+        _ if name.ends_with("_ratio") => "ratio",
+        _ if name.ends_with("_rounds") => "rounds",
+        _ if name.ends_with("_updates") => "updates",
         _ if name.ends_with("_ms") => "ms",
         _ if name.ends_with("_s") => "s",
         _ if name.ends_with("bytes") => "bytes",

@@ -8,8 +8,8 @@ use engine::update::{
     carried::{CarriedState, Moments},
     codec, delta, feedback,
     hash::{moment_hash, parameters_hash, samples_hash},
-    inner_start,
-    steps::{StepLeaf, StepTree},
+    inner_start, leaves,
+    steps::StepLeaf,
 };
 use protocol::{
     Hash,
@@ -57,7 +57,8 @@ pub(crate) struct Trained {
     /// Steps of those from before a newer model was taken up.
     head_start_steps: u32,
     loss_sum: f64,
-    tree: StepTree,
+    /// The states that the update commits to, the last among them.
+    pub(crate) leaves: Vec<StepLeaf>,
 }
 
 /// The merge of the round before, come while this one trains.
@@ -113,7 +114,7 @@ impl Machine {
         let leaf_steps = self.charter.round.leaf_steps;
         let (mut steps, mut loss, mut loss_sum) = (0, None, 0.0);
         let mut head_start_steps = 0;
-        let (mut tree, mut open_leaf) = (StepTree::new(), None);
+        let (mut leaves, mut open_leaf) = (Vec::new(), None);
         let mut stepping = Duration::ZERO;
         tracing::info!(round = task.round, slot = task.slot, "training begins");
         while another(steps, loss) {
@@ -142,12 +143,12 @@ impl Machine {
             if steps % leaf_steps == 0
                 && let Some((samples, report)) = open_leaf.take()
             {
-                tree.push(&self.leaf(steps, &samples, report));
+                leaves.push(self.leaf(steps, &samples, report));
             }
         }
         // The last step always has a leaf: an end that no leaf covers could not be audited.
         if let Some((samples, report)) = open_leaf {
-            tree.push(&self.leaf(steps, &samples, report));
+            leaves.push(self.leaf(steps, &samples, report));
         }
         // Time in inner steps alone, from fetching the tokens to AdamW: what utilisation counts.
         let stepping_ms = stepping.as_millis() as u64;
@@ -162,7 +163,7 @@ impl Machine {
             steps,
             head_start_steps,
             loss_sum,
-            tree,
+            leaves,
         })
     }
 
@@ -201,6 +202,8 @@ impl Machine {
             inner_start::to_bytes(inner.step, &inner.m, &inner.v)
         });
 
+        let steps_root = Hash(leaves::root(&trained.leaves));
+        store.keep_leaves(task.round, &steps_root, &trained.leaves);
         let base = self.held.context("no model is held")?;
         let header = UpdateHeader {
             run: task.run,
@@ -216,7 +219,7 @@ impl Machine {
             carried_before: task.carried.hash(),
             carried_after: after,
             carried_if_refused: if_refused,
-            steps_root: Hash(trained.tree.root()),
+            steps_root,
             inner_state: inner_state.as_deref().map(BlobReference::of),
         };
         let file = update::seal(&header, &payload);

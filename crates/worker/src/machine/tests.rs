@@ -30,7 +30,7 @@ fn shard(seed: u8) -> ShardReference {
     }
 }
 
-fn sparse() -> Codec {
+pub(crate) fn sparse() -> Codec {
     Codec::Sparse {
         chunk: 1024,
         kept: 128,
@@ -38,7 +38,7 @@ fn sparse() -> Codec {
     }
 }
 
-fn charter(codec: Codec, carry_inner_state: bool) -> Arc<Charter> {
+pub(crate) fn charter(codec: Codec, carry_inner_state: bool) -> Arc<Charter> {
     let charter = Charter {
         name: "tiny".into(),
         description: String::new(),
@@ -110,7 +110,7 @@ fn charter(codec: Codec, carry_inner_state: bool) -> Arc<Charter> {
 }
 
 /// A sequence that a small model learns soon: each token follows from the one before.
-fn shards() -> Shards {
+pub(crate) fn shards() -> Shards {
     let mut shards = Shards::default();
     for (index, step) in [(0, 1), (1, 5)] {
         let tokens: Vec<u32> = (0..SHARD_TOKENS as u32)
@@ -121,13 +121,13 @@ fn shards() -> Shards {
     shards
 }
 
-fn first_checkpoint(charter: &Charter) -> Vec<u8> {
+pub(crate) fn first_checkpoint(charter: &Charter) -> Vec<u8> {
     let config = engine::charter::model_config(&charter.model);
     let parameters = initial_parameters(&config, charter.seed);
     engine::checkpoint::to_safetensors(&config, &parameters, &Default::default())
 }
 
-fn worker(number: u8) -> WorkerId {
+pub(crate) fn worker(number: u8) -> WorkerId {
     WorkerId(SecretKey::from_entropy([number; 32]).public())
 }
 
@@ -139,7 +139,7 @@ struct Rig {
     _place: tempfile::TempDir,
 }
 
-fn new_machine(charter: &Arc<Charter>, threads: usize) -> Machine {
+pub(crate) fn new_machine(charter: &Arc<Charter>, threads: usize) -> Machine {
     Machine::new(Arc::clone(charter), engine_trainer(charter, threads))
 }
 
@@ -147,7 +147,7 @@ fn train(machine: &mut Machine, task: &Task, steps: u32) -> Trained {
     train_with(machine, task, steps, |_| vec![]).unwrap()
 }
 
-fn train_with(
+pub(crate) fn train_with(
     machine: &mut Machine,
     task: &Task,
     steps: u32,
@@ -170,7 +170,7 @@ impl Rig {
             .unwrap();
         Self {
             machine,
-            store: CarriedStore::open(Arc::new(RealDisk), place.path().to_owned()).unwrap(),
+            store: CarriedStore::open(Arc::new(RealDisk), place.path().join("carried")).unwrap(),
             carried: None,
             _place: place,
         }

@@ -1,0 +1,184 @@
+use engine::replay::verify::{Finding, Report, Verifier, VerifyError};
+use protocol::{Hash, event::Event, log::Entry, state::State, units::BlobReference};
+
+use crate::recorded::{Kind, Recorded, Size, hub_key, record};
+
+const SMALL: Size = Size {
+    width: 32,
+    layers: 2,
+    workers: 3,
+    rounds: 4,
+    checkpoint_every: 2,
+};
+
+fn verify(recorded: &Recorded) -> Result<(Report, State), VerifyError> {
+    let mut blobs = recorded.clone();
+    let mut verifier = Verifier::begin(&recorded.entries[0], &mut blobs)?;
+    for entry in &recorded.entries[1..] {
+        verifier.next(entry, &mut blobs)?;
+    }
+    Ok((verifier.report().clone(), verifier.state().clone()))
+}
+
+fn honest() -> Recorded {
+    record(SMALL, |_, _| Kind::Honest)
+}
+
+fn find<T>(recorded: &Recorded, wanted: impl Fn(&Event) -> Option<T>) -> (usize, T) {
+    let found = recorded.entries.iter().enumerate();
+    found
+        .filter_map(|(index, entry)| Some((index, wanted(&entry.event)?)))
+        .next_back()
+        .expect("the run has one")
+}
+
+fn merged(event: &Event) -> Option<(BlobReference, BlobReference)> {
+    match event {
+        Event::RoundMerged { delta, updates, .. } => Some((*delta, updates[0].update)),
+        _ => None,
+    }
+}
+
+fn stored(event: &Event) -> Option<(BlobReference, BlobReference)> {
+    match event {
+        Event::CheckpointPublished { checkpoint, .. } => {
+            Some((checkpoint.parameters, checkpoint.outer))
+        }
+        _ => None,
+    }
+}
+
+/// One bit in the middle of a blob is another.
+fn flip(recorded: &mut Recorded, hash: &Hash) {
+    let bytes = recorded.blobs.get_mut(hash).expect("the blob is there");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+}
+
+#[test]
+fn an_honest_run_holds() {
+    let recorded = honest();
+    let (report, state) = verify(&recorded).unwrap();
+    assert!(report.holds(), "{report:#?}");
+    assert_eq!(report.entries, recorded.entries.len() as u64);
+    assert_eq!((report.merges, report.merges_recomputed), (4, 4));
+    assert_eq!((report.updates, report.checkpoints), (12, 3));
+    assert!(report.is_first_model_drawn);
+    let step = state.charter.tokens_per_step();
+    assert_eq!(state.tokens, 12 * step);
+    assert!(state.workers.values().all(|it| it.tokens == 4 * step));
+}
+
+#[test]
+fn a_flipped_bit_in_any_blob_is_named() {
+    let recorded = honest();
+    for hash in recorded.blobs.keys() {
+        let mut changed = recorded.clone();
+        flip(&mut changed, hash);
+        let (report, _) = verify(&changed).unwrap();
+        assert!(!report.holds());
+        let Finding { blob, problem, .. } = &report.findings[0];
+        assert_eq!(blob.as_ref(), Some(hash), "{report:#?}");
+        assert!(problem.contains("they were changed"), "{problem}");
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_any_entry_ends_the_log_there() {
+    let recorded = honest();
+    for (index, entry) in recorded.entries.iter().enumerate() {
+        let mut bytes = entry.to_bytes();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        let Ok(entry) = Entry::from_bytes(&bytes) else {
+            continue;
+        };
+        let mut changed = recorded.clone();
+        changed.entries[index] = entry;
+        let Err(error) = verify(&changed) else {
+            panic!("entry {index} was changed and passes");
+        };
+        let text = error.to_string();
+        assert!(text.contains(&format!("log entry {index}")), "{text}");
+    }
+}
+
+#[test]
+fn after_damage_it_goes_on_from_the_next_checkpoint() {
+    let mut recorded = honest();
+    let first = recorded.entries.iter().find_map(|it| merged(&it.event));
+    let (_, update) = first.expect("a run has merges");
+    recorded.blobs.remove(&update.hash);
+    let (report, _) = verify(&recorded).unwrap();
+    assert_eq!(report.findings_count, 0, "{report:#?}");
+    // The update itself, and both merges before the checkpoint of round 2.
+    let names: Vec<&str> = report.unchecked.iter().map(|it| &it.what[..]).collect();
+    assert_eq!(names.len(), 3, "{names:?}");
+    assert_eq!(names[1..], ["the merge of round 1", "the merge of round 2"]);
+    assert_eq!((report.merges, report.merges_recomputed), (4, 2));
+    assert!(!report.holds(), "what was not checked does not hold");
+}
+
+#[test]
+fn a_hub_that_signs_another_model_is_found() {
+    let mut recorded = honest();
+    let (at, _) = find(&recorded, merged);
+    let entry = &recorded.entries[at];
+    let mut event = entry.event.clone();
+    if let Event::RoundMerged { model, .. } = &mut event {
+        model.outer = Hash([7; 32]);
+    }
+    let head = protocol::log::Head {
+        length: entry.index,
+        hash: entry.previous,
+        time_ms: entry.time_ms,
+    };
+    let forged = head.next(&hub_key(), entry.run, entry.time_ms, event);
+    recorded.entries.truncate(at);
+    recorded.entries.push(forged);
+    let (report, _) = verify(&recorded).unwrap();
+    assert_eq!(report.findings_count, 1, "{report:#?}");
+    assert_eq!(report.findings[0].entry, Some(at as u64));
+    assert!(report.findings[0].problem.contains("outer state"));
+}
+
+#[test]
+fn a_checkpoint_of_another_model_is_found() {
+    let mut recorded = honest();
+    let (at, (parameters, _)) = find(&recorded, stored);
+    let first = recorded.entries.iter().find_map(|it| stored(&it.event));
+    let (older, _) = first.expect("a run stores models");
+    // Whole and readable, but the model of an earlier round: signed by the hub as the newest.
+    let entry = recorded.entries[at].clone();
+    let mut event = entry.event.clone();
+    if let Event::CheckpointPublished { checkpoint, .. } = &mut event {
+        checkpoint.parameters = older;
+    }
+    let head = protocol::log::Head {
+        length: entry.index,
+        hash: entry.previous,
+        time_ms: entry.time_ms,
+    };
+    recorded.entries.truncate(at);
+    let forged = head.next(&hub_key(), entry.run, entry.time_ms, event);
+    recorded.entries.push(forged);
+    assert_ne!(older, parameters);
+    let (report, _) = verify(&recorded).unwrap();
+    assert_eq!(report.findings_count, 1, "{report:#?}");
+    assert_eq!(report.findings[0].blob, Some(older.hash));
+    assert!(report.findings[0].problem.contains("another model"));
+}
+
+#[test]
+fn refusals_are_looked_at_again() {
+    let recorded = record(SMALL, |round, number| match (round, number) {
+        (2, 1) => Kind::Garbage,
+        (3, 2) => Kind::Huge,
+        _ => Kind::Honest,
+    });
+    let (report, state) = verify(&recorded).unwrap();
+    assert!(report.holds(), "{report:#?}");
+    assert_eq!((report.refusals, report.refusals_gone), (2, 0));
+    let refused: u64 = state.workers.values().map(|it| it.updates_refused).sum();
+    assert_eq!(refused, 2);
+}
