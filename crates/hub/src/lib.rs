@@ -115,6 +115,12 @@ impl Service {
         http::router(Arc::clone(&self.hub))
     }
 
+    /// Ends the hub's runs from one moment to the next, as the death of its process would.
+    pub async fn kill(self) {
+        let mut tasks = std::mem::take(&mut *self.hub.tasks.lock().await);
+        tasks.shutdown().await;
+    }
+
     /// Stops the hub's runs; everything acknowledged is on the disk when this returns.
     pub async fn close(&self) {
         self.hub.shutdown.cancel();

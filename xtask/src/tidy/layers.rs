@@ -7,8 +7,9 @@ use crate::process;
 
 /// Every crate of the workspace and its layer.
 ///
-/// `xtask` may use `protocol` alone. `tests` may use what a stranger would use to recompute a run, and no role.
-const LAYERS: [(&str, u8); 12] = [
+/// `xtask` may use `protocol` alone. `tests` may use what a stranger would use to recompute a run, and no role; `sim` runs
+/// the roles themselves.
+const LAYERS: [(&str, u8); 13] = [
     ("protocol", 0),
     ("engine", 1),
     ("data", 1),
@@ -20,6 +21,7 @@ const LAYERS: [(&str, u8); 12] = [
     ("gateway", 3),
     ("cli", 4),
     ("tests", 2),
+    ("sim", 4),
     ("xtask", 1),
 ];
 

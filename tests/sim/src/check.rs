@@ -1,0 +1,183 @@
+//! What must hold after a simulation, whatever happened in it.
+
+use std::{collections::BTreeSet, path::Path, time::Duration};
+
+use anyhow::{Context, Result};
+use engine::replay::verify::{Blobs, Verifier};
+use network::{HubClient, disk::Disk, log::LogReader};
+use protocol::{
+    Hash,
+    command::Command,
+    event::{Event, RefusalReason},
+    log::Entry,
+    succession::Chain,
+    units::BlobReference,
+};
+
+use crate::{disk::SimDisk, machine, simulation::Simulation};
+
+/// What came of a simulation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// Hash of the log's last entry: of everything that happened to the run.
+    pub log_hash: Hash,
+    /// Entries of the log.
+    pub entries: u64,
+    /// Simulated time.
+    pub simulated: Duration,
+    /// Rounds merged.
+    pub rounds_merged: u64,
+    /// Rounds that ended without a merge.
+    pub rounds_empty: u64,
+    /// Updates merged.
+    pub updates_merged: u64,
+    /// Updates refused, other than for not being revealed.
+    pub updates_refused: u64,
+    /// Updates committed to and not revealed in time.
+    pub updates_not_revealed: u64,
+    /// Mean distance of the first and of the last model from where honest work leads.
+    pub distance: (f64, f64),
+    /// Answers of the hub.
+    pub answers: u64,
+    /// What does not hold; empty if all is well.
+    pub broken: Vec<String>,
+    /// Why worker processes ended by themselves, and how often.
+    pub failures: Vec<(String, u64)>,
+}
+
+impl Outcome {
+    /// The outcome, if everything holds.
+    ///
+    /// # Errors
+    /// What does not.
+    pub fn holding(self) -> Result<Self> {
+        anyhow::ensure!(self.broken.is_empty(), "{}", self.broken.join("\n"));
+        Ok(self)
+    }
+}
+
+/// Reads the log as a stranger would and recomputes everything.
+pub(crate) async fn check(
+    simulation: &Simulation,
+    client: &HubClient,
+    simulated: Duration,
+) -> Result<Outcome> {
+    let entries = read_log(simulation, client).await?;
+    let mut blobs = HubBlobs(simulation.hub.disk.clone());
+    let mut broken = Vec::new();
+    let first = entries.first().context("the log is empty")?;
+    let mut verifier = Verifier::begin(first, &mut blobs)?;
+    let model = verifier.model().context("the first model")?;
+    let before = machine::distance(&model.parameters, &simulation.target);
+    for entry in &entries[1..] {
+        verifier
+            .next(entry, &mut blobs)
+            .with_context(|| format!("entry {}", entry.index))?;
+    }
+    let report = verifier.report();
+    for finding in &report.findings {
+        broken.push(format!("verify: {finding:?}"));
+    }
+    for unchecked in &report.unchecked {
+        broken.push(format!("verify could not check: {unchecked:?}"));
+    }
+    let after = verifier.model().map_or(f64::NAN, |it| {
+        machine::distance(&it.parameters, &simulation.target)
+    });
+    check_promises(simulation, &entries, &mut broken);
+    let counted =
+        |wanted: fn(&Event) -> bool| entries.iter().filter(|it| wanted(&it.event)).count() as u64;
+    Ok(Outcome {
+        log_hash: verifier.state().head.hash,
+        entries: entries.len() as u64,
+        simulated,
+        rounds_merged: counted(|it| matches!(it, Event::RoundMerged { .. })),
+        rounds_empty: counted(|it| matches!(it, Event::RoundEmpty { .. })),
+        updates_merged: report.updates,
+        updates_refused: counted(
+            |it| matches!(it, Event::UpdateRefused { reason, .. } if *reason != RefusalReason::NotRevealed),
+        ),
+        updates_not_revealed: counted(
+            |it| matches!(it, Event::UpdateRefused { reason, .. } if *reason == RefusalReason::NotRevealed),
+        ),
+        distance: (before, after),
+        answers: simulation.network.promises().answers,
+        broken,
+        failures: simulation
+            .failures
+            .iter()
+            .map(|(failure, times)| (failure.clone(), *times))
+            .collect(),
+    })
+}
+
+async fn read_log(simulation: &Simulation, client: &HubClient) -> Result<Vec<Entry>> {
+    let charter = client.charter(simulation.run).await?;
+    let mut reader = LogReader::new(client.clone(), Chain::of(&charter));
+    let mut entries = Vec::new();
+    loop {
+        let page = reader.next_page().await?;
+        if page.is_empty() {
+            return Ok(entries);
+        }
+        entries.extend(page);
+    }
+}
+
+/// Nothing that a hub acknowledged may be missing.
+fn check_promises(simulation: &Simulation, entries: &[Entry], broken: &mut Vec<String>) {
+    let promises = simulation.network.promises();
+    let (mut joined, mut committed) = (BTreeSet::new(), BTreeSet::new());
+    for entry in entries {
+        match &entry.event {
+            Event::WorkerJoined { command } => {
+                joined.insert(command.worker);
+            }
+            Event::UpdateCommitted { command } => {
+                if let Command::Commit(commitment) = &command.command {
+                    committed.insert(commitment.update.hash);
+                }
+            }
+            _ => {}
+        }
+    }
+    for worker in promises.joined.iter().filter(|it| !joined.contains(*it)) {
+        broken.push(format!(
+            "the acknowledged join of {worker} is not in the log"
+        ));
+    }
+    for update in promises
+        .committed
+        .iter()
+        .filter(|it| !committed.contains(*it))
+    {
+        broken.push(format!(
+            "the acknowledged commitment to {update} is not in the log"
+        ));
+    }
+    let mut blobs = HubBlobs(simulation.hub.disk.clone());
+    for blob in &promises.uploaded {
+        match blobs.bytes(blob) {
+            Some(bytes) if Hash::of_blob(&bytes) == *blob => {}
+            Some(_) => broken.push(format!("the acknowledged blob {blob} is damaged")),
+            None => broken.push(format!("the acknowledged blob {blob} is gone")),
+        }
+    }
+}
+
+/// The blobs on a hub's disk.
+struct HubBlobs(SimDisk);
+
+impl HubBlobs {
+    fn bytes(&mut self, hash: &Hash) -> Option<Vec<u8>> {
+        self.0
+            .read(&Path::new("/hub/blobs").join(hash.to_string()))
+            .ok()
+    }
+}
+
+impl Blobs for HubBlobs {
+    fn read(&mut self, blob: &BlobReference) -> Result<Option<Vec<u8>>, String> {
+        Ok(self.bytes(&blob.hash))
+    }
+}
