@@ -134,7 +134,7 @@ impl SimDisk {
     }
 
     /// Throws everything away: what still holds the disk holds no memory.
-    fn wipe(&self) {
+    pub fn wipe(&self) {
         let mut inner = self.lock_inner();
         inner.boot += 1;
         inner.names.clear();

@@ -47,7 +47,6 @@ pub struct HubNode {
     /// Its clock.
     pub clock: Clock,
     network: Network,
-    vfs: Vfs,
     /// The names under which it is found.
     names: Vec<String>,
     running: Option<RunningHub>,
@@ -55,6 +54,7 @@ pub struct HubNode {
 
 struct RunningHub {
     service: hub::Service,
+    _vfs: Vfs,
     gone: CancellationToken,
 }
 
@@ -77,7 +77,6 @@ impl HubNode {
             name: name.to_owned(),
             names: vec![name.to_owned()],
             clock: Clock::simulated(BEGIN_MS),
-            vfs: Vfs::register(disk.clone()),
             disk,
             network,
             running: None,
@@ -112,6 +111,7 @@ impl HubNode {
             sample_tokens: 1,
             ..hub::Config::default()
         };
+        let vfs = Vfs::register(self.disk.clone());
         let ground = hub::Ground {
             clock: self.clock.clone(),
             disk: Arc::new(self.disk.clone()),
@@ -119,11 +119,15 @@ impl HubNode {
                 self.disk.clone(),
                 folder.join("blobs"),
             ))),
-            database: Some(self.vfs.name().to_owned()),
+            database: Some(vfs.name().to_owned()),
         };
         let service = hub::Service::open(config, ground, CancellationToken::new()).await?;
         let gone = CancellationToken::new();
-        self.running = Some(RunningHub { service, gone });
+        self.running = Some(RunningHub {
+            service,
+            _vfs: vfs,
+            gone,
+        });
         self.connect();
         Ok(())
     }
@@ -157,6 +161,13 @@ impl HubNode {
             Death::Process => self.disk.kill_process(),
             Death::Power => self.disk.cut_power(),
         }
+    }
+}
+
+impl Drop for HubNode {
+    fn drop(&mut self) {
+        // Connections that close on their threads hold the disk a little longer.
+        self.disk.wipe();
     }
 }
 

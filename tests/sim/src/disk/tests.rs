@@ -1,7 +1,5 @@
 //! What is synced stays; SQLite's transactions are whole after a power cut at any write.
 
-use std::io::Write as _;
-
 use sqlx::{
     Connection, Row, SqliteConnection,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
@@ -88,6 +86,11 @@ fn power_fails_in_the_middle() {
     assert_eq!(disk.read(Path::new(FILE)).unwrap()[..2_000], [1; 2_000]);
 }
 
+/// Another life of the process.
+fn life(disk: &SimDisk) -> Vfs {
+    Vfs::register(disk.clone())
+}
+
 async fn connect(vfs: &Vfs) -> sqlx::Result<SqliteConnection> {
     let options = SqliteConnectOptions::new()
         .filename("/hub/test.sqlite")
@@ -128,7 +131,7 @@ async fn write_until_dark(vfs: &Vfs, first: i64) -> i64 {
 #[tokio::test]
 async fn transactions_are_whole_whatever_write_the_power_fails_at() {
     let disk = SimDisk::new(Chance::new(5));
-    let vfs = Vfs::register(disk.clone());
+    let mut vfs = life(&disk);
     let mut connection = connect(&vfs).await.unwrap();
     sqlx::query("CREATE TABLE pair (number INTEGER, part INTEGER, bytes BLOB)")
         .execute(&mut connection)
@@ -140,6 +143,7 @@ async fn transactions_are_whole_whatever_write_the_power_fails_at() {
         disk.fail_power_after(power % 70);
         let acknowledged = write_until_dark(&vfs, first).await;
         disk.cut_power();
+        vfs = life(&disk);
         let mut connection = connect(&vfs).await.unwrap();
         let rows = sqlx::query(
             "SELECT number, count(*) AS parts FROM pair GROUP BY number ORDER BY number",
@@ -163,7 +167,7 @@ async fn transactions_are_whole_whatever_write_the_power_fails_at() {
 #[tokio::test]
 async fn a_full_disk_loses_no_transaction() {
     let disk = SimDisk::new(Chance::new(6));
-    let vfs = Vfs::register(disk.clone());
+    let vfs = life(&disk);
     let mut connection = connect(&vfs).await.unwrap();
     sqlx::query("CREATE TABLE pair (number INTEGER, part INTEGER, bytes BLOB)")
         .execute(&mut connection)

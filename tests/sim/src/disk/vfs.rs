@@ -1,7 +1,8 @@
 //! SQLite's view of a simulated disk: a VFS of its own for each (<https://www.sqlite.org/vfs.html>), with the shared
 //! memory and locks of write-ahead mode between the connections of one process.
 //!
-//! After a power cut or the death of the process, what was opened before answers nothing but errors.
+//! A VFS serves one life of a process: after a power cut or the death of the process it answers nothing but errors, for
+//! connections of the old life close on threads of their own and must not touch what the next one does.
 
 use std::{
     collections::BTreeMap,
@@ -26,7 +27,6 @@ const SHARED_LOCKS: usize = sqlite::SQLITE_SHM_NLOCK as usize;
 #[derive(Debug)]
 pub struct Vfs {
     name: String,
-    disk: SimDisk,
     registered: *mut sqlite::sqlite3_vfs,
 }
 
@@ -38,7 +38,9 @@ unsafe impl Sync for Vfs {}
 #[derive(Debug)]
 struct Application {
     disk: SimDisk,
-    databases: Mutex<BTreeMap<(u64, String), Arc<Database>>>,
+    /// The life of the process that it serves.
+    boot: u64,
+    databases: Mutex<BTreeMap<String, Arc<Database>>>,
 }
 
 /// What the connections to one database share.
@@ -71,8 +73,7 @@ struct OpenFile {
 }
 
 struct Handle {
-    disk: SimDisk,
-    boot: u64,
+    application: &'static Application,
     file: u64,
     /// Removed when it is closed.
     temporary: Option<String>,
@@ -82,7 +83,7 @@ struct Handle {
 }
 
 impl Vfs {
-    /// Makes a disk known to SQLite.
+    /// Makes a disk known to SQLite, for the process that runs on it now.
     ///
     /// # Panics
     /// SQLite refuses, which it does only for want of memory.
@@ -92,8 +93,10 @@ impl Vfs {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("simulated-{}-{number}", std::process::id());
         let c_name = CString::new(name.clone()).expect("no zero in it");
+        let boot = disk.lock_inner().boot;
         let application = Box::new(Application {
-            disk: disk.clone(),
+            boot,
+            disk,
             databases: Mutex::default(),
         });
         // Connections close on threads of their own, maybe after everything else is gone: what they point to stays.
@@ -124,11 +127,7 @@ impl Vfs {
         // SAFETY: the structure and what it points to are never freed.
         let result = unsafe { sqlite::sqlite3_vfs_register(registered, 0) };
         assert_eq!(result, sqlite::SQLITE_OK, "SQLite takes another VFS");
-        Self {
-            name,
-            disk,
-            registered,
-        }
+        Self { name, registered }
     }
 
     /// The name by which SQLite knows the disk.
@@ -142,7 +141,6 @@ impl Drop for Vfs {
     fn drop(&mut self) {
         // SAFETY: it was registered.
         unsafe { sqlite::sqlite3_vfs_unregister(self.registered) };
-        self.disk.wipe();
     }
 }
 
@@ -160,8 +158,8 @@ fn failed(error: &std::io::Error, code: c_int) -> c_int {
 
 /// # Safety
 /// `vfs` is one that [`Vfs::register`] registered.
-unsafe fn application<'a>(vfs: *mut sqlite::sqlite3_vfs) -> &'a Application {
-    // SAFETY: `pAppData` points to an `Application` that is never freed while the VFS can be reached.
+unsafe fn application(vfs: *mut sqlite::sqlite3_vfs) -> &'static Application {
+    // SAFETY: `pAppData` points to an `Application` that is never freed.
     unsafe { &*(*vfs).pAppData.cast::<Application>() }
 }
 
@@ -195,10 +193,9 @@ unsafe extern "C" fn open(
         (*file).pMethods = ptr::null();
         let application = application(vfs);
         let given = text(name);
-        let mut inner = application.disk.lock_inner();
-        if inner.alive().is_err() {
+        let Some(mut inner) = application.disk() else {
             return sqlite::SQLITE_CANTOPEN;
-        }
+        };
         let is_temporary = given.is_none();
         let name = given.unwrap_or_else(|| format!("/temporary/{}", inner.next_file));
         let found = match inner.file(&name) {
@@ -211,16 +208,13 @@ unsafe extern "C" fn open(
             }
             Err(_) => return sqlite::SQLITE_CANTOPEN,
         };
-        let boot = inner.boot;
         drop(inner);
         let database = {
             let mut databases = lock(&application.databases);
-            databases.retain(|(it, _), _| *it == boot);
-            Arc::clone(databases.entry((boot, name.clone())).or_default())
+            Arc::clone(databases.entry(name.clone()).or_default())
         };
         let handle = Box::new(Handle {
-            disk: application.disk.clone(),
-            boot,
+            application,
             file: found,
             temporary: is_temporary.then_some(name),
             database,
@@ -243,7 +237,9 @@ unsafe extern "C" fn delete(
 ) -> c_int {
     // SAFETY: SQLite calls with a registered VFS and a name.
     let (application, name) = unsafe { (application(vfs), text(name)) };
-    let mut inner = application.disk.lock_inner();
+    let Some(mut inner) = application.disk() else {
+        return sqlite::SQLITE_IOERR_DELETE;
+    };
     let removed = inner.remove(&name.unwrap_or_default());
     let done = match removed {
         Ok(()) if sync != 0 => inner.sync(None),
@@ -266,7 +262,9 @@ unsafe extern "C" fn access(
 ) -> c_int {
     // SAFETY: SQLite calls with a registered VFS, a name and a place for the answer.
     unsafe {
-        let inner = application(vfs).disk.lock_inner();
+        let Some(inner) = application(vfs).disk() else {
+            return sqlite::SQLITE_IOERR_ACCESS;
+        };
         let name = text(name).unwrap_or_default();
         let length = inner.file(&name).map(|it| inner.files[&it].content.len());
         *out = c_int::from(length.is_ok_and(|it| it > 0 || !name.ends_with("-journal")));
@@ -357,11 +355,17 @@ static METHODS: sqlite::sqlite3_io_methods = sqlite::sqlite3_io_methods {
     xUnfetch: None,
 };
 
-impl Handle {
-    /// The disk, if this was opened since it last started.
+impl Application {
+    /// The disk, while the process lives.
     fn disk(&self) -> Option<MutexGuard<'_, super::Inner>> {
         let inner = self.disk.lock_inner();
         (inner.boot == self.boot && inner.alive().is_ok()).then_some(inner)
+    }
+}
+
+impl Handle {
+    fn disk(&self) -> Option<MutexGuard<'static, super::Inner>> {
+        self.application.disk()
     }
 
     fn unlock_to(&mut self, level: c_int) {
