@@ -173,12 +173,12 @@ unsafe fn handle<'a>(file: *mut sqlite::sqlite3_file) -> &'a mut Handle {
 /// # Safety
 /// `name` is null or a text of SQLite's.
 unsafe fn text(name: *const c_char) -> Option<String> {
+    if name.is_null() {
+        return None;
+    }
     // SAFETY: as the caller says.
-    (!name.is_null()).then(|| {
-        unsafe { CStr::from_ptr(name) }
-            .to_string_lossy()
-            .into_owned()
-    })
+    let text = unsafe { CStr::from_ptr(name) };
+    Some(text.to_string_lossy().into_owned())
 }
 
 unsafe extern "C" fn open(
