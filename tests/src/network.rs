@@ -130,6 +130,14 @@ impl Network {
         self.hub.take().context("no hub runs")?.kill()
     }
 
+    /// Stops the hub in order; its folder stays.
+    ///
+    /// # Errors
+    /// If it was not running, or does not stop.
+    pub async fn stop_hub(&mut self) -> Result<()> {
+        self.hub.take().context("no hub runs")?.stop().await
+    }
+
     /// Starts the gateway.
     ///
     /// # Errors

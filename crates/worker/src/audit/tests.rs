@@ -32,7 +32,7 @@ struct Run {
     machine: Machine,
     states: CarriedStore,
     carried: Option<Hash>,
-    _place: tempfile::TempDir,
+    place: tempfile::TempDir,
 }
 
 /// What a worker revealed, and the leaves that it kept.
@@ -57,7 +57,7 @@ impl Run {
             machine,
             states: CarriedStore::open(Arc::new(RealDisk), place.path().join("carried")).unwrap(),
             carried: None,
-            _place: place,
+            place,
             charter,
         }
     }
@@ -200,6 +200,24 @@ fn updates_come_out_the_same_one_after_the_other() {
         assert_eq!(executed.file, revealed.file);
     }
     assert!(!auditor.continue_from(Hash([9; 32])).unwrap());
+}
+
+#[test]
+fn a_state_that_the_worker_shows_saves_the_way_to_it() {
+    let mut run = Run::new();
+    run.round(1);
+    let second = run.round(2);
+    let header = &second.case.header;
+    let place = tempfile::tempdir().unwrap();
+    let mut auditor = auditor(&run.charter, place.path());
+    let shown = run.place.path().join("carried");
+    assert!(!auditor.continue_from(header.carried_before).unwrap());
+    let other = Hash([9; 32]);
+    assert!(!auditor.continue_from_folder(other, &shown).unwrap());
+    let wanted = header.carried_before;
+    assert!(auditor.continue_from_folder(wanted, &shown).unwrap());
+    let executed = execute(&mut auditor, &second.case, &[]);
+    assert_eq!(executed.file, second.file);
 }
 
 #[test]
