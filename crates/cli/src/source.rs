@@ -30,6 +30,15 @@ pub(crate) struct Source {
     runtime: Handle,
 }
 
+/// Files of a folder that nobody asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Others {
+    /// Blobs by name.
+    pub(crate) blobs: Vec<(Hash, PathBuf)>,
+    /// How many files have names that are no hashes.
+    pub(crate) files: u64,
+}
+
 /// A folder or an address.
 enum Place {
     Folder(Archive),
@@ -161,21 +170,21 @@ impl Source {
         }
     }
 
-    /// Blobs in a folder that nobody asked for so far; the second list are files that are no blobs by name.
-    pub(crate) fn others(&self) -> anyhow::Result<(Vec<(Hash, PathBuf)>, Vec<PathBuf>)> {
+    /// What lies in a folder beside the blobs that were asked for so far.
+    pub(crate) fn others(&self) -> anyhow::Result<Others> {
+        let mut others = Others::default();
         let Place::Folder(archive) = &self.place else {
-            return Ok((Vec::new(), Vec::new()));
+            return Ok(others);
         };
-        let (mut blobs, mut files) = (Vec::new(), Vec::new());
         for (hash, path) in archive.blobs()? {
             match hash {
                 Some(hash) if self.read.contains(&hash) => {}
-                Some(hash) => blobs.push((hash, path)),
-                None => files.push(path),
+                Some(hash) => others.blobs.push((hash, path)),
+                None => others.files += 1,
             }
         }
-        blobs.sort();
-        Ok((blobs, files))
+        others.blobs.sort();
+        Ok(others)
     }
 }
 

@@ -212,8 +212,8 @@ impl Facts {
             .get(&record.commitment.header.round)
             .map_or(0, |it| it.entry);
         let known = |entry: u64| {
-            let earlier = self.inner_starts.iter().filter(|(at, _)| *at <= entry);
-            earlier.last().map(|(_, blob)| *blob)
+            let mut earlier = self.inner_starts.iter().filter(|(at, _)| *at <= entry);
+            earlier.next_back().map(|(_, blob)| *blob)
         };
         let mut starts = vec![known(opened)];
         let newer = self

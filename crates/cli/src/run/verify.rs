@@ -183,9 +183,9 @@ fn check_others(
     verified: &mut Verified,
     status: &mut StatusLine,
 ) -> anyhow::Result<()> {
-    let (others, files) = source.others()?;
-    verified.files_no_blobs = files.len() as u64;
-    for (hash, path) in others {
+    let others = source.others()?;
+    verified.files_no_blobs = others.files;
+    for (hash, path) in others.blobs {
         status.set(&format!(
             "reading blobs that the log does not name: {}",
             hash.short()
