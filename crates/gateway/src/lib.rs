@@ -28,12 +28,17 @@ use std::{
 };
 
 use anyhow::Context;
-use network::{BlobCache, HubClient};
+use network::{
+    BlobCache, HubClient,
+    server::{Limits, raise_open_files},
+};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use config::Config;
 
+/// Connections at once.
+const CONNECTIONS_MAX: usize = 4096;
 /// Time that running answers get to end after a shutdown is asked for.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
 
@@ -74,23 +79,15 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     let following = tokio::spawn(follower.follow(shutdown.clone()));
     tracing::info!(address = %listener.local_addr()?, hub = config.hub, "the gateway listens");
     let abort = service.abort.clone();
-    let server = axum::serve(listener, http::router(service))
-        .with_graceful_shutdown(shutdown.clone().cancelled_owned());
-    let grace_over = async {
-        shutdown.cancelled().await;
-        tokio::time::sleep(SHUTDOWN_GRACE).await;
+    let limits = Limits {
+        connections_max: CONNECTIONS_MAX.min(raise_open_files()),
+        ..Limits::default()
     };
-    let outcome = tokio::select! {
-        outcome = server => outcome.context("the gateway's server failed"),
-        () = grace_over => {
-            tracing::warn!("answers still running after {SHUTDOWN_GRACE:?} are cut off");
-            Ok(())
-        }
-    };
+    let router = http::router(service);
+    network::server::serve(listener, router, limits, shutdown.clone(), SHUTDOWN_GRACE).await;
     abort.cancel();
     shutdown.cancel();
     following
         .await
-        .context("the task that follows the hub failed")?;
-    outcome
+        .context("the task that follows the hub failed")
 }

@@ -1,6 +1,12 @@
 //! The hub's configuration: one TOML file, unknown keys refused.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use network::server::{Limits, raise_open_files};
 
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +30,20 @@ pub struct Config {
     pub requests_in_progress_per_address_max: u32,
     /// Long polls and event streams at once.
     pub streams_max: usize,
+    /// Long polls and event streams of one address at once.
+    pub streams_per_address_max: u32,
+    /// Connections at once; fewer if the system allows the process fewer open files.
+    pub connections_max: usize,
+    /// Connections of one address at once.
+    pub connections_per_address_max: u32,
+    /// Seconds for the headers of a request.
+    pub header_timeout_s: u64,
+    /// Seconds that a connection may stay open between requests.
+    pub idle_timeout_s: u64,
+    /// Least speed of a body, up or down, while the other end is waited for; whoever is slower is cut off.
+    pub bytes_per_s_min: u32,
+    /// Addresses of the operator's own proxies: `X-Forwarded-For` is believed from them and from nobody else.
+    pub trusted_proxies: Vec<IpAddr>,
     /// Threads that merge and evaluate.
     pub compute_threads: usize,
     /// What sampled texts begin with.
@@ -34,6 +54,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
+        let limits = Limits::default();
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 7700)),
             folder: PathBuf::from("athome-hub"),
@@ -43,9 +64,43 @@ impl Default for Config {
             requests_in_progress_max: 512,
             requests_in_progress_per_address_max: 64,
             streams_max: 16_384,
+            streams_per_address_max: 256,
+            connections_max: limits.connections_max,
+            connections_per_address_max: limits.connections_per_address_max,
+            header_timeout_s: limits.header_timeout.as_secs(),
+            idle_timeout_s: limits.idle_timeout.as_secs(),
+            bytes_per_s_min: limits.bytes_per_s_min,
+            trusted_proxies: limits.trusted_proxies,
             compute_threads: 1,
             sample_prompt: "The state of the union is".to_owned(),
             sample_tokens: 60,
+        }
+    }
+}
+
+impl Config {
+    /// What connections may do; raises the process's limit of open files to have room for them.
+    pub(crate) fn connections(&self) -> Limits {
+        let room = raise_open_files();
+        if room < self.connections_max {
+            tracing::warn!(
+                connections_max = self.connections_max,
+                room,
+                "the system allows too few open files for that many connections; raise its limit (ulimit -n)"
+            );
+        }
+        Limits {
+            connections_max: self.connections_max.min(room),
+            connections_per_address_max: self.connections_per_address_max,
+            header_timeout: Duration::from_secs(self.header_timeout_s),
+            idle_timeout: Duration::from_secs(self.idle_timeout_s),
+            bytes_per_s_min: self.bytes_per_s_min,
+            trusted_proxies: self
+                .trusted_proxies
+                .iter()
+                .map(IpAddr::to_canonical)
+                .collect(),
+            ..Limits::default()
         }
     }
 }

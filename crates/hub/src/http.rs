@@ -2,6 +2,7 @@
 
 mod blobs;
 mod errors;
+mod limits;
 mod live;
 mod log;
 mod runs;
@@ -9,35 +10,26 @@ mod summary;
 mod web;
 mod work;
 
-use std::{
-    collections::HashMap,
-    net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use anyhow::{Context, Result};
 use axum::{
     Router,
-    extract::{ConnectInfo, DefaultBodyLimit, Request, State},
-    http::{HeaderValue, StatusCode, header},
+    extract::{DefaultBodyLimit, Request, State},
+    http::{HeaderValue, header},
     middleware::{self, Next},
-    response::{IntoResponse, Response},
+    response::Response,
     routing::get,
 };
-use governor::{DefaultKeyedRateLimiter, Quota};
 use tokio_util::sync::CancellationToken;
 use tower_http::compression::{CompressionLayer, predicate::DefaultPredicate};
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use self::errors::Failure;
+use self::limits::Limits;
 use crate::{Hub, metrics::StatusLabel};
 
 /// Longest body of a request that is no part of a blob.
 const BODY_BYTES_MAX: usize = 512 * 1024;
-/// An ordinary request that takes longer is given up.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long open requests may take to end at shutdown.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
@@ -92,31 +84,28 @@ fn api() -> OpenApiRouter<Arc<Hub>> {
         .routes(routes!(blobs::upload_progress, blobs::upload_part))
 }
 
-/// Serves until `shutdown`.
+/// Serves until `shutdown`, with limits on connections and on what they ask.
 pub(crate) async fn serve(
     listener: tokio::net::TcpListener,
     hub: Arc<Hub>,
     shutdown: CancellationToken,
-) -> Result<()> {
-    let app = router(Arc::clone(&hub)).into_make_service_with_connect_info::<SocketAddr>();
-    let stop = shutdown.clone();
-    let serving =
-        axum::serve(listener, app).with_graceful_shutdown(async move { stop.cancelled().await });
-    tokio::select! {
-        served = serving => served.context("the hub's listener failed"),
-        // Streams end by themselves at shutdown; whoever does not is not waited for.
-        () = async { shutdown.cancelled().await; tokio::time::sleep(SHUTDOWN_GRACE).await } => Ok(()),
-    }
+) {
+    let limits = Arc::new(Limits::new(&hub.config));
+    let forgetting = tokio::spawn(Arc::clone(&limits).forget(shutdown.clone()));
+    let connections = hub.config.connections();
+    let app = limited(hub, limits);
+    network::server::serve(listener, app, connections, shutdown.clone(), SHUTDOWN_GRACE).await;
+    shutdown.cancel();
+    let _ = forgetting.await;
 }
 
 /// Every address of the hub.
 pub(crate) fn router(hub: Arc<Hub>) -> Router {
-    let limits = Arc::new(Limits {
-        rate: per_address(hub.config.requests_per_s_per_address),
-        in_progress: tokio::sync::Semaphore::new(hub.config.requests_in_progress_max),
-        of_addresses: Mutex::default(),
-        per_address_max: hub.config.requests_in_progress_per_address_max,
-    });
+    let limits = Arc::new(Limits::new(&hub.config));
+    limited(hub, limits)
+}
+
+fn limited(hub: Arc<Hub>, limits: Arc<Limits>) -> Router {
     let (api, document) = api().split_for_parts();
     let document = Arc::new(document.to_json().expect("the document has a JSON form"));
     api.route(
@@ -132,108 +121,9 @@ pub(crate) fn router(hub: Arc<Hub>) -> Router {
     .fallback(web::file)
     .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
     .layer(CompressionLayer::new().compress_when(DefaultPredicate::new()))
-    .layer(middleware::from_fn_with_state(
-        (Arc::clone(&hub), limits),
-        limit,
-    ))
+    .layer(middleware::from_fn_with_state(limits, limits::limit))
     .layer(middleware::from_fn_with_state(Arc::clone(&hub), finish))
     .with_state(hub)
-}
-
-/// What one address, and all together, may ask.
-struct Limits {
-    rate: DefaultKeyedRateLimiter<IpAddr>,
-    in_progress: tokio::sync::Semaphore,
-    of_addresses: Mutex<HashMap<IpAddr, u32>>,
-    per_address_max: u32,
-}
-
-/// A request in progress, counted for its address until it is dropped.
-struct InProgress {
-    limits: Arc<Limits>,
-    address: IpAddr,
-}
-
-impl InProgress {
-    /// Counts one more, if the address has not its share already.
-    fn begin(limits: &Arc<Limits>, address: IpAddr) -> Option<Self> {
-        let mut of_addresses = limits.lock();
-        let count = of_addresses.entry(address).or_default();
-        if *count >= limits.per_address_max {
-            return None;
-        }
-        *count += 1;
-        drop(of_addresses);
-        Some(Self {
-            limits: Arc::clone(limits),
-            address,
-        })
-    }
-}
-
-impl Drop for InProgress {
-    fn drop(&mut self) {
-        let mut of_addresses = self.limits.lock();
-        if let Some(count) = of_addresses.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                of_addresses.remove(&self.address);
-            }
-        }
-    }
-}
-
-impl Limits {
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<IpAddr, u32>> {
-        self.of_addresses
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn per_address(requests_per_s: u32) -> DefaultKeyedRateLimiter<IpAddr> {
-    let per_second = std::num::NonZeroU32::new(requests_per_s).unwrap_or(std::num::NonZeroU32::MIN);
-    // A burst of two seconds' worth.
-    DefaultKeyedRateLimiter::keyed(Quota::per_second(per_second).allow_burst(
-        per_second.saturating_mul(std::num::NonZeroU32::new(2).expect("two is not zero")),
-    ))
-}
-
-async fn limit(
-    State((_hub, limits)): State<(Arc<Hub>, Arc<Limits>)>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
-    request: Request,
-    next: Next,
-) -> Response {
-    if limits.rate.check_key(&peer.ip()).is_err() {
-        return Failure::too_many(
-            "this address asks more often than the hub allows; wait a second",
-        )
-        .into_response();
-    }
-    if limits.rate.len() > 100_000 {
-        limits.rate.retain_recent();
-    }
-    // Long polls and event streams wait without working; they have a limit of their own.
-    if request.uri().path().ends_with("/work") || request.uri().path().ends_with("/events") {
-        return next.run(request).await;
-    }
-    let Some(_share) = InProgress::begin(&limits, peer.ip()) else {
-        return Failure::too_many("this address has too many requests in progress; let some end")
-            .into_response();
-    };
-    let Ok(_permit) = limits.in_progress.try_acquire() else {
-        return Failure::too_many("the hub is busy; try again in a second").into_response();
-    };
-    match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
-        Ok(response) => response,
-        Err(_) => Failure::new(
-            StatusCode::REQUEST_TIMEOUT,
-            "timeout",
-            "the request took too long; resume it where it stopped",
-        )
-        .into_response(),
-    }
 }
 
 /// Counts the answer and sets what every answer carries.

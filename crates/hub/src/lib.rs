@@ -72,9 +72,9 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<()> {
         })?;
     let address = listener.local_addr()?;
     tracing::info!(%address, hub.key = %hub.key.public().short(), "hub ready");
-    let served = http::serve(listener, Arc::clone(hub), shutdown).await;
+    http::serve(listener, Arc::clone(hub), shutdown).await;
     service.close().await;
-    served
+    Ok(())
 }
 
 /// A hub without a listener: its runs at work, and the router that answers for it.

@@ -1,4 +1,5 @@
-//! The client of the hub's API: typed calls, the log and its events, content-addressed blobs.
+//! The client of the hub's API: typed calls, the log and its events, content-addressed blobs. And [`server`]: the
+//! connections that strangers may open to a hub or gateway.
 //!
 //! Nothing that a hub sends is believed for being sent: bodies have limits, a charter must hash to its run's id, log
 //! entries must continue a signed chain, and blobs must hash to their names. Calls that can be repeated safely are
@@ -10,6 +11,7 @@ pub mod disk;
 pub mod events;
 pub mod log;
 pub mod retry;
+pub mod server;
 pub mod world;
 
 pub use blobs::{BlobCache, UploadAuthorisation};
