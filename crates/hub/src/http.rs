@@ -7,6 +7,7 @@ mod live;
 mod log;
 mod runs;
 mod summary;
+mod token;
 mod web;
 mod work;
 

@@ -272,7 +272,7 @@ impl HubClient {
     }
 
     /// What a worker is to do; answers at once if the log is longer than `after`, else within `wait_ms`
-    /// (at most [`WAIT_MS_MAX`]). Counts as a sign of life.
+    /// (at most [`WAIT_MS_MAX`]). Counts as a sign of life if `token` is what the worker's join was answered with.
     ///
     /// One attempt: the caller polls anyway.
     ///
@@ -282,6 +282,7 @@ impl HubClient {
         &self,
         run: RunId,
         worker: WorkerId,
+        token: Option<&str>,
         after: u64,
         wait_ms: u64,
     ) -> Result<Work, ClientError> {
@@ -293,6 +294,9 @@ impl HubClient {
             .timeout(Duration::from_millis(wait_ms) + POLL_SLACK);
         if let Some(shown) = self.shown_succession() {
             call = call.header(SUCCESSION, shown);
+        }
+        if let Some(token) = token {
+            call = call.header("authorization", format!("Bearer {token}"));
         }
         self.json(call).await
     }

@@ -373,7 +373,7 @@ pub struct WorkAssignment {
 /// What the hub knows of the worker that asks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct WorkWorker {
-    /// Whether it has joined.
+    /// Whether it has joined, and showed the token that its join was answered with; if not, it joins (again).
     pub joined: bool,
     /// Sequence number of its last command; the next is larger.
     pub sequence: u64,
@@ -398,6 +398,10 @@ pub struct WorkWorker {
 pub struct CommandReply {
     /// Entries in the log after it.
     pub log_length: u64,
+    /// After a join: what the worker shows with each poll (`Authorization: Bearer …`), so that nobody else can be present
+    /// in its name. A secret; joining again gives it again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
 }
 
 /// A request to open a run.

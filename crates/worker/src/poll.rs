@@ -23,26 +23,40 @@ const PATIENCE: RetryPolicy = RetryPolicy {
 pub(crate) struct News {
     /// The hub's last answer and when it came.
     pub(crate) work: Option<(Work, Instant)>,
+    /// The token that was shown with the question.
+    pub(crate) token: Option<String>,
     /// Why there is no newer one.
     pub(crate) problem: Option<String>,
 }
 
-/// Asks until everyone who listens is gone; whoever awaits it must drop it to end it sooner.
+/// Asks until everyone who listens is gone, at once again when the token changes; whoever awaits it must drop it to end it
+/// sooner.
 pub(crate) async fn poll(
     client: HubClient,
     run: RunId,
     worker: WorkerId,
+    mut token: watch::Receiver<Option<String>>,
     news: watch::Sender<News>,
 ) {
     let (mut after, mut failures) = (0, 0);
     while !news.is_closed() {
-        match client.work(run, worker, after, WAIT_MS_MAX).await {
+        let shown = token.borrow_and_update().clone();
+        let question = client.work(run, worker, shown.as_deref(), after, WAIT_MS_MAX);
+        let answer = tokio::select! {
+            answer = question => answer,
+            Ok(()) = token.changed() => {
+                after = 0;
+                continue;
+            }
+        };
+        match answer {
             Ok(work) => {
                 after = work.log_length;
                 failures = 0;
                 let now = Instant::now();
                 news.send_replace(News {
                     work: Some((work, now)),
+                    token: shown,
                     problem: None,
                 });
                 tokio::time::sleep(PAUSE).await;

@@ -59,6 +59,8 @@ struct Session<'a> {
     outbox: Outbox,
     shutdown: CancellationToken,
     news: watch::Receiver<News>,
+    /// What the hub gave for the last join; the poller shows it. In memory alone: a new process joins again.
+    token: watch::Sender<Option<String>>,
     poller: AbortHandle,
     /// Away while it computes.
     machine: Option<Box<Machine>>,

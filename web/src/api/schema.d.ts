@@ -250,7 +250,10 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** What a worker is to do. A long poll: it counts as a sign of life while it waits. */
+        /**
+         * What a worker is to do. A long poll: it counts as a sign of life while it waits, if it shows the token of its join
+         *     (`Authorization: Bearer …`). Without it the answer says that the worker has not joined.
+         */
         get: operations["ask_for_work"];
         put?: never;
         post?: never;
@@ -367,6 +370,11 @@ export interface components {
              * @description Entries in the log after it.
              */
             log_length: number;
+            /**
+             * @description After a join: what the worker shows with each poll (`Authorization: Bearer …`), so that nobody else can be present
+             *     in its name. A secret; joining again gives it again.
+             */
+            token?: string | null;
         };
         /** @description One worker's part in a round. */
         Contribution: {
@@ -808,7 +816,7 @@ export interface components {
              * @description Credit, in millionths.
              */
             credits_micro: number;
-            /** @description Whether it has joined. */
+            /** @description Whether it has joined, and showed the token that its join was answered with; if not, it joins (again). */
             joined: boolean;
             /** @description Why the last one was refused. */
             last_refusal?: string | null;

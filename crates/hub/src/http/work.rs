@@ -6,13 +6,14 @@ use axum::{
     Json,
     body::Bytes,
     extract::{Path, Query, State},
+    http::HeaderMap,
 };
 use protocol::{
     api::{
         ApiError, CommandReply, Work, WorkAhead, WorkAssignment, WorkBlob, WorkModel, WorkWorker,
     },
     canonical,
-    command::SignedCommand,
+    command::{Command, SignedCommand},
     identity::Binding,
     state::SlotProgress,
     units::WorkerId,
@@ -20,7 +21,7 @@ use protocol::{
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::{Shared, errors::Failure, live::StreamGuard, runs::find};
+use super::{Shared, errors::Failure, live::StreamGuard, runs::find, token};
 use crate::{Hub, run::Run};
 
 /// Longest wait of a poll, below the usual timeouts of proxies.
@@ -45,8 +46,22 @@ pub(super) async fn send_command(
             "the commitment names bytes that this hub has already; an update's hash is its maker's alone",
         ));
     }
+    let (worker, is_join) = (
+        command.worker,
+        matches!(command.command, Command::Join { .. }),
+    );
+    let is_fresh = is_fresh(&run, &command).await;
     let log_length = run.command(command).await?;
-    Ok(Json(CommandReply { log_length }))
+    // A join that everyone can read in the log and send again earns no token.
+    let token = (is_join && is_fresh).then(|| token::of(&hub.key, run.id, worker));
+    Ok(Json(CommandReply { log_length, token }))
+}
+
+/// Whether a command is newer than its worker's last: not a copy of one that stands in the log.
+async fn is_fresh(run: &Run, command: &SignedCommand) -> bool {
+    let state = run.state.read().await;
+    let record = state.workers.get(&command.worker);
+    record.is_none_or(|it| it.sequence < command.sequence)
 }
 
 /// A binding of a key to an account, signed by both, as canonical bytes.
@@ -60,7 +75,10 @@ pub(super) async fn bind_identity(
     let binding: Binding = canonical::decode(&body, BINDING_BYTES_MAX)
         .map_err(|error| Failure::bad(error.to_string()))?;
     let log_length = run.bind(binding).await?;
-    Ok(Json(CommandReply { log_length }))
+    Ok(Json(CommandReply {
+        log_length,
+        token: None,
+    }))
 }
 
 /// Who asks, and how long it is willing to wait.
@@ -75,12 +93,14 @@ pub(super) struct WorkQuery {
     wait_ms: Option<u64>,
 }
 
-/// What a worker is to do. A long poll: it counts as a sign of life while it waits.
+/// What a worker is to do. A long poll: it counts as a sign of life while it waits, if it shows the token of its join
+/// (`Authorization: Bearer …`). Without it the answer says that the worker has not joined.
 #[utoipa::path(get, path = "/api/v1/runs/{run}/work", tag = "work", params(("run" = String, Path, description = "Id or name"), WorkQuery), responses((status = 200, body = Work), (status = 404, body = ApiError)))]
 pub(super) async fn ask_for_work(
     State(hub): Shared,
     Path(run): Path<String>,
     Query(query): Query<WorkQuery>,
+    headers: HeaderMap,
 ) -> Result<Json<Work>, Failure> {
     let mut run = find(&hub, &run).await?;
     let worker: WorkerId = query
@@ -89,7 +109,8 @@ pub(super) async fn ask_for_work(
         .map_err(|_| Failure::bad("worker is not a public key"))?;
     let _stream = StreamGuard::open(&hub)?;
     let presence = Arc::clone(&run.presence);
-    let is_joined = {
+    let has_token = token::is_shown(&headers, &hub.key, run.id, worker);
+    let is_joined = has_token && {
         let state = run.state.read().await;
         state.workers.get(&worker).is_some_and(|it| it.joined)
     };
@@ -106,7 +127,9 @@ pub(super) async fn ask_for_work(
             _ = tokio::time::timeout(wait, run.length.wait_for(|it| *it > after)) => {}
         }
     }
-    Ok(Json(work(&hub, &run, worker).await?))
+    let mut work = work(&hub, &run, worker).await?;
+    work.worker.joined &= has_token;
+    Ok(Json(work))
 }
 
 async fn work(hub: &Hub, run: &Run, worker: WorkerId) -> Result<Work, Failure> {

@@ -70,7 +70,9 @@ pub(super) async fn begin<'a>(
     )?;
     let store = CarriedStore::open(Arc::clone(&ground.disk), folder.carried(run))?;
     let (sender, mut news) = watch::channel(News::default());
-    let poller = tokio::spawn(poll::poll(client.clone(), run, worker, sender)).abort_handle();
+    let (token, shown) = watch::channel(None);
+    let poller =
+        tokio::spawn(poll::poll(client.clone(), run, worker, shown, sender)).abort_handle();
     let first = async {
         while news.borrow().work.is_none() {
             // The poller ends only with its listeners.
@@ -124,6 +126,7 @@ pub(super) async fn begin<'a>(
         outbox,
         shutdown,
         news,
+        token,
         poller,
         machine: Some(machine),
         shards: Shards::default(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use network::ClientError;
 use protocol::{
-    api::CommandReply,
+    api::{CommandReply, Work},
     command::{Command, Commitment, SignedCommand},
 };
 use tokio::time::Instant;
@@ -24,11 +24,16 @@ impl Session<'_> {
             Ok(reply) => {
                 self.status.problem = None;
                 self.wait_for_log(reply.log_length).await;
+                let is_joined = |(work, _): &(Work, Instant)| work.worker.joined || work.finished;
+                if self.latest().as_ref().is_some_and(|it| !is_joined(it)) {
+                    let error = anyhow::anyhow!("the hub took the join and forgets it");
+                    self.try_again("joining", &error).await;
+                }
                 Ok(())
             }
-            // The news will say so, in the same words for everyone.
+            // Of a run that is finished the news will tell; one that is full may have room later.
             Err(error) if error.refusal_code() == Some("closed") => {
-                self.wait().await;
+                self.try_again("joining", &error.into()).await;
                 Ok(())
             }
             Err(error) if error.is_temporary() || error.refusal_code() == Some("replayed") => {
@@ -53,7 +58,15 @@ impl Session<'_> {
             name,
             device: self.device.clone(),
         });
-        self.client.command(&command).await
+        let reply = self.client.command(&command).await?;
+        self.token.send_if_modified(|token| {
+            let is_new = reply.token.is_some() && *token != reply.token;
+            if is_new {
+                token.clone_from(&reply.token);
+            }
+            is_new
+        });
+        Ok(reply)
     }
 
     /// Commits, again and again until the hub answers or `until` has passed.
@@ -92,11 +105,13 @@ impl Session<'_> {
         }
     }
 
-    /// Until the news know of the log's entries up to `length`, so that an older answer decides nothing.
+    /// Until the news know of the log's entries up to `length` and were asked for with the newest token, so that an older
+    /// answer decides nothing.
     pub(super) async fn wait_for_log(&mut self, length: u64) {
+        let token = self.token.borrow().clone();
         let known = |news: &crate::poll::News| {
-            news.problem.is_some()
-                || matches!(&news.work, Some((work, _)) if work.log_length >= length)
+            let is_new = |work: &Work| work.log_length >= length && news.token == token;
+            news.problem.is_some() || news.work.as_ref().is_some_and(|(work, _)| is_new(work))
         };
         let mut news = self.news.clone();
         self.shutdown
