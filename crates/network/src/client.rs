@@ -32,8 +32,14 @@ use request::{Call, JSON_BYTES_MAX};
 use transport::Way;
 pub use transport::{Transport, TransportError};
 
-use crate::retry::RetryPolicy;
+use crate::{retry::RetryPolicy, text::printable};
 
+/// Longest code or sentence taken over from a hub's refusal.
+const SENTENCE_CHARS_MAX: usize = 1_000;
+/// Redirections followed at most, all to the host that was asked.
+const REDIRECTIONS_MAX: usize = 4;
+/// Longest answer to a poll: as many deltas as there may be.
+const WORK_BYTES_MAX: usize = 16 << 20;
 /// Longest time that [`HubClient::work`] lets the hub wait for news.
 pub const WAIT_MS_MAX: u64 = 25_000;
 /// Time to connect.
@@ -69,7 +75,7 @@ impl HubClient {
         let http = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .read_timeout(READ_TIMEOUT)
-            .redirect(reqwest::redirect::Policy::limited(4))
+            .redirect(reqwest::redirect::Policy::custom(redirected))
             .user_agent(concat!("athome/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|error| ClientError::Address {
@@ -291,6 +297,7 @@ impl HubClient {
         let mut call = self
             .get(&path)
             .once()
+            .body_max(WORK_BYTES_MAX)
             .timeout(Duration::from_millis(wait_ms) + POLL_SLACK);
         if let Some(shown) = self.shown_succession() {
             call = call.header(SUCCESSION, shown);
@@ -356,6 +363,22 @@ impl HubClient {
     }
 }
 
+/// Follows a hub to another path, port or to HTTPS, and never to another host: a hub is no guide to what else this machine
+/// can reach.
+fn redirected(attempt: reqwest::redirect::Attempt<'_>) -> reqwest::redirect::Action {
+    let asked = attempt.previous().first();
+    let is_same_host = asked.is_some_and(|it| it.host_str() == attempt.url().host_str());
+    let is_weaker =
+        asked.is_some_and(|it| it.scheme() == "https") && attempt.url().scheme() != "https";
+    if !is_same_host || is_weaker {
+        return attempt.error("it redirects to another host");
+    }
+    if attempt.previous().len() > REDIRECTIONS_MAX {
+        return attempt.error("it redirects in circles");
+    }
+    attempt.follow()
+}
+
 /// A run's name as one segment of a path: everything but letters, digits and `-_.` as `%XX`.
 fn segment(text: &str) -> String {
     let mut segment = String::with_capacity(text.len());
@@ -374,8 +397,8 @@ pub(crate) fn refusal(status: reqwest::StatusCode, body: &[u8]) -> ClientError {
     match serde_json::from_slice::<ApiError>(body) {
         Ok(error) => ClientError::Refused {
             status: status.as_u16(),
-            code: error.code,
-            message: error.message,
+            code: printable(&error.code, SENTENCE_CHARS_MAX),
+            message: printable(&error.message, SENTENCE_CHARS_MAX),
         },
         Err(_) => ClientError::Refused {
             status: status.as_u16(),

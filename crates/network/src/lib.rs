@@ -12,6 +12,7 @@ pub mod events;
 pub mod log;
 pub mod retry;
 pub mod server;
+pub mod text;
 pub mod world;
 
 pub use blobs::{BlobCache, UploadAuthorisation};

@@ -16,6 +16,7 @@ mod folder;
 mod machine;
 mod margin;
 mod model;
+mod plausible;
 mod poll;
 mod quota;
 mod session;

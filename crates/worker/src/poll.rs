@@ -9,6 +9,8 @@ use protocol::{
 };
 use tokio::{sync::watch, time::Instant};
 
+use crate::plausible::Bounds;
+
 /// Least time between two questions: a busy log answers each at once.
 const PAUSE: Duration = Duration::from_millis(150);
 /// How a hub that does not answer is asked again.
@@ -35,6 +37,7 @@ pub(crate) async fn poll(
     client: HubClient,
     run: RunId,
     worker: WorkerId,
+    bounds: Bounds,
     mut token: watch::Receiver<Option<String>>,
     news: watch::Sender<News>,
 ) {
@@ -43,14 +46,16 @@ pub(crate) async fn poll(
         let shown = token.borrow_and_update().clone();
         let question = client.work(run, worker, shown.as_deref(), after, WAIT_MS_MAX);
         let answer = tokio::select! {
+            biased;
             answer = question => answer,
             Ok(()) = token.changed() => {
                 after = 0;
                 continue;
             }
         };
+        let answer = answer.map(|mut work| bounds.check(&mut work).map(|()| work));
         match answer {
-            Ok(work) => {
+            Ok(Ok(work)) => {
                 after = work.log_length;
                 failures = 0;
                 let now = Instant::now();
@@ -60,6 +65,12 @@ pub(crate) async fn poll(
                     problem: None,
                 });
                 tokio::time::sleep(PAUSE).await;
+            }
+            Ok(Err(problem)) => {
+                failures += 1;
+                tracing::warn!("{problem}");
+                news.send_modify(|news| news.problem = Some(problem));
+                tokio::time::sleep(PATIENCE.wait_after(failures)).await;
             }
             Err(error) => {
                 failures += 1;

@@ -12,7 +12,7 @@ use axum::{
     Json, Router,
     body::Body,
     http::StatusCode,
-    response::{IntoResponse, Response},
+    response::{IntoResponse, Redirect, Response},
     routing::get,
 };
 use protocol::{
@@ -196,6 +196,73 @@ fn log_router(entries: Vec<Entry>) -> Router {
         ([("x-athome-log-length", entries.len().to_string())], body)
     };
     Router::new().route("/api/v1/runs/{run}/log.bin", get(answer))
+}
+
+#[tokio::test]
+async fn a_redirection_leads_to_no_other_host() {
+    let reached = Arc::new(AtomicU32::new(0));
+    let counter = Arc::clone(&reached);
+    let other = serve(Router::new().fallback(get(async move || {
+        counter.fetch_add(1, Ordering::SeqCst);
+        "{}"
+    })))
+    .await;
+    // The same machine under another name is another host.
+    let elsewhere = other.address().replace("127.0.0.1", "localhost");
+    let here = Router::new()
+        .route("/api/v1/hub", get(async || Redirect::temporary("/moved")))
+        .route(
+            "/moved",
+            get(async || r#"{"version":"1","key":"k","runs":0,"gateway":null}"#),
+        )
+        .route(
+            "/api/v1/runs",
+            get(async move || Redirect::temporary(&elsewhere)),
+        )
+        .route(
+            "/api/v1/runs/circle",
+            get(async || Redirect::temporary("/api/v1/runs/circle")),
+        );
+    let client = serve(here).await.with_retry(RetryPolicy::once());
+    assert_eq!(client.hub_info().await.unwrap().version, "1");
+    for error in [
+        client.runs().await.map(drop),
+        client.run("circle").await.map(drop),
+    ] {
+        assert!(matches!(
+            error.unwrap_err(),
+            ClientError::Unreachable { .. }
+        ));
+    }
+    assert_eq!(reached.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn nothing_is_decompressed() {
+    // A bomb needs somebody who inflates it: the client asks for no encoding and takes bytes as they are.
+    let answer = async |headers: axum::http::HeaderMap| {
+        assert!(!headers.contains_key("accept-encoding"));
+        ([("content-encoding", "gzip")], vec![0x1f, 0x8b, 8, 0, 0, 0])
+    };
+    let client = serve(Router::new().route("/api/v1/hub", get(answer))).await;
+    let error = client.hub_info().await.unwrap_err();
+    assert!(matches!(error, ClientError::Malformed { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_refusal_is_fit_to_be_shown() {
+    let answer = async || {
+        let message = format!("no\u{1b}[2J{}", "x".repeat(60_000));
+        let error = ApiError {
+            code: "c\n".into(),
+            message,
+        };
+        (axum::http::StatusCode::CONFLICT, axum::Json(error))
+    };
+    let client = serve(Router::new().route("/api/v1/hub", get(answer))).await;
+    let text = client.hub_info().await.unwrap_err().to_string();
+    assert!(text.starts_with("no�[2Jxxx") && text.ends_with("x… (c�)"));
+    assert!(text.len() < 1_100);
 }
 
 #[tokio::test]

@@ -2,8 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::{Context, Result, bail};
-use network::{BlobCache, ClientError, HubClient, retry::RetryPolicy, world};
+use anyhow::{Context, Result, bail, ensure};
+use network::{
+    BlobCache, ClientError, HubClient, retry::RetryPolicy, text::printable, world,
+};
 use protocol::{
     api::RunSummary,
     charter::{Charter, is_name},
@@ -22,6 +24,7 @@ use crate::{
     machine::{self, Machine},
     margin::Margin,
     model::Target,
+    plausible::Bounds,
     poll::{self, News},
     quota::Quota,
     shards::Shards,
@@ -34,6 +37,8 @@ const PATIENCE: RetryPolicy = RetryPolicy {
     wait_max: Duration::from_secs(30),
 };
 const MIB: u64 = 1 << 20;
+/// Longest name of a run as it is shown.
+const NAME_CHARS_MAX: usize = 64;
 
 /// Everything up to the first decision; `None` if the owner stopped the worker before.
 pub(super) async fn begin<'a>(
@@ -54,7 +59,7 @@ pub(super) async fn begin<'a>(
             .id
             .parse()
             .with_context(|| format!("the hub's run has no id: {:.80}", summary.id))?;
-        status.run.clone_from(&summary.name);
+        status.run = printable(&summary.name, NAME_CHARS_MAX);
         let charter = patiently(&mut status, report, async || client.charter(run).await).await?;
         engine::charter::check(&charter)?;
         anyhow::Ok((run, Arc::new(charter)))
@@ -71,8 +76,16 @@ pub(super) async fn begin<'a>(
     let store = CarriedStore::open(Arc::clone(&ground.disk), folder.carried(run))?;
     let (sender, mut news) = watch::channel(News::default());
     let (token, shown) = watch::channel(None);
-    let poller =
-        tokio::spawn(poll::poll(client.clone(), run, worker, shown, sender)).abort_handle();
+    let bounds = Bounds::of(&charter);
+    let poller = tokio::spawn(poll::poll(
+        client.clone(),
+        run,
+        worker,
+        bounds,
+        shown,
+        sender,
+    ))
+    .abort_handle();
     let first = async {
         while news.borrow().work.is_none() {
             // The poller ends only with its listeners.
@@ -93,6 +106,7 @@ pub(super) async fn begin<'a>(
     }
 
     let plan = plan(config, &charter, worker, &cache, &news)?;
+    ensure_memory(plan.memory_bytes)?;
     status.activity = Activity::Announcing(plan);
     report(&status);
     status.activity = Activity::Measuring;
@@ -236,6 +250,28 @@ fn plan(
         upload_bytes_max: machine::upload_bytes_max(charter),
         window: Duration::from_millis(charter.round.window_ms),
     })
+}
+
+/// A run whose training does not fit into this machine's memory is none for it.
+fn ensure_memory(needed: u64) -> Result<()> {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total_kib = text.lines().find_map(|it| {
+        it.strip_prefix("MemTotal:")?
+            .trim()
+            .strip_suffix(" kB")?
+            .parse()
+            .ok()
+    });
+    let Some(total): Option<u64> = total_kib.map(|it: u64| it * 1024) else {
+        return Ok(());
+    };
+    ensure!(
+        needed <= total,
+        "training this run's model takes {} MiB of memory, this machine has {}",
+        needed.div_ceil(MIB),
+        total / MIB
+    );
+    Ok(())
 }
 
 /// Allocates and measures on a thread of lower priority; the training threads inherit it.

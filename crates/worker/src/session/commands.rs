@@ -15,6 +15,8 @@ use crate::{Activity, machine::Sealed};
 
 /// Wait before a command that got no answer is sent again.
 const RESEND: Duration = Duration::from_millis(300);
+/// Longest wait for news of a command that was granted.
+const NEWS_MAX: Duration = Duration::from_secs(30);
 
 impl Session<'_> {
     /// Asks to take part; the news then say whether it was granted.
@@ -114,13 +116,13 @@ impl Session<'_> {
             news.problem.is_some() || news.work.as_ref().is_some_and(|(work, _)| is_new(work))
         };
         let mut news = self.news.clone();
-        self.shutdown
-            .run_until_cancelled(news.wait_for(known))
-            .await;
+        // A hub that names a length which its log never has is not waited for.
+        let waited = tokio::time::timeout(NEWS_MAX, news.wait_for(known));
+        self.shutdown.run_until_cancelled(waited).await;
     }
 
     fn sign(&mut self, command: Command) -> SignedCommand {
-        self.sequence = self.clock.now_ms().max(self.sequence + 1);
+        self.sequence = self.clock.now_ms().max(self.sequence.saturating_add(1));
         SignedCommand::sign(self.folder.key(), self.run, self.sequence, command)
     }
 }

@@ -79,6 +79,7 @@ impl Outbox {
         disk.write(&fresh, &mut |into| into.write_all(file))
             .and_then(|()| disk.sync(&fresh))
             .and_then(|()| disk.rename(&fresh, &path))
+            .and_then(|()| disk.sync_folder(&self.folder))
             .with_context(|| format!("writing {} (is the disk full?)", path.display()))
     }
 

@@ -2,10 +2,14 @@
 
 use protocol::{
     Hash,
-    api::{WorkModel, WorkWorker},
+    api::{WorkBlob, WorkDelta, WorkModel, WorkWorker},
 };
 
 use super::*;
+use crate::{
+    machine::tests::{charter, sparse},
+    plausible::Bounds,
+};
 
 fn held(round: u64) -> Held {
     Held {
@@ -98,4 +102,75 @@ fn a_round_is_worked_on_once() {
         it.assignment = Some(assignment);
     };
     check(committed, Some(3), 3, Next::Wait);
+}
+
+#[track_caller]
+fn check_plausible(change: impl FnOnce(&mut Work), complaint: Option<&str>) {
+    let mut work = work();
+    change(&mut work);
+    let result = Bounds::of(&charter(sparse(), true)).check(&mut work);
+    match (complaint, result) {
+        (None, Ok(())) => {}
+        (Some(complaint), Err(said)) if said.contains(complaint) => {}
+        (expected, said) => panic!("{said:?} instead of {expected:?}"),
+    }
+}
+
+#[test]
+fn what_no_honest_hub_says_is_not_believed() {
+    check_plausible(|_| {}, None);
+    check_plausible(|it| it.assignment = Some(assignment(4)), None);
+    check_plausible(
+        |it| it.model.checkpoint_bytes = u64::MAX,
+        Some("a checkpoint's size"),
+    );
+    check_plausible(
+        |it| it.model.checkpoint_round = 4,
+        Some("a checkpoint's round"),
+    );
+    let delta = |bytes| WorkDelta {
+        round: 1,
+        blob: Hash([1; 32]).to_string(),
+        bytes,
+        parameters_hash: Hash([2; 32]).to_string(),
+    };
+    check_plausible(|it| it.model.deltas = vec![delta(100)], None);
+    check_plausible(
+        |it| it.model.deltas = vec![delta(1 << 40)],
+        Some("a delta's size"),
+    );
+    check_plausible(
+        |it| it.model.deltas = vec![delta(1); 70_000],
+        Some("the number of deltas"),
+    );
+    check_plausible(|it| it.worker.sequence = u64::MAX, Some("sequence number"));
+    let late = |it: &mut Work| {
+        let mut assignment = assignment(4);
+        assignment.deadline_ms = u64::MAX;
+        it.assignment = Some(assignment);
+    };
+    check_plausible(late, Some("the time to a deadline"));
+    let crowded = |it: &mut Work| {
+        let mut assignment = assignment(4);
+        assignment.slots = u32::MAX;
+        it.assignment = Some(assignment);
+    };
+    check_plausible(crowded, Some("the number of slots"));
+    let start = |it: &mut Work| {
+        it.inner_start = Some(WorkBlob {
+            blob: Hash([1; 32]).to_string(),
+            bytes: 1 << 50,
+        });
+    };
+    check_plausible(start, Some("the optimiser's state"));
+}
+
+#[test]
+fn a_refusal_does_not_steer_the_terminal() {
+    let mut work = work();
+    work.worker.last_refusal = Some("bad\u{1b}]0;owned\u{7}".into());
+    Bounds::of(&charter(sparse(), true))
+        .check(&mut work)
+        .unwrap();
+    assert_eq!(work.worker.last_refusal.as_deref(), Some("bad�]0;owned�"));
 }
