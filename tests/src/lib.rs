@@ -5,6 +5,7 @@
 
 pub mod audit;
 pub mod charters;
+pub mod decoders;
 pub mod disk;
 #[cfg(target_os = "linux")]
 pub mod link;

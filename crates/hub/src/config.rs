@@ -28,6 +28,12 @@ pub struct Config {
     pub requests_in_progress_max: usize,
     /// Requests in progress of one address: slow ones must not keep the others out.
     pub requests_in_progress_per_address_max: u32,
+    /// Workers never seen before, in an hour, of all addresses together; each is an entry of a log for ever.
+    pub new_workers_per_hour: u32,
+    /// Workers never seen before, in an hour, of one address.
+    pub new_workers_per_hour_per_address: u32,
+    /// Commands of one worker in a minute.
+    pub commands_per_minute_per_worker: u32,
     /// Long polls and event streams at once.
     pub streams_max: usize,
     /// Long polls and event streams of one address at once.
@@ -63,6 +69,9 @@ impl Default for Config {
             requests_per_s_per_address: 500,
             requests_in_progress_max: 512,
             requests_in_progress_per_address_max: 64,
+            new_workers_per_hour: 20_000,
+            new_workers_per_hour_per_address: 1_000,
+            commands_per_minute_per_worker: 120,
             streams_max: 16_384,
             streams_per_address_max: 256,
             connections_max: limits.connections_max,

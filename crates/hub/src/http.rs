@@ -1,5 +1,6 @@
 //! The router: every address of the hub, by who uses it. Handlers parse, call, render.
 
+mod admission;
 mod blobs;
 mod errors;
 mod limits;
@@ -26,6 +27,7 @@ use tower_http::compression::{CompressionLayer, predicate::DefaultPredicate};
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+pub(crate) use self::admission::Admission;
 use self::limits::Limits;
 use crate::{Hub, metrics::StatusLabel};
 
@@ -92,7 +94,7 @@ pub(crate) async fn serve(
     shutdown: CancellationToken,
 ) {
     let limits = Arc::new(Limits::new(&hub.config));
-    let forgetting = tokio::spawn(Arc::clone(&limits).forget(shutdown.clone()));
+    let forgetting = tokio::spawn(Arc::clone(&limits).forget(Arc::clone(&hub), shutdown.clone()));
     let connections = hub.config.connections();
     let app = limited(hub, limits);
     network::server::serve(listener, app, connections, shutdown.clone(), SHUTDOWN_GRACE).await;

@@ -48,6 +48,7 @@ pub(crate) struct Hub {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) clock: Clock,
     pub(crate) shutdown: CancellationToken,
+    pub(crate) admission: http::Admission,
     runs: RwLock<BTreeMap<RunId, Run>>,
     tasks: Mutex<JoinSet<()>>,
     /// Creating takes turns, so that a name is taken once.
@@ -96,6 +97,7 @@ impl Service {
             metrics: Arc::new(Metrics::new()),
             clock: ground.clock,
             shutdown,
+            admission: http::Admission::new(&config),
             runs: RwLock::default(),
             tasks: Mutex::default(),
             creating: Mutex::default(),

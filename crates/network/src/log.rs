@@ -109,8 +109,11 @@ impl LogReader {
     }
 }
 
-/// Takes `u32` lengths and entries apart.
-fn split_entries(mut bytes: &[u8], limit: u64) -> Result<Vec<Entry>, ClientError> {
+/// Takes a page apart: for each entry its length (32 bits, little-endian) and its canonical bytes; at most `limit` entries.
+///
+/// # Errors
+/// [`ClientError::Malformed`].
+pub fn split_entries(mut bytes: &[u8], limit: u64) -> Result<Vec<Entry>, ClientError> {
     let mut entries = Vec::new();
     while !bytes.is_empty() {
         if entries.len() as u64 >= limit {

@@ -20,7 +20,7 @@ use network::server::{Peer, Share, Shares, share_of};
 use tokio_util::sync::CancellationToken;
 
 use super::errors::Failure;
-use crate::config::Config;
+use crate::{Hub, config::Config};
 
 /// An ordinary request that takes longer is given up.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -58,11 +58,12 @@ impl Limits {
     }
 
     /// Forgets addresses that ask no more, again and again until `shutdown`.
-    pub(super) async fn forget(self: Arc<Self>, shutdown: CancellationToken) {
+    pub(super) async fn forget(self: Arc<Self>, hub: Arc<Hub>, shutdown: CancellationToken) {
         let mut every = tokio::time::interval(FORGET_EVERY);
         while shutdown.run_until_cancelled(every.tick()).await.is_some() {
             self.rate.retain_recent();
             self.rate.shrink_to_fit();
+            hub.admission.forget();
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::{
-    Json,
+    Extension, Json,
     body::Bytes,
     extract::{Path, Query, State},
     http::HeaderMap,
@@ -21,7 +21,7 @@ use protocol::{
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::{Shared, errors::Failure, live::StreamGuard, runs::find, token};
+use super::{Shared, errors::Failure, limits::Client, live::StreamGuard, runs::find, token};
 use crate::{Hub, run::Run};
 
 /// Longest wait of a poll, below the usual timeouts of proxies.
@@ -34,6 +34,7 @@ const BINDING_BYTES_MAX: usize = 512;
 pub(super) async fn send_command(
     State(hub): Shared,
     Path(run): Path<String>,
+    Extension(Client(client)): Extension<Client>,
     body: Bytes,
 ) -> Result<Json<CommandReply>, Failure> {
     let run = find(&hub, &run).await?;
@@ -46,6 +47,7 @@ pub(super) async fn send_command(
             "the commitment names bytes that this hub has already; an update's hash is its maker's alone",
         ));
     }
+    hub.admission.check(&run, &command, client).await?;
     let (worker, is_join) = (
         command.worker,
         matches!(command.command, Command::Join { .. }),
