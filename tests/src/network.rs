@@ -375,6 +375,14 @@ impl Network {
         fs::remove_dir_all(&self.folder).context("cannot remove the network's folder")
     }
 
+    /// Memory that the hub's process takes, in bytes.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn hub_resident_bytes(&self) -> Result<u64> {
+        self.hub.as_ref().context("no hub runs")?.resident_bytes()
+    }
+
     /// A client of the hub.
     ///
     /// # Errors

@@ -110,6 +110,17 @@ impl Process {
         self.child.id()
     }
 
+    /// Memory that it takes, in bytes.
+    ///
+    /// # Errors
+    /// Where the system has no `/proc`, or the process has ended.
+    pub fn resident_bytes(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|it| it.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|it| it.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        Ok(kib.context("the process has no memory")? * 1024)
+    }
+
     /// Whether it still runs; its log's end if not.
     ///
     /// # Errors
