@@ -1,4 +1,4 @@
-//! The repository's tasks: `up`, `test`, `bench`, `setup`, `tidy`.
+//! The repository's tasks: `up`, `test`, `bench`, `fuzz`, `setup`, `tidy`.
 //!
 //! Everything that a shell script or a Makefile would do elsewhere is done here, in the project's one language.
 //! It depends on few crates, so that the first `cargo xtask` of a fresh clone starts soon,
@@ -18,6 +18,7 @@ mod process;
 mod setup;
 
 mod bench;
+mod fuzz;
 mod test;
 mod tidy;
 mod up;
@@ -44,6 +45,8 @@ enum Task {
     Bench(bench::Options),
     /// Install what building, running and testing need, through the package clients.
     Setup,
+    /// Fuzz the decoders of strangers' bytes (nightly compiler and cargo-fuzz).
+    Fuzz(fuzz::Options),
     /// Check layering, names, licences, purity and documents.
     Tidy,
 }
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Task::Up(options) => up::run(&options),
         Task::Test(options) => test::run(&options),
         Task::Bench(options) => bench::run(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Setup => setup::everything(),
         Task::Tidy => tidy::run(),
     };

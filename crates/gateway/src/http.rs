@@ -72,6 +72,14 @@ pub(crate) fn router(service: Service) -> Router {
         .with_state(service)
 }
 
+/// Reads a body both ways that there are.
+pub(crate) fn check_request(body: &[u8]) -> Result<(), String> {
+    let read = |endpoint| request::Request::from_body(endpoint, body, 1).map(drop);
+    read(request::Endpoint::Chat)
+        .or_else(|_| read(request::Endpoint::Completions))
+        .map_err(|error| error.message)
+}
+
 async fn health(State(service): State<Service>) -> Json<Value> {
     let hub_reached = service
         .hub_reached

@@ -42,6 +42,14 @@ const CONNECTIONS_MAX: usize = 4096;
 /// Time that running answers get to end after a shutdown is asked for.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
 
+/// Whether bytes read as a request of `/v1/chat/completions` or `/v1/completions`; for fuzzers.
+///
+/// # Errors
+/// The sentence that the API would answer with, of the second.
+pub fn check_request(body: &[u8]) -> Result<(), String> {
+    http::check_request(body)
+}
+
 /// Serves until `shutdown` is cancelled; running answers then get 10 s to end.
 ///
 /// # Errors

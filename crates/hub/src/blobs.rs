@@ -1,9 +1,11 @@
 //! Content-addressed bytes: whole blobs in an object store, uploads in part files until they hash to their name.
 
 use std::{
+    collections::HashSet,
     io,
     path::{Path, PathBuf},
     sync::Arc,
+    time::SystemTime,
 };
 
 use anyhow::{Context, Result};
@@ -25,9 +27,24 @@ pub(crate) struct Blobs {
     disk: Arc<dyn Disk>,
     whole: PathBuf,
     parts: PathBuf,
+    /// What was kept or renewed since the last listing: it is not removed by that listing.
+    renewed: Arc<std::sync::Mutex<HashSet<Hash>>>,
     /// Uploads of the same blob take turns.
     uploading:
         Arc<tokio::sync::Mutex<std::collections::HashMap<Hash, Arc<tokio::sync::Mutex<()>>>>>,
+}
+
+/// A file among the blobs or the parts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stored {
+    /// Its name.
+    pub(crate) hash: Hash,
+    /// Its size.
+    pub(crate) bytes: u64,
+    /// When it was written to last.
+    pub(crate) changed: SystemTime,
+    /// Whether it is an upload that is not whole.
+    pub(crate) is_part: bool,
 }
 
 /// What became of a part.
@@ -63,8 +80,16 @@ impl Blobs {
             disk: Arc::clone(&ground.disk),
             whole,
             parts,
+            renewed: Arc::default(),
             uploading: Arc::default(),
         })
+    }
+
+    fn renewed(&self) -> std::sync::MutexGuard<'_, HashSet<Hash>> {
+        // A set of names is right after any panic.
+        self.renewed
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// The length of a whole blob, if it is here.
@@ -108,7 +133,9 @@ impl Blobs {
     /// Keeps bytes of the hub's own making; durable when this returns.
     pub(crate) async fn put(&self, bytes: Vec<u8>) -> Result<BlobReference> {
         let blob = BlobReference::of(&bytes);
+        self.renewed().insert(blob.hash);
         if self.length(&blob.hash).await? == Some(blob.bytes) {
+            self.renew(&blob.hash).await?;
             return Ok(blob);
         }
         self.store
@@ -144,6 +171,7 @@ impl Blobs {
             Arc::clone(uploading.entry(blob.hash).or_default())
         };
         let _turn = turn.lock().await;
+        self.renewed().insert(blob.hash);
         let (held, whole) = self.progress(&blob.hash).await?;
         if whole {
             return Ok(Upload::Complete);
@@ -181,6 +209,55 @@ impl Blobs {
         self.on_disk(move |disk| disk.rename(&part, &place)).await?;
         self.make_durable(&blob.hash).await?;
         Ok(Upload::Complete)
+    }
+
+    /// Everything that is here, whole or not.
+    pub(crate) async fn stored(&self) -> Result<Vec<Stored>> {
+        self.renewed().clear();
+        let folders = [(self.whole.clone(), false), (self.parts.clone(), true)];
+        let listed = self.on_disk(move |disk| {
+            let mut found = Vec::new();
+            for (folder, is_part) in folders {
+                for file in disk.list(&folder)? {
+                    // Files of other names are none of ours.
+                    if let Ok(hash) = file.name.parse() {
+                        found.push(Stored {
+                            hash,
+                            bytes: file.bytes,
+                            changed: file.used,
+                            is_part,
+                        });
+                    }
+                }
+            }
+            io::Result::Ok(found)
+        });
+        Ok(listed.await?)
+    }
+
+    /// Removes a file that nobody uses, unless that changed since it was listed.
+    pub(crate) async fn remove(&self, file: &Stored) -> Result<()> {
+        if self.renewed().contains(&file.hash) {
+            return Ok(());
+        }
+        let folder = if file.is_part {
+            &self.parts
+        } else {
+            &self.whole
+        };
+        let path = folder.join(file.hash.to_string());
+        match self.on_disk(move |disk| disk.remove(&path)).await {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes a blob as good as new, so that it is not removed before a log names it.
+    pub(crate) async fn renew(&self, hash: &Hash) -> Result<()> {
+        self.renewed().insert(*hash);
+        let path = self.whole.join(hash.to_string());
+        let renewed = self.on_disk(move |disk| disk.touch(&path, SystemTime::now()));
+        Ok(renewed.await?)
     }
 
     /// Puts the file's bytes and its name on the disk.

@@ -34,6 +34,16 @@ pub struct Config {
     pub new_workers_per_hour_per_address: u32,
     /// Commands of one worker in a minute.
     pub commands_per_minute_per_worker: u32,
+    /// MiB that one worker may upload in an hour.
+    pub upload_mib_per_hour_per_worker: u32,
+    /// MiB of uploads in memory at once.
+    pub upload_memory_mib: usize,
+    /// Minutes for which bytes that no log names are kept: updates refused or lost, uploads given up.
+    pub unused_blob_minutes: u64,
+    /// Bytes of such files at once; uploads then wait, and the oldest go first.
+    pub unused_bytes_max: u64,
+    /// Parameters of a model that this hub takes on; it holds a few copies of 4 bytes each.
+    pub parameters_max: u64,
     /// Long polls and event streams at once.
     pub streams_max: usize,
     /// Long polls and event streams of one address at once.
@@ -72,6 +82,11 @@ impl Default for Config {
             new_workers_per_hour: 20_000,
             new_workers_per_hour_per_address: 1_000,
             commands_per_minute_per_worker: 120,
+            upload_mib_per_hour_per_worker: 4_096,
+            upload_memory_mib: 256,
+            unused_blob_minutes: 24 * 60,
+            unused_bytes_max: 32 << 30,
+            parameters_max: 1 << 30,
             streams_max: 16_384,
             streams_per_address_max: 256,
             connections_max: limits.connections_max,

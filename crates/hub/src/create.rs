@@ -55,6 +55,13 @@ impl Hub {
         if self.find(&charter.name).await.is_some() {
             return Err(CreateError::NameTaken(charter.name));
         }
+        let (parameters, parameters_max) =
+            (charter.model.parameter_count(), self.config.parameters_max);
+        if parameters > parameters_max {
+            return Err(CreateError::Wrong(format!(
+                "the model has {parameters} parameters, this hub takes {parameters_max} at most (parameters_max in its settings)"
+            )));
+        }
         let arithmetic =
             Arithmetic::new(&charter).map_err(|error| CreateError::Wrong(format!("{error:#}")))?;
         self.check_data(&charter).await?;

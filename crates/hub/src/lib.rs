@@ -5,6 +5,7 @@
 
 mod archive;
 mod blobs;
+mod clock;
 mod config;
 mod create;
 mod ground;
@@ -13,11 +14,12 @@ mod metrics;
 mod model;
 mod run;
 mod store;
+mod sweep;
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use anyhow::{Context, Result};
-use network::{disk::Disk, world::Clock};
+use network::disk::Disk;
 use protocol::{
     Hash, SecretKey,
     command::{Command, SignedCommand},
@@ -34,7 +36,7 @@ pub use config::Config;
 pub use ground::Ground;
 pub use http::openapi;
 
-use crate::{blobs::Blobs, metrics::Metrics, run::Run, store::Store};
+use crate::{blobs::Blobs, clock::SteadyClock, metrics::Metrics, run::Run, store::Store};
 
 /// The file that a hub locks while it works in a folder.
 const LOCK: &str = "hub.lock";
@@ -46,9 +48,12 @@ pub(crate) struct Hub {
     pub(crate) store: Store,
     pub(crate) blobs: Blobs,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) clock: Clock,
+    pub(crate) clock: SteadyClock,
     pub(crate) shutdown: CancellationToken,
     pub(crate) admission: http::Admission,
+    pub(crate) unused: sweep::Unused,
+    /// KiB of uploads that may be in memory at once.
+    pub(crate) upload_memory: tokio::sync::Semaphore,
     runs: RwLock<BTreeMap<RunId, Run>>,
     tasks: Mutex<JoinSet<()>>,
     /// Creating takes turns, so that a name is taken once.
@@ -73,6 +78,10 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<()> {
         })?;
     let address = listener.local_addr()?;
     tracing::info!(%address, hub.key = %hub.key.public().short(), "hub ready");
+    hub.tasks
+        .lock()
+        .await
+        .spawn(sweep::keep_clean(Arc::clone(hub)));
     http::serve(listener, Arc::clone(hub), shutdown).await;
     service.close().await;
     Ok(())
@@ -95,9 +104,11 @@ impl Service {
             store: Store::open(&folder, &ground).await?,
             blobs: Blobs::open(&folder, &ground)?,
             metrics: Arc::new(Metrics::new()),
-            clock: ground.clock,
+            clock: SteadyClock::new(ground.clock),
             shutdown,
             admission: http::Admission::new(&config),
+            unused: sweep::Unused::default(),
+            upload_memory: tokio::sync::Semaphore::new(config.upload_memory_mib.max(8) * 1024),
             runs: RwLock::default(),
             tasks: Mutex::default(),
             creating: Mutex::default(),
@@ -225,6 +236,14 @@ impl Hub {
             .as_ref()
             .is_some_and(|it| it.slot_of_blob(hash).is_some())
     }
+}
+
+/// The commitments of the rounds in progress.
+pub(crate) fn commitments(
+    state: &protocol::state::State,
+) -> impl Iterator<Item = &protocol::command::Commitment> {
+    let rounds = state.current_round().into_iter();
+    rounds.flat_map(|it| it.slots.iter().filter_map(|it| it.commitment()))
 }
 
 /// One hub a folder.

@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use engine::update::decoded::DecodedUpdate;
-use network::world::{self, Clock};
+use network::world;
 use protocol::{
     Hash, SecretKey,
     command::{Command, SignedCommand},
@@ -42,6 +42,7 @@ use self::{
 };
 use crate::{
     blobs::Blobs,
+    clock::SteadyClock,
     config::Config,
     metrics::Metrics,
     model::{Arithmetic, Model},
@@ -135,7 +136,7 @@ pub(crate) struct Parts {
     pub(crate) blobs: Blobs,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) config: Arc<Config>,
-    pub(crate) clock: Clock,
+    pub(crate) clock: SteadyClock,
 }
 
 /// Replays a run's log, rebuilds its model and starts its task.
@@ -146,6 +147,7 @@ pub(crate) async fn start(
     shutdown: CancellationToken,
 ) -> Result<Run> {
     let state = parts.store.replay(id).await?;
+    parts.clock.is_at_least(state.head.time_ms);
     let arithmetic = Arc::new(Arithmetic::new(&state.charter)?);
     let model = arithmetic
         .rebuild(id, &parts.store, &parts.blobs)

@@ -17,11 +17,14 @@ pub(crate) struct Admission {
     newcomers: DefaultDirectRateLimiter,
     newcomers_of_address: DefaultKeyedRateLimiter<IpAddr>,
     commands_of_worker: DefaultKeyedRateLimiter<WorkerId>,
+    /// In KiB.
+    uploads_of_worker: DefaultKeyedRateLimiter<WorkerId>,
 }
 
 impl Admission {
     pub(crate) fn new(config: &Config) -> Self {
         let per_hour = |count| Quota::per_hour(NonZeroU32::new(count).unwrap_or(NonZeroU32::MIN));
+        let uploads = NonZeroU32::new(config.upload_mib_per_hour_per_worker.saturating_mul(1024));
         let commands = NonZeroU32::new(config.commands_per_minute_per_worker);
         Self {
             newcomers: DefaultDirectRateLimiter::direct(per_hour(config.new_workers_per_hour)),
@@ -30,6 +33,9 @@ impl Admission {
             )),
             commands_of_worker: DefaultKeyedRateLimiter::keyed(Quota::per_minute(
                 commands.unwrap_or(NonZeroU32::MIN),
+            )),
+            uploads_of_worker: DefaultKeyedRateLimiter::keyed(Quota::per_hour(
+                uploads.unwrap_or(NonZeroU32::MIN),
             )),
         }
     }
@@ -70,11 +76,24 @@ impl Admission {
         })
     }
 
+    /// Refuses bytes beyond what one worker may upload in an hour.
+    pub(super) fn check_upload(&self, worker: &WorkerId, bytes: usize) -> Result<(), Failure> {
+        let kib = NonZeroU32::new(bytes.div_ceil(1024) as u32).unwrap_or(NonZeroU32::MIN);
+        match self.uploads_of_worker.check_key_n(worker, kib) {
+            Ok(Ok(())) => Ok(()),
+            _ => Err(Failure::too_many(
+                "this worker uploaded as much as the hub takes of one in an hour; try again later",
+            )),
+        }
+    }
+
     /// Forgets whom nothing is held against any more.
     pub(super) fn forget(&self) {
         self.newcomers_of_address.retain_recent();
         self.newcomers_of_address.shrink_to_fit();
         self.commands_of_worker.retain_recent();
         self.commands_of_worker.shrink_to_fit();
+        self.uploads_of_worker.retain_recent();
+        self.uploads_of_worker.shrink_to_fit();
     }
 }

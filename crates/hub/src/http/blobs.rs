@@ -3,11 +3,13 @@
 use std::{net::SocketAddr, ops::Range};
 
 use axum::{
-    body::{Body, Bytes},
+    body::{Body, Bytes, HttpBody},
     extract::{ConnectInfo, Path, State},
     http::{HeaderMap, HeaderValue, Method, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use bytes::BytesMut;
+use http_body_util::BodyExt;
 use protocol::{
     Hash, PublicKey, Signature,
     api::{ApiError, UPLOAD_AUTHORISATION, UPLOAD_DOMAIN, UPLOAD_OFFSET},
@@ -27,6 +29,8 @@ const UPLOAD_BYTES: &str = "x-athome-bytes";
 const UPLOAD_COMPLETE: &str = "x-athome-complete";
 /// Lets the hub count what it sends to whom.
 const WORKER: &str = "x-athome-worker";
+/// How long a part waits for memory.
+const MEMORY_WAIT: std::time::Duration = std::time::Duration::from_secs(10);
 /// Largest blob that an operator may upload.
 const OPERATOR_BYTES_MAX: u64 = 1 << 36;
 
@@ -103,12 +107,21 @@ pub(super) async fn upload_part(
     let hash = parse(&hash)?;
     let offset = number(&headers, UPLOAD_OFFSET)?;
     let (blob, run) = authorise(&hub, hash, peer, &headers).await?;
-    let bytes = read_part(body).await?;
+    let (bytes, _memory) = read_part(&hub, body).await?;
     hub.metrics.bytes_received.inc_by(bytes.len() as u64);
+    if let Some((_, worker)) = &run {
+        hub.admission.check_upload(worker, bytes.len())?;
+        let bytes_max = hub.config.unused_bytes_max;
+        if !hub.unused.take(bytes.len() as u64, bytes_max) {
+            return Err(Failure::too_many(
+                "the hub holds as many bytes of updates that nobody has accepted as it allows; try again later",
+            ));
+        }
+    }
     match hub.blobs.append(&blob, offset, bytes).await? {
         Upload::Partial(held) => Ok(progress(StatusCode::OK, held, false)),
         Upload::Complete => {
-            if let Some(run) = run {
+            if let Some((run, _)) = run {
                 run.uploaded(hash).await;
             }
             Ok(progress(StatusCode::CREATED, blob.bytes, true))
@@ -133,7 +146,7 @@ async fn authorise(
     hash: Hash,
     peer: SocketAddr,
     headers: &HeaderMap,
-) -> Result<(BlobReference, Option<Run>), Failure> {
+) -> Result<(BlobReference, Option<(Run, WorkerId)>), Failure> {
     let refuse = |message: &str| Failure::new(StatusCode::FORBIDDEN, "not_yours", message);
     if let Some(given) = headers.get(UPLOAD_AUTHORISATION) {
         let (key, signature) = given
@@ -151,7 +164,7 @@ async fn authorise(
         if blob.bytes > run.arithmetic.upload_bytes_max(blob == commitment.update) {
             return Err(refuse("no update of this run is that long"));
         }
-        return Ok((blob, Some(run)));
+        return Ok((blob, Some((run, WorkerId(key)))));
     }
     if !is_operator(hub, peer, headers) {
         return Err(refuse("an upload needs a worker's signature"));
@@ -160,19 +173,60 @@ async fn authorise(
     if bytes > OPERATOR_BYTES_MAX {
         return Err(refuse("the blob is longer than a hub takes"));
     }
+    if hub.blobs.length(&hash).await?.is_some() {
+        // It is about to be named: it must not go meanwhile.
+        hub.blobs.renew(&hash).await?;
+    }
     Ok((BlobReference { hash, bytes }, None))
 }
 
-async fn read_part(body: Body) -> Result<Bytes, Failure> {
-    axum::body::to_bytes(body, PART_BYTES_MAX)
-        .await
-        .map_err(|_| {
+/// Reads a part; what all parts together hold in memory is bounded.
+async fn read_part<'a>(
+    hub: &'a Hub,
+    mut body: Body,
+) -> Result<(Bytes, tokio::sync::SemaphorePermit<'a>), Failure> {
+    let too_long = || {
+        Failure::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "part_too_long",
+            "a part is at most 4 MiB",
+        )
+    };
+    if body.size_hint().lower() > PART_BYTES_MAX as u64 {
+        return Err(too_long());
+    }
+    let mut part = BytesMut::new();
+    let mut memory = admitted(hub, 0).await?;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| {
             Failure::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "part_too_long",
-                "a part is at most 4 MiB, and must arrive whole",
+                StatusCode::REQUEST_TIMEOUT,
+                "cut",
+                format!("the part did not arrive: {error}; send it again from where the blob ends"),
             )
-        })
+        })?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        if part.len() + data.len() > PART_BYTES_MAX {
+            return Err(too_long());
+        }
+        memory.merge(admitted(hub, data.len()).await?);
+        part.extend_from_slice(&data);
+    }
+    Ok((part.freeze(), memory))
+}
+
+/// Room for so many bytes more in memory.
+async fn admitted(hub: &Hub, bytes: usize) -> Result<tokio::sync::SemaphorePermit<'_>, Failure> {
+    let kib = bytes.div_ceil(1024) as u32;
+    let room = tokio::time::timeout(MEMORY_WAIT, hub.upload_memory.acquire_many(kib));
+    match room.await {
+        Ok(Ok(permit)) => Ok(permit),
+        _ => Err(Failure::too_many(
+            "the hub takes as many uploads at once as its memory allows; try again in a second",
+        )),
+    }
 }
 
 fn parse_authorisation(text: &str) -> Option<(PublicKey, Signature)> {

@@ -5,8 +5,9 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use network::world::Clock;
 use protocol::units::WorkerId;
+
+use crate::clock::SteadyClock;
 
 /// A worker that trains is silent for a window; after that and this long it counts as gone.
 const SILENCE_MS: u64 = 5_000;
@@ -14,7 +15,7 @@ const SILENCE_MS: u64 = 5_000;
 /// When each joined worker was last heard of, and what it was sent.
 pub(crate) struct Presence {
     window_ms: u64,
-    clock: Clock,
+    clock: SteadyClock,
     seen: Mutex<BTreeMap<WorkerId, Seen>>,
 }
 
@@ -30,7 +31,7 @@ pub(crate) struct Seen {
 }
 
 impl Presence {
-    pub(crate) fn new(window_ms: u64, clock: Clock) -> Self {
+    pub(crate) fn new(window_ms: u64, clock: SteadyClock) -> Self {
         Self {
             window_ms,
             clock,

@@ -3,9 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
-use network::{
-    BlobCache, ClientError, HubClient, retry::RetryPolicy, text::printable, world,
-};
+use network::{BlobCache, ClientError, HubClient, retry::RetryPolicy, text::printable, world};
 use protocol::{
     api::RunSummary,
     charter::{Charter, is_name},

@@ -156,3 +156,39 @@ fn a_body_that_is_no_object_is_refused() {
         assert_eq!(error.status, axum::http::StatusCode::BAD_REQUEST, "{body}");
     }
 }
+
+/// The short run of the fuzz target `openai_request`: a request with some bytes changed is read or refused.
+#[test]
+fn no_bytes_make_reading_panic() {
+    let seed = json!({
+        "model": "m", "messages": [{"role": "user", "content": "hi"}], "prompt": [1, 2, 3], "n": 2, "stop": ["a", "b"],
+        "stream": true, "stream_options": {"include_usage": true}, "temperature": 0.5, "seed": -3, "max_tokens": 7,
+    })
+    .to_string()
+    .into_bytes();
+    // Bytes that JSON and UTF-8 turn on.
+    let interesting = b"\"\\{}[],:0-e9.\0\x7f\x80\xff\xed\xf4 tfn";
+    let mut state = 1_u64;
+    let mut draw = |below: usize| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (state >> 33) as usize % below
+    };
+    for _ in 0..20_000 {
+        let mut body = seed.clone();
+        for _ in 0..=draw(4) {
+            let at = draw(body.len());
+            match draw(4) {
+                0 => body.truncate(at.max(1)),
+                1 => body.insert(at, interesting[draw(interesting.len())]),
+                2 => {
+                    body.remove(at);
+                    body.push(b'}');
+                }
+                _ => body[at] = interesting[draw(interesting.len())],
+            }
+        }
+        let _ = crate::check_request(&body);
+    }
+}
