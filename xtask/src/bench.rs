@@ -5,6 +5,7 @@
 
 mod demo;
 mod engine;
+mod hub;
 mod links;
 mod loss_gap;
 mod merge;
@@ -35,6 +36,8 @@ enum Part {
     Merge,
     /// Time to verify a run over that to read and merge it.
     Verify,
+    /// Requests that one core of a hub answers, and the workers that it holds.
+    Hub,
     /// Share of a worker's time in inner steps behind a home link.
     HomeLink,
     /// Bytes on the wire per parameter and round.
@@ -52,6 +55,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         Part::Demo => ("demo", demo::measure()?),
         Part::Merge => ("merge", merge::measure()?),
         Part::Verify => ("verify", verify::measure()?),
+        Part::Hub => ("hub", hub::measure()?),
         Part::HomeLink => ("home-link", links::measure("home-link")?),
         Part::Bytes => ("bytes", links::measure("bytes")?),
         Part::Join => ("join", links::measure("join")?),

@@ -2,6 +2,7 @@
 
 mod admission;
 mod blobs;
+mod deltas;
 mod errors;
 mod limits;
 mod live;
@@ -27,8 +28,8 @@ use tower_http::compression::{CompressionLayer, predicate::DefaultPredicate};
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-pub(crate) use self::admission::Admission;
 use self::limits::Limits;
+pub(crate) use self::{admission::Admission, deltas::Deltas};
 use crate::{Hub, metrics::StatusLabel};
 
 /// Longest body of a request that is no part of a blob.

@@ -52,6 +52,7 @@ pub(crate) struct Hub {
     pub(crate) shutdown: CancellationToken,
     pub(crate) admission: http::Admission,
     pub(crate) unused: sweep::Unused,
+    pub(crate) deltas: http::Deltas,
     /// KiB of uploads that may be in memory at once.
     pub(crate) upload_memory: tokio::sync::Semaphore,
     runs: RwLock<BTreeMap<RunId, Run>>,
@@ -108,6 +109,7 @@ impl Service {
             shutdown,
             admission: http::Admission::new(&config),
             unused: sweep::Unused::default(),
+            deltas: http::Deltas::default(),
             upload_memory: tokio::sync::Semaphore::new(config.upload_memory_mib.max(8) * 1024),
             runs: RwLock::default(),
             tasks: Mutex::default(),

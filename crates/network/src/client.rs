@@ -234,7 +234,7 @@ impl HubClient {
             .await
     }
 
-    /// Everyone who joined the run.
+    /// Workers that joined the run, those with most accepted tokens first, at most a page (`WORKERS_PAGE_MAX`).
     ///
     /// # Errors
     /// [`ClientError`].

@@ -16,6 +16,8 @@ pub const UPLOAD_DOMAIN: &str = "AI@home 2026 blob upload v1";
 pub const UPLOAD_OFFSET: &str = "x-athome-offset";
 /// Most entries of one page of the log.
 pub const LOG_PAGE_MAX: u64 = 1000;
+/// Most workers of one page of workers.
+pub const WORKERS_PAGE_MAX: u64 = 1000;
 /// Most rounds of one page of rounds.
 pub const ROUNDS_PAGE_MAX: u64 = 500;
 

@@ -10,7 +10,7 @@ use axum::{
 };
 use protocol::api::{
     ApiError, CheckpointSummary, CreateRun, CreatedRun, HubInfo, LossPoint, ROUNDS_PAGE_MAX,
-    RoundSummary, RunSummary, WorkerSummary,
+    RoundSummary, RunSummary, WORKERS_PAGE_MAX, WorkerSummary,
 };
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -172,14 +172,27 @@ pub(super) async fn show_round(
     }
 }
 
-/// Everyone who ever joined.
-#[utoipa::path(get, path = "/api/v1/runs/{run}/workers", tag = "runs", params(("run" = String, Path, description = "Id or name")), responses((status = 200, body = [WorkerSummary]), (status = 404, body = ApiError)))]
+/// Which workers.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct WorkersQuery {
+    /// So many are left out, 0 unless said.
+    offset: Option<u64>,
+    /// At most this many, 1,000 unless said, and at most.
+    limit: Option<u64>,
+}
+
+/// Workers that ever joined, those with most accepted tokens first.
+#[utoipa::path(get, path = "/api/v1/runs/{run}/workers", tag = "runs", params(("run" = String, Path, description = "Id or name"), WorkersQuery), responses((status = 200, body = [WorkerSummary]), (status = 404, body = ApiError)))]
 pub(super) async fn list_workers(
     State(hub): Shared,
     Path(run): Path<String>,
+    Query(query): Query<WorkersQuery>,
 ) -> Result<Json<Vec<WorkerSummary>>, Failure> {
     let run = find(&hub, &run).await?;
-    Ok(Json(summary::workers(&hub, &run).await?))
+    let limit = query.limit.unwrap_or(u64::MAX).clamp(1, WORKERS_PAGE_MAX);
+    let workers = summary::workers(&hub, &run, query.offset.unwrap_or(0), limit).await?;
+    Ok(Json(workers))
 }
 
 /// The loss curves, oldest first, at most 2,000 points.

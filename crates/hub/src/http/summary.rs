@@ -49,8 +49,13 @@ pub(super) async fn run_summary(hub: &Hub, run: &Run) -> Result<RunSummary> {
 }
 
 /// Adds to the stored workers what only the running hub knows.
-pub(super) async fn workers(hub: &Hub, run: &Run) -> Result<Vec<WorkerSummary>> {
-    let mut workers = hub.store.workers(run.id).await?;
+pub(super) async fn workers(
+    hub: &Hub,
+    run: &Run,
+    offset: u64,
+    limit: u64,
+) -> Result<Vec<WorkerSummary>> {
+    let mut workers = hub.store.workers(run.id, offset, limit).await?;
     let now = hub.clock.now_ms();
     for worker in &mut workers {
         let seen = worker

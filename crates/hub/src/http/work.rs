@@ -21,7 +21,9 @@ use protocol::{
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::{Shared, errors::Failure, limits::Client, live::StreamGuard, runs::find, token};
+use super::{
+    Shared, deltas, errors::Failure, limits::Client, live::StreamGuard, runs::find, token,
+};
 use crate::{Hub, run::Run};
 
 /// Longest wait of a poll, below the usual timeouts of proxies.
@@ -117,8 +119,8 @@ pub(super) async fn ask_for_work(
         state.workers.get(&worker).is_some_and(|it| it.joined)
     };
     // Strangers are answered and not remembered: memory is for those who joined.
-    let _waiting = is_joined.then(|| presence.wait(worker, hub.clock.now_ms()));
-    if is_joined {
+    let waiting = is_joined.then(|| presence.wait(worker, hub.clock.now_ms()));
+    if waiting.as_ref().is_some_and(|it| it.was_away) {
         run.look();
     }
     if let Some(after) = query.after {
@@ -135,16 +137,14 @@ pub(super) async fn ask_for_work(
 }
 
 async fn work(hub: &Hub, run: &Run, worker: WorkerId) -> Result<Work, Failure> {
-    let last_refusal = hub.store.last_refusal(run.id, &worker).await?;
     // The state is read before the deltas, so that the deltas reach at least to its model.
     let state = ForWork::of(&*run.state.read().await, &worker);
-    let deltas: Vec<_> = hub
-        .store
-        .deltas_after(run.id, state.checkpoint.0)
-        .await?
-        .into_iter()
-        .filter(|it| it.round <= state.model.round)
-        .collect();
+    // Most polls need nothing that is not in memory.
+    let last_refusal = match state.worker.updates_refused {
+        0 => None,
+        _ => hub.store.last_refusal(run.id, &worker).await?,
+    };
+    let deltas = deltas::of(hub, run, state.checkpoint.0, state.model.round).await?;
     Ok(Work {
         now_ms: hub.clock.now_ms(),
         log_length: state.log_length,

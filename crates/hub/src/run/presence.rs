@@ -39,15 +39,19 @@ impl Presence {
         }
     }
 
-    /// Notes that a worker waits for work until the guard is dropped. Callers pass joined workers only.
+    /// Notes that a worker waits for work until the guard is dropped, which also says whether it was away before. Callers
+    /// pass joined workers only.
     pub(crate) fn wait(&self, worker: WorkerId, now_ms: u64) -> Waiting<'_> {
         let mut seen = self.lock();
+        let before = seen.get(&worker).copied();
+        let was_away = !before.is_some_and(|it| self.is_present(&it, now_ms));
         let entry = seen.entry(worker).or_default();
         entry.last_ms = now_ms;
         entry.waiting += 1;
         Waiting {
             presence: self,
             worker,
+            was_away,
         }
     }
 
@@ -87,6 +91,8 @@ impl Presence {
 pub(crate) struct Waiting<'a> {
     presence: &'a Presence,
     worker: WorkerId,
+    /// Whether nobody had heard of it lately.
+    pub(crate) was_away: bool,
 }
 
 impl Drop for Waiting<'_> {

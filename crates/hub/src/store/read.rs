@@ -13,6 +13,8 @@ use super::Store;
 
 /// Most points of the loss curves in one answer.
 pub(crate) const LOSS_POINTS_MAX: usize = 2000;
+/// Most contributions in one page of rounds.
+const CONTRIBUTIONS_MAX: i64 = 50_000;
 /// Over which time the accepted tokens a second are counted.
 const SPEED_WINDOW_MS: u64 = 60_000;
 
@@ -40,30 +42,48 @@ impl Store {
         let (Some(newest), Some(oldest)) = (rounds.first(), rounds.last()) else {
             return Ok(rounds);
         };
+        let newest_round = newest.round;
         let query = sqlx::query(
             "SELECT c.*, w.name FROM contribution c LEFT JOIN worker w ON w.run = c.run AND w.id = c.worker
-             WHERE c.run = ? AND c.round BETWEEN ? AND ? ORDER BY c.round DESC, c.slot",
+             WHERE c.run = ? AND c.round BETWEEN ? AND ? ORDER BY c.round DESC, c.slot LIMIT ?",
         )
         .bind(&run.0.0[..])
         .bind(oldest.round as i64)
-        .bind(newest.round as i64);
+        .bind(newest.round as i64)
+        .bind(CONTRIBUTIONS_MAX + 1);
         let parts = world::settled(query.fetch_all(&self.pool)).await?;
+        if parts.len() > CONTRIBUTIONS_MAX as usize {
+            // A page ends where there are too many; a single round is shown as far as it goes.
+            let cut = count(&parts[CONTRIBUTIONS_MAX as usize], "round")?;
+            rounds.retain(|it| it.round > cut || it.round == newest_round);
+        }
         let mut index = 0;
         for part in &parts {
             let number = count(part, "round")?;
-            while rounds[index].round > number {
+            while rounds.get(index).is_some_and(|it| it.round > number) {
                 index += 1;
             }
-            rounds[index].contributions.push(contribution(part)?);
+            let Some(round) = rounds.get_mut(index) else {
+                break;
+            };
+            round.contributions.push(contribution(part)?);
         }
         Ok(rounds)
     }
 
-    /// Everyone who ever joined; presence is the caller's to add.
-    pub(crate) async fn workers(&self, run: RunId) -> Result<Vec<WorkerSummary>> {
-        let query =
-            sqlx::query("SELECT * FROM worker WHERE run = ? ORDER BY tokens DESC, joined_ms, id")
-                .bind(&run.0.0[..]);
+    /// Workers that ever joined, those with most accepted tokens first; presence is the caller's to add.
+    pub(crate) async fn workers(
+        &self,
+        run: RunId,
+        offset: u64,
+        limit: u64,
+    ) -> Result<Vec<WorkerSummary>> {
+        let query = sqlx::query(
+            "SELECT * FROM worker WHERE run = ? ORDER BY tokens DESC, joined_ms, id LIMIT ? OFFSET ?",
+        )
+        .bind(&run.0.0[..])
+        .bind(limit as i64)
+        .bind(i64::try_from(offset).unwrap_or(i64::MAX));
         let rows = world::settled(query.fetch_all(&self.pool)).await?;
         rows.iter().map(worker).collect()
     }

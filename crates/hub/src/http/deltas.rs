@@ -1,0 +1,63 @@
+//! The deltas since a run's newest checkpoint: the same for everyone who polls, so the store is asked once a merge.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+};
+
+use anyhow::Result;
+use protocol::{api::WorkDelta, units::RunId};
+
+use crate::{Hub, run::Run};
+
+/// The newest answer for each run.
+#[derive(Default)]
+pub(crate) struct Deltas {
+    newest: Mutex<HashMap<RunId, Listed>>,
+}
+
+/// The deltas between a checkpoint and a model.
+struct Listed {
+    checkpoint_round: u64,
+    model_round: u64,
+    deltas: Vec<WorkDelta>,
+}
+
+/// Deltas of the merges after `checkpoint_round` up to `model_round`, oldest first.
+pub(super) async fn of(
+    hub: &Hub,
+    run: &Run,
+    checkpoint_round: u64,
+    model_round: u64,
+) -> Result<Vec<WorkDelta>> {
+    if checkpoint_round == model_round {
+        return Ok(Vec::new());
+    }
+    if let Some(deltas) = hub.deltas.get(run.id, checkpoint_round, model_round) {
+        return Ok(deltas);
+    }
+    let mut deltas = hub.store.deltas_after(run.id, checkpoint_round).await?;
+    deltas.retain(|it| it.round <= model_round);
+    let listed = Listed {
+        checkpoint_round,
+        model_round,
+        deltas: deltas.clone(),
+    };
+    hub.deltas.lock().insert(run.id, listed);
+    Ok(deltas)
+}
+
+impl Deltas {
+    fn get(&self, run: RunId, checkpoint_round: u64, model_round: u64) -> Option<Vec<WorkDelta>> {
+        let newest = self.lock();
+        let listed = newest.get(&run)?;
+        let is_asked =
+            listed.checkpoint_round == checkpoint_round && listed.model_round == model_round;
+        is_asked.then(|| listed.deltas.clone())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<RunId, Listed>> {
+        // Each change replaces a whole answer: the map is right after any panic.
+        self.newest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
