@@ -11,7 +11,7 @@ use std::{
 use axum::{
     body::{Body, Bytes, HttpBody},
     extract::{ConnectInfo, Request, State},
-    http::{HeaderMap, Method, StatusCode},
+    http::{HeaderMap, Method, StatusCode, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -20,7 +20,7 @@ use network::server::{Peer, Share, Shares, share_of};
 use tokio_util::sync::CancellationToken;
 
 use super::errors::Failure;
-use crate::{Hub, config::Config};
+use crate::{Hub, blobs::PART_BYTES_MAX, config::Config};
 
 /// An ordinary request that takes longer is given up.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -93,6 +93,19 @@ pub(super) async fn limit(
     if limits.rate.check_key(&share_of(client)).is_err() {
         return Failure::too_many(
             "this address asks more often than the hub allows; wait a second",
+        )
+        .into_response();
+    }
+    // Nobody is to send what nobody reads.
+    let announced = request
+        .headers()
+        .get(header::CONTENT_LENGTH)
+        .and_then(|it| it.to_str().ok()?.parse().ok());
+    if announced.is_some_and(|it: u64| it > PART_BYTES_MAX as u64) {
+        return Failure::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "too_long",
+            "no body that this hub takes is that long",
         )
         .into_response();
     }
