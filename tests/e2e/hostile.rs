@@ -435,7 +435,7 @@ async fn bad_updates_are_refused(network: &Network, run: RunId) -> Result<()> {
     type Make<'a> = &'a dyn Fn(&UpdateHeader, &UpdateSettings) -> Result<Vec<u8>>;
     let cases: [(u8, &str, Make<'_>); 4] = [
         (61, "not an update", &noise),
-        (62, "shape", &wrong_shape),
+        (62, "not this model's", &wrong_shape),
         (63, "header", &of_another),
         (64, "", &cut),
     ];

@@ -244,8 +244,8 @@ impl Hub {
 pub(crate) fn commitments(
     state: &protocol::state::State,
 ) -> impl Iterator<Item = &protocol::command::Commitment> {
-    let rounds = state.current_round().into_iter();
-    rounds.flat_map(|it| it.slots.iter().filter_map(|it| it.commitment()))
+    let slots = state.rounds_in_progress().flat_map(|it| it.slots());
+    slots.filter_map(|it| it.commitment())
 }
 
 /// One hub a folder.
