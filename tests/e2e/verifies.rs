@@ -212,11 +212,13 @@ async fn cheat(network: &Network, run: RunId) -> Result<Hash> {
             tokens_per_s: 1_000,
         },
     };
-    client.command(&command(1, join)).await?;
+    let token = client.command(&command(1, join)).await?.token;
     let mut after = 0;
     for sequence in 2.. {
         let assignment = loop {
-            let work = client.work(run, worker, after, 1_000).await?;
+            let work = client
+                .work(run, worker, token.as_deref(), after, 1_000)
+                .await?;
             after = work.log_length;
             match work.assignment {
                 Some(it) if !it.committed && !it.publish_inner_state => break it,
