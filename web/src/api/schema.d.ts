@@ -270,7 +270,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Everyone who ever joined. */
+        /** Workers that ever joined, those with most accepted tokens first. */
         get: operations["list_workers"];
         put?: never;
         post?: never;
@@ -1504,7 +1504,12 @@ export interface operations {
     };
     list_workers: {
         parameters: {
-            query?: never;
+            query?: {
+                /** @description So many are left out, 0 unless said. */
+                offset?: number;
+                /** @description At most this many, 1,000 unless said, and at most. */
+                limit?: number;
+            };
             header?: never;
             path: {
                 /** @description Id or name */
