@@ -55,9 +55,9 @@ fn main() {
     };
     let size = Size {
         width: argument(1, 256),
-        layers: argument(2, 12),
+        layers: argument(2, 8),
         workers: argument(3, 8) as u8,
-        rounds: u64::from(argument(4, 30)),
+        rounds: u64::from(argument(4, 20)),
         checkpoint_every: 10,
     };
     let place = tempfile::tempdir().expect("a folder for the run");
