@@ -28,7 +28,8 @@ Examples:
 FOLDER is a hub's or mirror's folder, or a copy of one; no hub may work in it meanwhile. Nothing is written to it.
 Checked: the chain of hashes and every signature; that each entry may follow; each accepted update's bytes; each merge,
 computed again; each stored checkpoint, compared bit for bit; each refusal whose bytes are there; tokenizer and data
-shards; every other blob in a folder against its name. Not recomputed: evaluations and samples, which the hub measures.
+shards; every other blob in a folder against its name. Not recomputed: evaluations and samples, which the hub measures;
+tables that the hub folds from the log for its pages.
 
 Exit status: 0 if everything holds, 1 if not, or if something that the log names is not there.";
 
