@@ -209,7 +209,89 @@ async fn waited_for(hub: &Hub) -> HashSet<Hash> {
 
 #[cfg(test)]
 mod tests {
+    use protocol::{
+        SecretKey,
+        command::{Commitment, SignedCommand},
+        event::{Checkpoint, MergedUpdate, ModelState},
+        units::{MicroCredits, WorkerId},
+        update::UpdateHeader,
+    };
+
     use super::*;
+
+    fn blob(seed: u8) -> BlobReference {
+        BlobReference {
+            hash: Hash([seed; 32]),
+            bytes: 1,
+        }
+    }
+
+    #[test]
+    fn what_makes_the_model_is_kept_and_what_was_refused_is_not() {
+        let key = SecretKey::from_entropy([1; 32]);
+        let worker = WorkerId(key.public());
+        let committed = |update, inner| {
+            let header = UpdateHeader {
+                run: RunId::default(),
+                worker,
+                round: 1,
+                slot: 0,
+                base_round: 0,
+                base: Hash::default(),
+                steps: 1,
+                head_start_steps: 0,
+                tokens: 1,
+                loss_micronats: 1,
+                carried_before: Hash::default(),
+                carried_after: Hash::default(),
+                carried_if_refused: Hash::default(),
+                steps_root: Hash::default(),
+                inner_state: Some(blob(inner)),
+            };
+            let update = blob(update);
+            let commit = Command::Commit(Box::new(Commitment { update, header }));
+            let command = SignedCommand::sign(&key, RunId::default(), 1, commit);
+            Event::UpdateCommitted { command }
+        };
+        let merged = MergedUpdate {
+            slot: 0,
+            of_round: 1,
+            worker,
+            update: blob(10),
+            tokens: 1,
+            weight: 1,
+            credits: MicroCredits(1),
+        };
+        let model = ModelState {
+            round: 1,
+            parameters: Hash::default(),
+            outer: Hash::default(),
+        };
+        let checkpoint = Checkpoint {
+            parameters: blob(30),
+            outer: blob(31),
+        };
+        let mut named = Named::default();
+        for event in [
+            committed(10, 11),
+            committed(20, 21),
+            Event::RoundMerged {
+                round: 1,
+                rate_q16: 65_536,
+                updates: vec![merged],
+                delta: blob(12),
+                model,
+            },
+            Event::CheckpointPublished {
+                round: 1,
+                checkpoint,
+            },
+        ] {
+            named.note(&event);
+        }
+        let kept: HashSet<Hash> = [10, 11, 12, 30, 31].map(|it| blob(it).hash).into();
+        assert_eq!(named.blobs, kept);
+    }
 
     #[test]
     fn the_oldest_go_first_and_only_as_many_as_must() {
