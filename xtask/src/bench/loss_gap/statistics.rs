@@ -21,6 +21,7 @@ pub(super) fn figures(settings: &Settings, outcomes: &[Option<Outcome>]) -> Resu
     let mut figures = vec![
         Figure::new("loss_baseline", mean(&baseline), "nats/token"),
         Figure::new("loss_baseline_seeds", baseline.len() as f64, "runs"),
+        Figure::new("loss_gap_tokens", settings.tokens as f64, "tokens"),
     ];
     for (place, name) in (1..).zip(settings.scenarios.keys()) {
         let gaps: Vec<f64> = seeds
