@@ -59,6 +59,8 @@ const AGAIN_MS: u64 = 2_000;
 const TICK: Duration = Duration::from_millis(200);
 /// And at most this often, unless something was computed: a look goes through everyone's slot.
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
+/// With many workers looks take long: this many times as long passes before the next.
+const LOOK_SHARE: u32 = 20;
 
 /// What the rest of the hub holds of a run.
 #[derive(Clone)]
@@ -183,7 +185,7 @@ pub(crate) async fn start(
         jobs: JoinSet::new(),
         decoded: HashMap::new(),
         is_to_judge: false,
-        looked: None,
+        look_after: None,
         is_merging: false,
         merge_after_ms: 0,
         judging: HashSet::new(),
@@ -207,8 +209,8 @@ struct Actor {
     decoded: HashMap<Hash, Arc<DecodedUpdate>>,
     /// Whether committed updates whose bytes are here are to be looked for.
     is_to_judge: bool,
-    /// When the run last looked at the clock; `None` if it is to do so at once.
-    looked: Option<Instant>,
+    /// When the run looks at the clock again; `None` if it is to do so at once.
+    look_after: Option<Instant>,
     is_merging: bool,
     /// A merge that failed is tried again then, not at once.
     merge_after_ms: u64,
@@ -238,7 +240,7 @@ impl Actor {
             };
             match done {
                 Some(Ok(done)) => {
-                    self.looked = None;
+                    self.look_after = None;
                     self.finish_job(done).await;
                 }
                 Some(Err(error)) => {
@@ -255,7 +257,7 @@ impl Actor {
             if std::mem::take(&mut self.is_to_judge) {
                 self.judge_what_is_here().await;
             }
-            if self.looked.is_none_or(|it| it.elapsed() >= LOOK_PAUSE) {
+            if self.look_after.is_none_or(|it| it <= Instant::now()) {
                 self.look_at_clock().await;
             }
             self.start_merge().await;
@@ -403,16 +405,18 @@ impl Actor {
 
     /// Lets time pass until it changes nothing more.
     async fn look_at_clock(&mut self) {
-        self.looked = Some(Instant::now());
+        let begun = Instant::now();
         loop {
             let present = self.run.presence.present(self.parts.clock.now_ms());
             let before = *self.length.borrow();
             self.decide_and_write(vec![Request::Clock { present }])
                 .await;
             if *self.length.borrow() == before {
-                return;
+                break;
             }
         }
+        let pause = (begun.elapsed() * LOOK_SHARE).clamp(LOOK_PAUSE, TICK);
+        self.look_after = Some(Instant::now() + pause);
     }
 
     async fn start_judging(&mut self, hash: Hash) {
