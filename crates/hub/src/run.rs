@@ -4,6 +4,7 @@
 //! nobody is answered before the entries are on the disk. Merging, judging and evaluating happen on
 //! other threads and come back as requests, so the log never waits for arithmetic.
 
+pub(crate) mod concerns;
 pub(crate) mod evaluate;
 mod jobs;
 pub(crate) mod presence;
@@ -37,6 +38,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
+    concerns::Concerns,
     jobs::{Done, Job},
     presence::Presence,
 };
@@ -72,6 +74,8 @@ pub(crate) struct Run {
     pub(crate) arithmetic: Arc<Arithmetic>,
     /// Entries on the disk.
     pub(crate) length: watch::Receiver<u64>,
+    /// Whom they concern.
+    pub(crate) concerns: Arc<Concerns>,
     requests: mpsc::Sender<Message>,
 }
 
@@ -114,6 +118,14 @@ impl Run {
     /// Says that an update's bytes are here.
     pub(crate) async fn uploaded(&self, hash: Hash) {
         let _ = self.requests.send(Message::Uploaded(hash)).await;
+    }
+
+    /// Waits until the log has an entry after the first `known` that concerns this worker.
+    pub(crate) async fn news_for(&mut self, worker: &WorkerId, known: u64) {
+        let concerns = &self.concerns;
+        let is_news = |length: &u64| known < *length && concerns.has_news(worker, known);
+        // The sender lives as long as the run's task; after that the hub stops.
+        let _ = self.length.wait_for(is_news).await;
     }
 
     /// Makes the run look at who is present, without waiting.
@@ -164,6 +176,7 @@ pub(crate) async fn start(
     let (length_sender, length) = watch::channel(state.head.length);
     let run = Run {
         id,
+        concerns: Arc::new(Concerns::new(state.head.length)),
         presence: Arc::new(Presence::new(
             state.charter.round.window_ms,
             parts.clock.clone(),
@@ -376,6 +389,7 @@ impl Actor {
         }
         for (entry, _) in &entries {
             self.parts.metrics.happened(&entry.event);
+            self.run.concerns.note(entry.index, &entry.event);
         }
         self.length.send_replace(state.head.length);
         answers

@@ -277,8 +277,9 @@ impl HubClient {
             .await
     }
 
-    /// What a worker is to do; answers at once if the log is longer than `after`, else within `wait_ms`
-    /// (at most [`WAIT_MS_MAX`]). Counts as a sign of life if `token` is what the worker's join was answered with.
+    /// What a worker is to do; answers at once if the log has an entry after the first `after` that concerns it, else within
+    /// `wait_ms` (at most [`WAIT_MS_MAX`]). Counts as a sign of life if `token` is what the worker's join was answered with.
+    /// Deltas before the model of round `held` are left out.
     ///
     /// One attempt: the caller polls anyway.
     ///
@@ -290,10 +291,14 @@ impl HubClient {
         worker: WorkerId,
         token: Option<&str>,
         after: u64,
+        held: Option<u64>,
         wait_ms: u64,
     ) -> Result<Work, ClientError> {
         let wait_ms = wait_ms.min(WAIT_MS_MAX);
-        let path = format!("runs/{run}/work?worker={worker}&after={after}&wait_ms={wait_ms}");
+        let mut path = format!("runs/{run}/work?worker={worker}&after={after}&wait_ms={wait_ms}");
+        if let Some(held) = held {
+            path.push_str(&format!("&held={held}"));
+        }
         let mut call = self
             .get(&path)
             .once()

@@ -1,6 +1,12 @@
 //! Asks the hub what there is to do, all the time: the sign of life of a worker, and its only source of news.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use network::{HubClient, client::WAIT_MS_MAX, retry::RetryPolicy};
 use protocol::{
@@ -31,6 +37,24 @@ pub(crate) struct News {
     pub(crate) problem: Option<String>,
 }
 
+/// The round of the model that the worker holds, so that the hub need not list what is known.
+#[derive(Debug, Default)]
+pub(crate) struct HeldRound(AtomicU64);
+
+impl HeldRound {
+    /// No model yet, or none any more.
+    const NONE: u64 = 0;
+
+    pub(crate) fn set(&self, round: Option<u64>) {
+        let number = round.map_or(Self::NONE, |it| it.saturating_add(1));
+        self.0.store(number, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> Option<u64> {
+        self.0.load(Ordering::Relaxed).checked_sub(1)
+    }
+}
+
 /// Asks until everyone who listens is gone, at once again when the token changes; whoever awaits it must drop it to end it
 /// sooner.
 pub(crate) async fn poll(
@@ -39,12 +63,20 @@ pub(crate) async fn poll(
     worker: WorkerId,
     bounds: Bounds,
     mut token: watch::Receiver<Option<String>>,
+    held: Arc<HeldRound>,
     news: watch::Sender<News>,
 ) {
     let (mut after, mut failures) = (0, 0);
     while !news.is_closed() {
         let shown = token.borrow_and_update().clone();
-        let question = client.work(run, worker, shown.as_deref(), after, WAIT_MS_MAX);
+        let question = client.work(
+            run,
+            worker,
+            shown.as_deref(),
+            after,
+            held.get(),
+            WAIT_MS_MAX,
+        );
         let answer = tokio::select! {
             biased;
             answer = question => answer,

@@ -32,7 +32,7 @@ use crate::{
     folder::Folder,
     machine::{Held, Machine, Measurement},
     margin::Margin,
-    poll::News,
+    poll::{HeldRound, News},
     quota::Quota,
     shards::Shards,
 };
@@ -61,6 +61,8 @@ struct Session<'a> {
     news: watch::Receiver<News>,
     /// What the hub gave for the last join; the poller shows it. In memory alone: a new process joins again.
     token: watch::Sender<Option<String>>,
+    /// What the poller tells the hub of the held model.
+    held_round: Arc<HeldRound>,
     poller: AbortHandle,
     /// Away while it computes.
     machine: Option<Box<Machine>>,
@@ -137,6 +139,7 @@ impl Session<'_> {
                 continue;
             };
             self.note(&work);
+            self.held_round.set(self.held().map(|it| it.round));
             match next(&work, self.held(), self.attempted) {
                 Next::Finish => return self.finish().await,
                 Next::Join => self.join().await?,

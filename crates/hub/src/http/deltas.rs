@@ -1,4 +1,4 @@
-//! The deltas since a run's newest checkpoint: the same for everyone who polls, so the store is asked once a merge.
+//! The newest deltas of a run: the store is asked once a merge, and each poll is given what its worker lacks.
 
 use std::{
     collections::HashMap,
@@ -23,20 +23,38 @@ struct Listed {
     deltas: Vec<WorkDelta>,
 }
 
-/// Deltas of the merges after `checkpoint_round` up to `model_round`, oldest first.
+/// Deltas from before the newest checkpoint that are still listed: whoever follows round by round never asks for the log.
+const BACK_MAX: u64 = 16;
+
+/// Deltas of the merges after `checkpoint_round` up to `model_round`, oldest first; for whoever holds the model of round
+/// `held`, from the delta that made it on, which shows that it is the run's.
 pub(super) async fn of(
     hub: &Hub,
     run: &Run,
     checkpoint_round: u64,
     model_round: u64,
+    held: Option<u64>,
 ) -> Result<Vec<WorkDelta>> {
-    if checkpoint_round == model_round {
-        return Ok(Vec::new());
-    }
+    let mut deltas = listed(hub, run, checkpoint_round, model_round).await?;
+    let first = match held {
+        Some(held) if checkpoint_round <= held.saturating_add(BACK_MAX) => held,
+        Some(_) | None => checkpoint_round.saturating_add(1),
+    };
+    deltas.retain(|it| it.round >= first);
+    Ok(deltas)
+}
+
+async fn listed(
+    hub: &Hub,
+    run: &Run,
+    checkpoint_round: u64,
+    model_round: u64,
+) -> Result<Vec<WorkDelta>> {
     if let Some(deltas) = hub.deltas.get(run.id, checkpoint_round, model_round) {
         return Ok(deltas);
     }
-    let mut deltas = hub.store.deltas_after(run.id, checkpoint_round).await?;
+    let after = checkpoint_round.saturating_sub(BACK_MAX + 1);
+    let mut deltas = hub.store.deltas_after(run.id, after).await?;
     deltas.retain(|it| it.round <= model_round);
     let listed = Listed {
         checkpoint_round,

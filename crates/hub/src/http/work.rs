@@ -91,8 +91,10 @@ pub(super) async fn bind_identity(
 pub(super) struct WorkQuery {
     /// The worker's public key.
     worker: String,
-    /// Entries of the log that the worker knows of; the answer comes when there are more.
+    /// Entries of the log that the worker knows of; the answer comes when one more concerns it.
     after: Option<u64>,
+    /// Round of the model that the worker holds: older deltas are left out.
+    held: Option<u64>,
     /// Longest wait in milliseconds, 0 unless said, 25,000 at most.
     wait_ms: Option<u64>,
 }
@@ -128,15 +130,15 @@ pub(super) async fn ask_for_work(
         tokio::select! {
             biased;
             () = hub.shutdown.cancelled() => {}
-            _ = tokio::time::timeout(wait, run.length.wait_for(|it| *it > after)) => {}
+            _ = tokio::time::timeout(wait, run.news_for(&worker, after)) => {}
         }
     }
-    let mut work = work(&hub, &run, worker).await?;
+    let mut work = work(&hub, &run, worker, query.held).await?;
     work.worker.joined &= has_token;
     Ok(Json(work))
 }
 
-async fn work(hub: &Hub, run: &Run, worker: WorkerId) -> Result<Work, Failure> {
+async fn work(hub: &Hub, run: &Run, worker: WorkerId, held: Option<u64>) -> Result<Work, Failure> {
     // The state is read before the deltas, so that the deltas reach at least to its model.
     let state = ForWork::of(&*run.state.read().await, &worker);
     // Most polls need nothing that is not in memory.
@@ -144,7 +146,7 @@ async fn work(hub: &Hub, run: &Run, worker: WorkerId) -> Result<Work, Failure> {
         0 => None,
         _ => hub.store.last_refusal(run.id, &worker).await?,
     };
-    let deltas = deltas::of(hub, run, state.checkpoint.0, state.model.round).await?;
+    let deltas = deltas::of(hub, run, state.checkpoint.0, state.model.round, held).await?;
     Ok(Work {
         now_ms: hub.clock.now_ms(),
         log_length: state.log_length,

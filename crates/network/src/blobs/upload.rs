@@ -54,8 +54,10 @@ impl HubClient {
         let mut failures = 0;
         let mut furthest = 0;
         loop {
+            // What fits into the first piece is sent without asking; if a part is there already, the answer says so.
+            let is_asked = 0 < failures || PIECE_BYTES_FIRST < bytes.len();
             let error = match self
-                .attempt_upload(hash, &bytes, &headers, &mut |offset| {
+                .attempt_upload(hash, &bytes, &headers, is_asked, &mut |offset| {
                     if offset > furthest {
                         furthest = offset;
                         failures = 0;
@@ -87,11 +89,16 @@ impl HubClient {
         hash: Hash,
         bytes: &Bytes,
         headers: &[(&'static str, String)],
+        is_asked: bool,
         progress: &mut (impl FnMut(usize) + Send),
     ) -> Result<(), ClientError> {
-        let Some(mut offset) = self.upload_offset(hash, bytes.len(), headers).await? else {
-            return Ok(());
-        };
+        let mut offset = 0;
+        if is_asked {
+            match self.upload_offset(hash, bytes.len(), headers).await? {
+                Some(held) => offset = held,
+                None => return Ok(()),
+            }
+        }
         let mut piece_bytes = PIECE_BYTES_FIRST;
         let mut conflicts = 0;
         loop {

@@ -123,7 +123,9 @@ async fn nobody_there_is_unreachable() {
     assert!(matches!(error, ClientError::Unreachable { .. }));
     assert!(error.is_temporary());
     let worker = WorkerId(SecretKey::from_entropy([1; 32]).public());
-    let error = client.work(RunId::default(), worker, None, 0, 0).await;
+    let error = client
+        .work(RunId::default(), worker, None, 0, None, 0)
+        .await;
     assert!(error.unwrap_err().is_temporary());
 }
 

@@ -23,7 +23,7 @@ use crate::{
     margin::Margin,
     model::Target,
     plausible::Bounds,
-    poll::{self, News},
+    poll::{self, HeldRound, News},
     quota::Quota,
     shards::Shards,
 };
@@ -75,12 +75,14 @@ pub(super) async fn begin<'a>(
     let (sender, mut news) = watch::channel(News::default());
     let (token, shown) = watch::channel(None);
     let bounds = Bounds::of(&charter);
+    let held_round = Arc::<HeldRound>::default();
     let poller = tokio::spawn(poll::poll(
         client.clone(),
         run,
         worker,
         bounds,
         shown,
+        Arc::clone(&held_round),
         sender,
     ))
     .abort_handle();
@@ -139,6 +141,7 @@ pub(super) async fn begin<'a>(
         shutdown,
         news,
         token,
+        held_round,
         poller,
         machine: Some(machine),
         shards: Shards::default(),
