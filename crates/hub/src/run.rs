@@ -121,7 +121,7 @@ impl Run {
     }
 
     /// Waits until the log has an entry after the first `known` that concerns this worker.
-    pub(crate) async fn news_for(&mut self, worker: &WorkerId, known: u64) {
+    pub(crate) async fn news_for(&mut self, worker: &protocol::units::WorkerId, known: u64) {
         let concerns = &self.concerns;
         let is_news = |length: &u64| known < *length && concerns.has_news(worker, known);
         // The sender lives as long as the run's task; after that the hub stops.

@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use engine::update::{
-    carried::{CarriedState, Moments},
+    carried::{CarriedState, Moments, values_of_bytes, values_to_bytes},
     steps::StepLeaf,
 };
 use network::disk::Disk;
@@ -71,6 +71,24 @@ impl CarriedStore {
         self.write_file(&self.path(hash, "state"), &header, &[&state.error])
     }
 
+    /// Brings states onto the disk that were written: apart from writing them, because a disk takes its time and a commitment
+    /// has a deadline. A killed process loses nothing of what is not synced yet; a machine without power may.
+    pub(crate) fn sync(&self, hashes: &[Hash]) -> Result<()> {
+        for hash in hashes {
+            let state = self.path(hash, "state");
+            let moments = self.named_moments(&state)?;
+            let moments = moments.map(|it| self.path(&it, "moments"));
+            for path in [Some(state), moments].into_iter().flatten() {
+                match self.disk.sync(&path) {
+                    // A later round has begun and removed it.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    synced => synced.with_context(|| format!("keeping {}", path.display()))?,
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The state of this hash, for a model of so many parameters; `None` if it is not here whole.
     pub(crate) fn read(&self, hash: &Hash, parameters: usize) -> Result<Option<CarriedState>> {
         let Some(bytes) = self.read_file(&self.path(hash, "state"))? else {
@@ -94,7 +112,7 @@ impl CarriedStore {
         };
         let state = CarriedState {
             step,
-            error: floats(error),
+            error: values_of_bytes(error),
             moments,
         };
         if state.hash() != hash.0 {
@@ -139,8 +157,8 @@ impl CarriedStore {
         }
         let (first, second) = values.split_at(parameters * 4);
         Ok(Some(Moments {
-            first: floats(first),
-            second: floats(second),
+            first: values_of_bytes(first),
+            second: values_of_bytes(second),
         }))
     }
 
@@ -168,7 +186,8 @@ impl CarriedStore {
         }
     }
 
-    /// Beside its place, onto the disk, then into its place.
+    /// Beside its place, then into its place. [`Self::sync`] brings it onto the disk: until then a power cut may leave a torn
+    /// file under the right name, which its hash tells.
     fn write_file(&self, path: &Path, header: &[u8], vectors: &[&[f32]]) -> Result<()> {
         let mut fresh = path.as_os_str().to_owned();
         fresh.push(".new");
@@ -176,28 +195,15 @@ impl CarriedStore {
         let content = &mut |file: &mut dyn io::Write| -> io::Result<()> {
             file.write_all(header)?;
             for vector in vectors {
-                for value in *vector {
-                    file.write_all(&value.to_le_bytes())?;
-                }
+                values_to_bytes(vector, |block| file.write_all(block))?;
             }
             Ok(())
         };
         let disk = &*self.disk;
         disk.write(&fresh, content)
-            .and_then(|()| disk.sync(&fresh))
             .and_then(|()| disk.rename(&fresh, path))
             .with_context(|| format!("writing {} (is the disk full?)", path.display()))
     }
-}
-
-fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes
-        .as_chunks()
-        .0
-        .iter()
-        .copied()
-        .map(f32::from_le_bytes)
-        .collect()
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@
 
 use thiserror::Error;
 
+use super::hash::for_each_block;
+
 const MAGIC: &[u8; 4] = b"AHcs";
 const VERSION: u8 = 1;
 const HEADER_BYTES: usize = 22;
@@ -20,6 +22,30 @@ pub struct Moments {
     pub first: Vec<f32>,
     /// Running mean of squared gradients, v; not negative.
     pub second: Vec<f32>,
+}
+
+/// Hands values over as bytes, little endian, block by block: for whoever keeps the parts of a state in files of their own.
+///
+/// # Errors
+/// The first that `each` gives.
+pub fn values_to_bytes<E>(
+    values: &[f32],
+    mut each: impl FnMut(&[u8]) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut result = Ok(());
+    for_each_block(values.iter().map(|value| value.to_le_bytes()), |block| {
+        if result.is_ok() {
+            result = each(block);
+        }
+    });
+    result
+}
+
+/// The values of such bytes; what is left over at the end is ignored.
+#[must_use]
+pub fn values_of_bytes(bytes: &[u8]) -> Vec<f32> {
+    let words = bytes.as_chunks().0.iter().copied();
+    words.map(f32::from_le_bytes).collect()
 }
 
 /// A worker's state between rounds. All values are finite.

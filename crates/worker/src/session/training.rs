@@ -391,6 +391,7 @@ impl Session<'_> {
                 return Ok(());
             }
         };
+        self.sync_in_background(&sealed);
         let files = sealed.files();
         for (hash, file) in &files {
             self.outbox.keep(*hash, file)?;
@@ -418,6 +419,20 @@ impl Session<'_> {
             }
         }
         Ok(())
+    }
+
+    /// A disk may take seconds to have all of a state: neither the commitment nor the next round waits for it.
+    fn sync_in_background(&self, sealed: &Sealed) {
+        let store = self.store.clone();
+        let header = &sealed.header;
+        let hashes = [header.carried_if_refused, header.carried_after];
+        tokio::spawn(async move {
+            match world::blocking(move || store.sync(&hashes)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!("what is carried may not survive: {error:#}"),
+                Err(error) => tracing::warn!("what is carried may not survive: {error}"),
+            }
+        });
     }
 
     /// The hub bounds claims by the speed that a worker joined with: a machine that became faster says so first.
