@@ -142,7 +142,7 @@ impl Stranger {
     }
 
     async fn poll(&self, token: Option<&str>) -> Result<Work> {
-        Ok(self.client.work(self.run, self.id(), token, 0, 0).await?)
+        Ok(self.client.work(self.run, self.id(), token, 0, None, 0).await?)
     }
 
     async fn is_present(&self) -> Result<bool> {
@@ -158,7 +158,7 @@ impl Stranger {
             let token = self.token.as_deref();
             let work = self
                 .client
-                .work(self.run, self.id(), token, after, 5_000)
+                .work(self.run, self.id(), token, after, None, 5_000)
                 .await?;
             after = work.log_length;
             let open = work
@@ -477,7 +477,7 @@ async fn reason(stranger: &Stranger) -> Result<String> {
         let token = stranger.token.as_deref();
         let work = stranger
             .client
-            .work(stranger.run, stranger.id(), token, after, 5_000)
+            .work(stranger.run, stranger.id(), token, after, None, 5_000)
             .await?;
         after = work.log_length;
         if let Some(reason) = work.worker.last_refusal {
