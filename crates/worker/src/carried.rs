@@ -195,7 +195,7 @@ impl CarriedStore {
         let content = &mut |file: &mut dyn io::Write| -> io::Result<()> {
             file.write_all(header)?;
             for vector in vectors {
-                values_to_bytes(vector, |block| file.write_all(block))?;
+                values_to_bytes(vector, &mut |block| file.write_all(block))?;
             }
             Ok(())
         };

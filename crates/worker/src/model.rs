@@ -139,6 +139,13 @@ impl Target {
 }
 
 impl Route {
+    /// Everything to download, in order.
+    pub(crate) fn blobs(&self) -> Vec<BlobReference> {
+        let checkpoint = self.checkpoint.map(|(_, blob)| blob);
+        let deltas = self.deltas.iter().map(|it| it.blob);
+        checkpoint.into_iter().chain(deltas).collect()
+    }
+
     /// Bytes to download at most.
     pub(crate) fn bytes(&self) -> u64 {
         let deltas = self.deltas.iter().map(|it| it.blob.bytes);

@@ -6,7 +6,7 @@ use anyhow::Result;
 ///
 /// # Errors
 /// As [`tests::charters::with`].
-pub(crate) fn model_a(window_ms: u64) -> Result<String> {
+pub(crate) fn model_a(window_ms: u64, batch_rows: u64) -> Result<String> {
     tests::charters::with(&[
         ("vocab_size", 4_096),
         ("hidden_size", 384),
@@ -15,7 +15,7 @@ pub(crate) fn model_a(window_ms: u64) -> Result<String> {
         ("num_attention_heads", 6),
         ("num_key_value_heads", 6),
         ("max_position_embeddings", 256),
-        ("batch_rows", 8),
+        ("batch_rows", batch_rows),
         ("sequence", 256),
         ("kept", 64),
         ("window_ms", window_ms),

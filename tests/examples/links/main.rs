@@ -1,6 +1,7 @@
 //! What the benches `home-link`, `bytes` and `join` measure: real workers and a real hub, with a shaped link between them.
 //!
-//! Argument: the bench. Output: `figure NAME VALUE UNIT` lines; everything else is for whoever watches.
+//! Arguments: the bench; for `bytes` also `a` or `b`, for `home-link` `a` or `1b`, for one of its
+//! two runs alone. Output: `figure NAME VALUE UNIT` lines; everything else is for whoever watches.
 
 #![expect(clippy::print_stdout, reason = "its output is its purpose")]
 
@@ -14,11 +15,13 @@ use anyhow::{Result, bail};
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    match std::env::args().nth(1).as_deref() {
-        Some("bytes") => bytes::measure().await,
-        Some("home-link") => home_link::measure().await,
+    let mut arguments = std::env::args().skip(1);
+    let (bench, part) = (arguments.next(), arguments.next());
+    match bench.as_deref() {
+        Some("bytes") => bytes::measure(part.as_deref()).await,
+        Some("home-link") => home_link::measure(part.as_deref()).await,
         Some("join") => join::measure().await,
-        _ => bail!("usage: links bytes|home-link|join"),
+        _ => bail!("usage: links bytes [a|b]|home-link [a|1b]|join"),
     }
 }
 

@@ -1470,8 +1470,10 @@ export interface operations {
             query: {
                 /** @description The worker's public key. */
                 worker: string;
-                /** @description Entries of the log that the worker knows of; the answer comes when there are more. */
+                /** @description Entries of the log that the worker knows of; the answer comes when one more concerns it. */
                 after?: number;
+                /** @description Round of the model that the worker holds: older deltas are left out. */
+                held?: number;
                 /** @description Longest wait in milliseconds, 0 unless said, 25,000 at most. */
                 wait_ms?: number;
             };

@@ -4,6 +4,8 @@
 //! An update commits to this state before and after, so that an auditor can repeat the round from it; the worker keeps
 //! it over restarts in these bytes.
 
+use std::io;
+
 use thiserror::Error;
 
 use super::hash::for_each_block;
@@ -28,10 +30,10 @@ pub struct Moments {
 ///
 /// # Errors
 /// The first that `each` gives.
-pub fn values_to_bytes<E>(
+pub fn values_to_bytes(
     values: &[f32],
-    mut each: impl FnMut(&[u8]) -> Result<(), E>,
-) -> Result<(), E> {
+    each: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<()> {
     let mut result = Ok(());
     for_each_block(values.iter().map(|value| value.to_le_bytes()), |block| {
         if result.is_ok() {

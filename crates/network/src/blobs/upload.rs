@@ -21,7 +21,7 @@ const TOTAL_BYTES: &str = "x-athome-bytes";
 /// The hub takes no larger piece.
 const PIECE_BYTES_MAX: usize = 4 << 20;
 const PIECE_BYTES_MIN: usize = 64 << 10;
-const PIECE_BYTES_FIRST: usize = 256 << 10;
+pub(super) const PIECE_BYTES_FIRST: usize = 256 << 10;
 /// A piece should take about so long, so that a cut connection costs little and a slow one does not time out.
 const PIECE_TIME: Duration = Duration::from_secs(4);
 const PIECE_TIMEOUT: Duration = Duration::from_secs(120);
@@ -54,8 +54,10 @@ impl HubClient {
         let mut failures = 0;
         let mut furthest = 0;
         loop {
-            // What fits into the first piece is sent without asking; if a part is there already, the answer says so.
-            let is_asked = 0 < failures || PIECE_BYTES_FIRST < bytes.len();
+            // An update that fits into the first piece is sent without asking; if a part is there already, the answer says so.
+            let is_short = bytes.len() <= PIECE_BYTES_FIRST;
+            let is_worker = matches!(authorisation, UploadAuthorisation::Worker(_));
+            let is_asked = 0 < failures || !is_short || !is_worker;
             let error = match self
                 .attempt_upload(hash, &bytes, &headers, is_asked, &mut |offset| {
                     if offset > furthest {

@@ -14,7 +14,10 @@ use protocol::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{Outbox, Session};
+use super::{
+    Outbox, Session,
+    catch_up::{fetch_ahead, needed_at_first},
+};
 use crate::{
     Activity, Config, Ground, Plan, Status,
     carried::CarriedStore,
@@ -109,6 +112,12 @@ pub(super) async fn begin<'a>(
     ensure_memory(plan.memory_bytes)?;
     status.activity = Activity::Announcing(plan);
     report(&status);
+    // The link works while the processor is measured; what fails here is asked for again, and told, when it is needed.
+    let needed = match &news.borrow().work {
+        Some((work, _)) => needed_at_first(work, &charter, worker)?,
+        None => Vec::new(),
+    };
+    let prefetching = fetch_ahead(&client, &cache, worker, needed, &shutdown);
     status.activity = Activity::Measuring;
     report(&status);
     let quota = config.cpu_quota.map(Quota::set).transpose()?;
@@ -152,7 +161,7 @@ pub(super) async fn begin<'a>(
         sequence: 0,
         held_at: 0,
         published: None,
-        prefetching: None,
+        prefetching: Some(prefetching),
         status,
         report,
         charter,

@@ -3,17 +3,75 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result};
-use network::{blobs::TransferError, world};
-use protocol::{api::Work, sampling::assigned_shards, units::BlobReference};
-use tokio::task::JoinHandle;
+use network::{BlobCache, HubClient, blobs::TransferError, world};
+use protocol::{
+    api::Work,
+    charter::Charter,
+    sampling::assigned_shards,
+    units::{BlobReference, WorkerId},
+};
+use tokio::task::{AbortHandle, JoinHandle};
+use tokio_util::sync::CancellationToken;
 
 use super::{Session, with_machine};
 use crate::{
     Activity,
     machine::{Held, Newer},
-    model::{DeltaStep, ENTRIES_BACK_MAX, Route, Target, merges},
+    model::{self, DeltaStep, ENTRIES_BACK_MAX, Route, Target, merges},
     shards,
 };
+
+/// Fetches blobs one after the other in the background.
+pub(super) fn fetch_ahead(
+    client: &HubClient,
+    cache: &BlobCache,
+    worker: WorkerId,
+    blobs: Vec<BlobReference>,
+    stop: &CancellationToken,
+) -> AbortHandle {
+    let (client, cache, stop) = (client.clone(), cache.clone(), stop.clone());
+    let fetch = async move {
+        for blob in blobs {
+            if let Err(error) = client.download(&cache, blob, Some(worker), |_| {}).await {
+                // Whoever needs it will ask again, and tell.
+                tracing::debug!("fetching ahead: {:#}", anyhow::Error::from(error));
+            }
+        }
+    };
+    tokio::spawn(async move {
+        stop.run_until_cancelled(fetch).await;
+    })
+    .abort_handle()
+}
+
+/// What a newcomer will need, in this order: the model, the optimiser's state, and the text of the rounds known ahead.
+pub(super) fn needed_at_first(
+    work: &Work,
+    charter: &Charter,
+    worker: WorkerId,
+) -> Result<Vec<BlobReference>> {
+    let route = Target::of(work)?.route(None, None);
+    let mut blobs = route.blobs();
+    if let Some(start) = work
+        .inner_start
+        .as_ref()
+        .filter(|_| charter.inner.carry_inner_state && work.worker.carried.is_none())
+    {
+        blobs.push(BlobReference {
+            hash: model::hash(&start.blob)?,
+            bytes: start.bytes,
+        });
+    }
+    let seeds = work.ahead.iter().filter_map(|it| it.seed.parse().ok());
+    let shards = seeds.flat_map(|seed| assigned_shards(charter, &seed, &worker));
+    let texts: BTreeSet<u32> = shards.collect();
+    blobs.extend(
+        texts
+            .iter()
+            .map(|&it| charter.data.training[it as usize].blob),
+    );
+    Ok(blobs)
+}
 
 impl Session<'_> {
     /// Brings the machine to the newest model. What fails and may be mended by waiting is shown, and the caller's loop
@@ -214,20 +272,14 @@ impl Session<'_> {
         if blobs.is_empty() || is_busy {
             return;
         }
-        let (client, cache, worker) = (self.client.clone(), self.cache.clone(), self.worker);
-        let stop = self.shutdown.clone();
-        let task = tokio::spawn(async move {
-            let fetch = async {
-                for blob in blobs {
-                    if let Err(error) = client.download(&cache, blob, Some(worker), |_| {}).await {
-                        // The assignment that needs it will ask again, and tell.
-                        tracing::debug!("fetching ahead: {:#}", anyhow::Error::from(error));
-                    }
-                }
-            };
-            stop.run_until_cancelled(fetch).await;
-        });
-        self.prefetching = Some(task.abort_handle());
+        let task = fetch_ahead(
+            &self.client,
+            &self.cache,
+            self.worker,
+            blobs,
+            &self.shutdown,
+        );
+        self.prefetching = Some(task);
     }
 
     /// Brings the shards of an assignment into memory; false as with [`Self::fetch`].
