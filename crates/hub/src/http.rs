@@ -7,6 +7,7 @@ mod errors;
 mod limits;
 mod live;
 mod log;
+mod peers;
 mod runs;
 mod summary;
 mod token;
@@ -84,6 +85,7 @@ fn api() -> OpenApiRouter<Arc<Hub>> {
         .routes(routes!(work::send_command))
         .routes(routes!(work::bind_identity))
         .routes(routes!(work::ask_for_work))
+        .routes(routes!(peers::ask_for_peers))
         .routes(routes!(blobs::read_blob))
         .routes(routes!(blobs::upload_progress, blobs::upload_part))
 }

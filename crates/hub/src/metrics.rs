@@ -20,6 +20,8 @@ pub(crate) struct Metrics {
     pub(crate) bytes_sent: Counter,
     /// Bytes of blobs received.
     pub(crate) bytes_received: Counter,
+    /// Questions for a blob answered with peers.
+    pub(crate) named_peers: Counter,
     /// Long polls and event streams that are open.
     pub(crate) streams: Gauge,
     /// Requests answered, by class of status.
@@ -53,6 +55,7 @@ impl Metrics {
             tokens: Counter::default(),
             bytes_sent: Counter::default(),
             bytes_received: Counter::default(),
+            named_peers: Counter::default(),
             streams: Gauge::default(),
             requests: Family::default(),
         };
@@ -81,6 +84,11 @@ impl Metrics {
             "blob_bytes_received",
             "Bytes of blobs received",
             metrics.bytes_received.clone(),
+        );
+        registry.register(
+            "blobs_left_to_peers",
+            "Questions for a blob answered with peers",
+            metrics.named_peers.clone(),
         );
         registry.register(
             "streams_open",

@@ -3,8 +3,8 @@
 //! Downloads and uploads resume where a connection was cut. No byte is handed on before the whole has hashed to its name,
 //! and no more bytes are read than the reference promises.
 
-mod cache;
-mod download;
+pub(crate) mod cache;
+pub(crate) mod download;
 mod part;
 mod upload;
 

@@ -15,11 +15,12 @@ use std::{
 use protocol::{
     api::{
         ApiError, CheckpointSummary, CommandReply, CreateRun, CreatedRun, HubInfo, LogPage,
-        LossPoint, ROUNDS_PAGE_MAX, RoundSummary, RunSummary, Work, WorkerSummary,
+        LossPoint, Peers, ROUNDS_PAGE_MAX, RoundSummary, RunSummary, Work, WorkerSummary,
         mirrors::SUCCESSION,
     },
     charter::{CHARTER_BYTES_MAX, Charter},
     command::SignedCommand,
+    peers::SignedPeersQuestion,
     succession::Succession,
     units::{RunId, WorkerId},
 };
@@ -48,6 +49,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time for a call that the hub answers at once.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time for the question who has a blob.
+const PEERS_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longest answer to it.
+const PEERS_BYTES_MAX: usize = 64 << 10;
 /// Added to a long poll's wait before it counts as lost.
 const POLL_SLACK: Duration = Duration::from_secs(15);
 
@@ -322,6 +327,21 @@ impl HubClient {
         let call = self
             .call(Method::POST, &path)
             .bytes("application/octet-stream", command.to_bytes());
+        self.json(call).await
+    }
+
+    /// Asks who else has a blob, and says where this worker is reached. One short attempt: the hub has the blob too.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn peers(&self, question: &SignedPeersQuestion) -> Result<Peers, ClientError> {
+        let path = format!("runs/{}/peers", question.question.run);
+        let call = self
+            .call(Method::POST, &path)
+            .once()
+            .timeout(PEERS_TIMEOUT)
+            .body_max(PEERS_BYTES_MAX)
+            .bytes("application/octet-stream", question.to_bytes());
         self.json(call).await
     }
 

@@ -421,3 +421,47 @@ pub struct CreatedRun {
     /// Its id.
     pub id: String,
 }
+
+/// Who may have a blob that a worker asked for ([`crate::peers`]), likeliest first; empty where the hub is the one to ask.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Peers {
+    /// The peers, at most 4.
+    pub peers: Vec<Peer>,
+}
+
+/// Where a peer is reached.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Peer {
+    /// Public key of its endpoint.
+    pub endpoint: String,
+    /// Its socket addresses.
+    pub addresses: Vec<String>,
+    /// The relay it can be met at.
+    pub relay: Option<String>,
+}
+
+impl From<&crate::peers::PeerAddress> for Peer {
+    fn from(address: &crate::peers::PeerAddress) -> Self {
+        Self {
+            endpoint: address.endpoint.to_string(),
+            addresses: address.addresses.iter().map(ToString::to_string).collect(),
+            relay: address.relay.clone(),
+        }
+    }
+}
+
+impl Peer {
+    /// The address in its parts; `None` for texts that are none, or too many.
+    #[must_use]
+    pub fn address(&self) -> Option<crate::peers::PeerAddress> {
+        if self.addresses.len() > crate::peers::PEER_ADDRESSES_MAX {
+            return None;
+        }
+        let addresses = self.addresses.iter().map(|it| it.parse().ok());
+        Some(crate::peers::PeerAddress {
+            endpoint: self.endpoint.parse().ok()?,
+            addresses: addresses.collect::<Option<_>>()?,
+            relay: self.relay.clone(),
+        })
+    }
+}

@@ -14,6 +14,7 @@ pub mod equivocation;
 pub mod event;
 pub mod identity;
 pub mod log;
+pub mod peers;
 pub mod sampling;
 pub mod schedule;
 pub mod state;

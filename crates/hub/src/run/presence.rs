@@ -7,6 +7,7 @@ use std::{
 
 use protocol::units::WorkerId;
 
+use super::peers::PeerBook;
 use crate::clock::SteadyClock;
 
 /// A worker that trains is silent for a window; after that and this long it counts as gone.
@@ -17,6 +18,8 @@ pub(crate) struct Presence {
     window_ms: u64,
     clock: SteadyClock,
     seen: Mutex<BTreeMap<WorkerId, Seen>>,
+    /// Where they are reached by each other.
+    pub(crate) peers: PeerBook,
 }
 
 /// What is remembered of a worker.
@@ -36,6 +39,7 @@ impl Presence {
             window_ms,
             clock,
             seen: Mutex::default(),
+            peers: PeerBook::default(),
         }
     }
 

@@ -29,6 +29,8 @@ pub struct BlobCache {
     folder: Arc<PathBuf>,
     inner: Arc<Mutex<Inner>>,
     transfers: Arc<Mutex<Transfers>>,
+    /// Blobs that came in so far: who waits for one looks again when the number changes.
+    arrivals: Arc<tokio::sync::watch::Sender<u64>>,
 }
 
 /// One lock for each blob that is being fetched, so that two tasks do not write one file.
@@ -107,6 +109,7 @@ impl BlobCache {
             folder: Arc::new(folder.to_owned()),
             inner: Arc::new(Mutex::new(inner)),
             transfers: Arc::default(),
+            arrivals: Arc::default(),
         };
         cache.make_room(0, None)?;
         Ok(cache)
@@ -163,6 +166,27 @@ impl BlobCache {
         Ok(Some(bytes))
     }
 
+    /// Where a blob that is here lies, counted as used; what the file holds is not looked at.
+    pub(crate) fn place_of(&self, reference: &BlobReference) -> Option<PathBuf> {
+        if !self.contains(reference) {
+            return None;
+        }
+        let path = self.path(&reference.hash);
+        self.touch(&reference.hash, &path);
+        Some(path)
+    }
+
+    /// Changes whenever a blob has come in.
+    pub(crate) fn arrivals(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.arrivals.subscribe()
+    }
+
+    /// Those who wait for a change of [`Self::arrivals`].
+    #[cfg(test)]
+    pub(crate) fn listeners(&self) -> usize {
+        self.arrivals.receiver_count()
+    }
+
     /// Keeps these bytes under `hash`.
     ///
     /// # Errors
@@ -180,7 +204,7 @@ impl BlobCache {
     }
 
     /// Waits until nobody else fetches this blob, and keeps others from it until the guard is dropped.
-    pub(super) async fn claim(&self, hash: &Hash) -> tokio::sync::OwnedMutexGuard<()> {
+    pub(crate) async fn claim(&self, hash: &Hash) -> tokio::sync::OwnedMutexGuard<()> {
         let transfer = {
             let mut transfers = self
                 .transfers
@@ -193,12 +217,12 @@ impl BlobCache {
     }
 
     /// Where a download of this blob is gathered.
-    pub(super) fn part_path(&self, hash: &Hash) -> PathBuf {
+    pub(crate) fn part_path(&self, hash: &Hash) -> PathBuf {
         self.folder.join(format!("{hash}.{PART}"))
     }
 
     /// Makes a gathered and checked file one of the cache's blobs.
-    pub(super) fn adopt(&self, hash: &Hash, file: &Path, bytes: u64) -> Result<(), CacheError> {
+    pub(crate) fn adopt(&self, hash: &Hash, file: &Path, bytes: u64) -> Result<(), CacheError> {
         self.make_room(bytes, Some(hash))?;
         let path = self.path(hash);
         self.disk
@@ -208,11 +232,13 @@ impl BlobCache {
         let before = inner.blobs.insert(*hash, (bytes, SystemTime::now()));
         inner.bytes += bytes;
         inner.bytes -= before.map_or(0, |(bytes, _)| bytes);
+        drop(inner);
+        self.arrivals.send_modify(|it| *it += 1);
         Ok(())
     }
 
     /// Removes the blobs used longest ago until `bytes` more fit.
-    pub(super) fn make_room(&self, bytes: u64, keep: Option<&Hash>) -> Result<(), CacheError> {
+    pub(crate) fn make_room(&self, bytes: u64, keep: Option<&Hash>) -> Result<(), CacheError> {
         let mut inner = self.lock();
         if bytes > inner.bytes_max {
             return Err(CacheError::TooLarge {
@@ -270,7 +296,7 @@ fn is_old(used: SystemTime) -> bool {
     used.elapsed().is_ok_and(|age| age > PART_AGE_MAX)
 }
 
-pub(super) fn failed<'a>(
+pub(crate) fn failed<'a>(
     doing: &'static str,
     path: &'a Path,
 ) -> impl FnOnce(io::Error) -> CacheError + 'a {

@@ -31,9 +31,9 @@ enum Stop {
 }
 
 /// The file in which a download is gathered.
-struct Part {
+pub(crate) struct Part {
     disk: Arc<dyn Disk>,
-    path: Arc<Path>,
+    pub(crate) path: Arc<Path>,
 }
 
 impl HubClient {
@@ -51,26 +51,35 @@ impl HubClient {
         worker: Option<WorkerId>,
         mut progress: impl FnMut(u64) + Send,
     ) -> Result<(), TransferError> {
-        let hash = reference.hash;
-        let keep = |source| TransferError::Cache { hash, source };
-        let _claim = cache.claim(&hash).await;
+        let _claim = cache.claim(&reference.hash).await;
         if cache.contains(&reference) {
             return Ok(());
         }
+        self.download_claimed(cache, reference, worker, &mut progress)
+            .await
+    }
+
+    /// The same for a blob that is not in the cache and that the caller has claimed.
+    pub(crate) async fn download_claimed(
+        &self,
+        cache: &BlobCache,
+        reference: BlobReference,
+        worker: Option<WorkerId>,
+        progress: &mut (impl FnMut(u64) + Send),
+    ) -> Result<(), TransferError> {
+        let hash = reference.hash;
+        let keep = |source| TransferError::Cache { hash, source };
         cache.make_room(reference.bytes, None).map_err(keep)?;
-        let part = Part {
-            disk: Arc::clone(cache.disk()),
-            path: cache.part_path(&hash).into(),
-        };
+        let part = Part::of(cache, &hash);
         let resumed = part.bytes() > 0;
-        self.gather(&part, reference, worker, &mut progress).await?;
+        self.gather(&part, reference, worker, progress).await?;
         if part.hash().await.map_err(keep)? != hash {
             part.remove().map_err(keep)?;
             if !resumed {
                 return Err(TransferError::WrongHash { hash });
             }
             // What an earlier download left may have gone bad: once more from the start.
-            self.gather(&part, reference, worker, &mut progress).await?;
+            self.gather(&part, reference, worker, progress).await?;
             if part.hash().await.map_err(keep)? != hash {
                 part.remove().map_err(keep)?;
                 return Err(TransferError::WrongHash { hash });
@@ -194,8 +203,15 @@ impl HubClient {
 }
 
 impl Part {
+    pub(crate) fn of(cache: &BlobCache, hash: &Hash) -> Self {
+        Self {
+            disk: Arc::clone(cache.disk()),
+            path: cache.part_path(hash).into(),
+        }
+    }
+
     /// Bytes that an earlier attempt left.
-    fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.disk.length(&self.path).unwrap_or(0)
     }
 
@@ -205,13 +221,13 @@ impl Part {
         Self::done(written).map_err(failed("writing", &self.path))
     }
 
-    async fn hash(&self) -> Result<Hash, CacheError> {
+    pub(crate) async fn hash(&self) -> Result<Hash, CacheError> {
         let (disk, path) = (Arc::clone(&self.disk), Arc::clone(&self.path));
         let hashed = world::blocking(move || disk.hash(&path)).await;
         Self::done(hashed).map_err(failed("hashing", &self.path))
     }
 
-    fn remove(&self) -> Result<(), CacheError> {
+    pub(crate) fn remove(&self) -> Result<(), CacheError> {
         remove(&*self.disk, &self.path)
     }
 
