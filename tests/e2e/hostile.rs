@@ -142,7 +142,10 @@ impl Stranger {
     }
 
     async fn poll(&self, token: Option<&str>) -> Result<Work> {
-        Ok(self.client.work(self.run, self.id(), token, 0, None, 0).await?)
+        Ok(self
+            .client
+            .work(self.run, self.id(), token, 0, None, 0)
+            .await?)
     }
 
     async fn is_present(&self) -> Result<bool> {

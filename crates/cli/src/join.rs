@@ -49,6 +49,18 @@ pub(crate) struct Join {
     /// Most disk for cached downloads, in GiB
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=65_536), value_name = "GIB")]
     cache: u64,
+    /// Fetch everything from the hub, and give nothing to other workers
+    #[arg(long)]
+    no_peers: bool,
+    /// Where other workers reach this one, UDP [default: any free port; loopback alone if the hub is there too]
+    #[arg(long, value_name = "ADDRESS:PORT", conflicts_with = "no_peers")]
+    peers_listen: Option<std::net::SocketAddr>,
+    /// Most that is sent to other workers, in kB a second [default: no limit]
+    #[arg(long, value_name = "KB", conflicts_with = "no_peers", value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    peers_upload: Option<u64>,
+    /// Address of an iroh relay, by which machines behind routers reach each other; can be given more than once
+    #[arg(long, value_name = "URL", conflicts_with = "no_peers")]
+    relay: Vec<String>,
     /// Where the key and what is carried from round to round are kept [default: worker in the home folder]
     #[arg(long)]
     folder: Option<PathBuf>,
@@ -67,6 +79,10 @@ impl Join {
             cpu_quota: self.cpu_quota,
             nice: self.nice,
             cache_bytes_max: self.cache << 30,
+            peers: !self.no_peers,
+            peers_listen: self.peers_listen,
+            peers_upload_bytes_per_s_max: self.peers_upload.map(|it| it * 1_000),
+            relays: self.relay,
             ..Config::new(self.hub, self.folder.unwrap_or_else(|| places.worker()))
         };
         let mut line = StatusLine::new();

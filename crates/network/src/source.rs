@@ -32,6 +32,8 @@ const QUESTIONS_MAX: usize = 2;
 const PEERS_MAX: usize = 4;
 /// Blobs below this size come from the hub: finding a peer costs as much.
 const BYTES_MIN: u64 = 4 << 10;
+/// Added to the wait for each 16 MiB of a blob.
+const COMES_WITHIN: Duration = Duration::from_secs(1);
 /// How long a peer that failed is not asked again.
 const SHUN: Duration = Duration::from_secs(120);
 /// Peers remembered for that at most.
@@ -112,6 +114,13 @@ impl Source {
         }
     }
 
+    /// Ends what peers are being sent, and closes the endpoint.
+    pub async fn shutdown(&self) {
+        if let Some((peers, _)) = &self.inner.peers {
+            peers.shutdown().await;
+        }
+    }
+
     /// Bytes so far.
     #[must_use]
     pub fn traffic(&self) -> Traffic {
@@ -176,7 +185,8 @@ impl Source {
         let hash = reference.hash;
         let keep = |source| TransferError::Cache { hash, source };
         let part = Part::of(cache, &hash);
-        let until = Instant::now() + patience.wait;
+        // A large blob takes its time to come to whoever is waited for.
+        let until = Instant::now() + patience.wait + COMES_WITHIN * blocks(reference.bytes);
         for _ in 0..QUESTIONS_MAX {
             let candidates = self.candidates(peers, hash).await;
             if candidates.is_empty() {
@@ -273,6 +283,11 @@ impl Inner {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Pieces of 16 MiB.
+fn blocks(bytes: u64) -> u32 {
+    u32::try_from(bytes >> 24).unwrap_or(u32::MAX)
 }
 
 /// Appends to a report, which loses its oldest when it is full.

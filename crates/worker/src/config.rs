@@ -1,6 +1,6 @@
 //! What the owner of a machine allows and asks for.
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use serde::Deserialize;
 
@@ -35,6 +35,19 @@ pub struct Config {
     /// The training threads' niceness, 0 to 19.
     #[serde(default = "nice_default")]
     pub nice: i32,
+    /// Whether models, deltas and text are exchanged with other workers, which spares the hub; without, all of it comes
+    /// from the hub.
+    #[serde(default = "peers_default")]
+    pub peers: bool,
+    /// Where other workers reach this one (UDP); left out, any free port, on loopback alone if the hub is there too.
+    #[serde(default)]
+    pub peers_listen: Option<SocketAddr>,
+    /// Most bytes a second sent to other workers; left out, no limit.
+    #[serde(default)]
+    pub peers_upload_bytes_per_s_max: Option<u64>,
+    /// Addresses of iroh relays, by which machines behind routers reach each other; none unless the owner names some.
+    #[serde(default)]
+    pub relays: Vec<String>,
 }
 
 impl Config {
@@ -50,6 +63,10 @@ impl Config {
             cache_bytes_max: CACHE_BYTES_MAX_DEFAULT,
             cpu_quota: None,
             nice: NICE_DEFAULT,
+            peers: peers_default(),
+            peers_listen: None,
+            peers_upload_bytes_per_s_max: None,
+            relays: Vec::new(),
         }
     }
 
@@ -62,6 +79,10 @@ impl Config {
 
 fn cache_bytes_max_default() -> u64 {
     CACHE_BYTES_MAX_DEFAULT
+}
+
+fn peers_default() -> bool {
+    true
 }
 
 fn nice_default() -> i32 {

@@ -7,13 +7,14 @@ mod begin;
 mod catch_up;
 mod commands;
 mod outbox;
+mod source;
 mod training;
 
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use network::{
-    BlobCache, HubClient,
+    BlobCache, HubClient, Source,
     world::{self, Clock},
 };
 use protocol::{
@@ -55,6 +56,8 @@ struct Session<'a> {
     worker: WorkerId,
     charter: Arc<Charter>,
     cache: BlobCache,
+    /// What fills it.
+    source: Source,
     store: CarriedStore,
     outbox: Outbox,
     shutdown: CancellationToken,
@@ -124,6 +127,8 @@ pub async fn run_on(
     };
     let result = session.live().await;
     session.poller.abort();
+    session.status.traffic = session.source.traffic();
+    session.source.shutdown().await;
     result?;
     Ok(session.status.summary())
 }
@@ -205,6 +210,7 @@ impl Session<'_> {
     fn show(&mut self, activity: Activity) {
         self.status.activity = activity;
         self.status.uploading = self.outbox.progress();
+        self.status.traffic = self.source.traffic();
         (self.report)(&self.status);
     }
 

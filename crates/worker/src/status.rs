@@ -2,6 +2,8 @@
 
 use std::{fmt, time::Duration};
 
+use network::source::Traffic;
+
 /// Columns of the narrowest usual terminal, less the two of the command line's spinner.
 const COLUMNS: usize = 78;
 /// Columns kept free for the first words of what is being done: `downloading`.
@@ -38,6 +40,8 @@ pub struct Status {
     pub last_round: Option<u64>,
     /// Why the last update or commitment was refused, until a later one is accepted.
     pub last_refusal: Option<String>,
+    /// Bytes of models, deltas and text, from whom and to whom.
+    pub traffic: Traffic,
 }
 
 /// What a worker is doing.
@@ -122,6 +126,8 @@ pub struct Summary {
     pub updates_accepted: u64,
     /// Refused updates.
     pub updates_refused: u64,
+    /// Bytes of models, deltas and text, from whom and to whom.
+    pub traffic: Traffic,
 }
 
 impl Status {
@@ -139,6 +145,7 @@ impl Status {
             updates_refused: 0,
             last_round: None,
             last_refusal: None,
+            traffic: Traffic::default(),
         }
     }
 
@@ -150,6 +157,7 @@ impl Status {
             credits_micro: self.credits_micro,
             updates_accepted: self.updates_accepted,
             updates_refused: self.updates_refused,
+            traffic: self.traffic,
         }
     }
 
@@ -282,7 +290,22 @@ impl fmt::Display for Summary {
             self.updates_accepted,
             counted(self.updates_accepted, "update", "updates"),
             Micro(self.credits_micro)
-        )
+        )?;
+        let Traffic {
+            from_peers,
+            from_hub,
+            to_peers,
+        } = self.traffic;
+        if from_peers + to_peers > 0 {
+            write!(
+                f,
+                " It fetched {} from other workers and {} from the hub, and gave {} to other workers.",
+                Size(from_peers),
+                Size(from_hub),
+                Size(to_peers)
+            )?;
+        }
+        Ok(())
     }
 }
 

@@ -48,7 +48,7 @@ pub(super) async fn ask_for_peers(
         return Err(Failure::not_found("this hub does not have that blob"));
     }
     question.address = question.address.map(|it| it.as_seen_from(from.ip()));
-    let now = hub.ground.clock.now_ms();
+    let now = hub.clock.now_ms();
     let named = run.presence.peers.ask(&question, now, |worker| {
         run.presence
             .of(worker, now)

@@ -28,7 +28,7 @@ const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest time that a connection may be open without a question or an answer in progress.
 const IDLE_MAX: Duration = Duration::from_secs(10);
 /// Longest time that whoever asks is kept waiting for a blob.
-const WAIT_MAX: Duration = Duration::from_secs(30);
+const WAIT_MAX: Duration = Duration::from_secs(60);
 /// A window that is not taken in so long is not sent; the peer is too slow, or gone.
 const WINDOW_TIMEOUT: Duration = Duration::from_secs(30);
 /// Hashes above blobs that are kept for the next one who asks: 16 MiB, those of 4 GiB of blobs.

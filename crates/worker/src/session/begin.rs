@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Outbox, Session,
     catch_up::{fetch_ahead, needed_at_first},
+    source,
 };
 use crate::{
     Activity, Config, Ground, Plan, Status,
@@ -117,7 +118,8 @@ pub(super) async fn begin<'a>(
         Some((work, _)) => needed_at_first(work, &charter, worker)?,
         None => Vec::new(),
     };
-    let prefetching = fetch_ahead(&client, &cache, worker, needed, &shutdown);
+    let source = source::open(config, &client, &cache, folder.key(), run, &charter).await;
+    let prefetching = fetch_ahead(&source, needed, &shutdown);
     status.activity = Activity::Measuring;
     report(&status);
     let quota = config.cpu_quota.map(Quota::set).transpose()?;
@@ -145,6 +147,7 @@ pub(super) async fn begin<'a>(
         run,
         worker,
         cache,
+        source,
         store,
         outbox,
         shutdown,

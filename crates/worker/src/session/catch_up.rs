@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result};
-use network::{BlobCache, HubClient, blobs::TransferError, world};
+use network::{Source, blobs::TransferError, world};
 use protocol::{
     api::Work,
     charter::Charter,
@@ -23,16 +23,14 @@ use crate::{
 
 /// Fetches blobs one after the other in the background.
 pub(super) fn fetch_ahead(
-    client: &HubClient,
-    cache: &BlobCache,
-    worker: WorkerId,
+    source: &Source,
     blobs: Vec<BlobReference>,
     stop: &CancellationToken,
 ) -> AbortHandle {
-    let (client, cache, stop) = (client.clone(), cache.clone(), stop.clone());
+    let (source, stop) = (source.clone(), stop.clone());
     let fetch = async move {
         for blob in blobs {
-            if let Err(error) = client.download(&cache, blob, Some(worker), |_| {}).await {
+            if let Err(error) = source.download(blob, |_| {}).await {
                 // Whoever needs it will ask again, and tell.
                 tracing::debug!("fetching ahead: {:#}", anyhow::Error::from(error));
             }
@@ -180,11 +178,12 @@ impl Session<'_> {
     /// What waiting does not mend: the cache is too small, the disk.
     pub(super) async fn fetch(&mut self, what: &'static str, blob: BlobReference) -> Result<bool> {
         if self.cache.contains(&blob) {
+            self.source.publish(blob.hash);
             return Ok(true);
         }
         let (sender, mut receiver) = tokio::sync::watch::channel(0);
-        let (client, cache, worker) = (self.client.clone(), self.cache.clone(), self.worker);
-        let download = client.download(&cache, blob, Some(worker), move |bytes| {
+        let source = self.source.clone();
+        let download = source.download(blob, move |bytes| {
             sender.send_replace(bytes);
         });
         tokio::pin!(download);
@@ -220,14 +219,11 @@ impl Session<'_> {
         if deltas.checkpoint.is_some() || deltas.deltas.is_empty() {
             return None;
         }
-        let (client, cache, worker) = (self.client.clone(), self.cache.clone(), self.worker);
+        let (source, cache) = (self.source.clone(), self.cache.clone());
         Some(tokio::spawn(async move {
             let mut newer = Vec::new();
             for step in deltas.deltas {
-                if let Err(error) = client
-                    .download(&cache, step.blob, Some(worker), |_| {})
-                    .await
-                {
+                if let Err(error) = source.download(step.blob, |_| {}).await {
                     // The round goes on from its base; the next one asks again.
                     tracing::debug!("following the model: {:#}", anyhow::Error::from(error));
                     return vec![];
@@ -272,14 +268,7 @@ impl Session<'_> {
         if blobs.is_empty() || is_busy {
             return;
         }
-        let task = fetch_ahead(
-            &self.client,
-            &self.cache,
-            self.worker,
-            blobs,
-            &self.shutdown,
-        );
-        self.prefetching = Some(task);
+        self.prefetching = Some(fetch_ahead(&self.source, blobs, &self.shutdown));
     }
 
     /// Brings the shards of an assignment into memory; false as with [`Self::fetch`].
