@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use protocol::units::RunId;
-use tests::{network::Network, places};
+use tests::{
+    charters,
+    network::{Network, Start},
+};
 
 /// Workers at first, and at last.
 const FEW: usize = 3;
@@ -14,8 +17,6 @@ const MANY: usize = 8;
 const ROUNDS: usize = 4;
 /// Longest wait for a number of rounds in which everyone is.
 const TOGETHER_MAX: Duration = Duration::from_secs(240);
-/// A window in which eight workers on two cores come to a few steps.
-const WINDOW: &str = "window_ms = 6000";
 
 /// What the hub sent in some rounds.
 #[derive(Debug)]
@@ -28,22 +29,18 @@ struct Sent {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_hub_sends_no_more_for_more_workers() -> Result<()> {
     let mut network = Network::start("peers").await?;
-    let charter = places::demo_charter()?;
-    ensure!(
-        charter.contains("window_ms = 2500"),
-        "the demo's window is another"
-    );
-    // Without rounds of one worker at the start.
-    let charter = charter
-        .replace("window_ms = 2500", WINDOW)
-        .replace("warm_start_tokens = 100000", "warm_start_tokens = 0");
-    let run = network.open_run_of(&charter).await?;
+    // Eight workers on two cores come to a few steps; no rounds of one worker at the start.
+    let charter = charters::small()?
+        .replace("window_ms = 1500", "window_ms = 5000")
+        .replace("warm_start_tokens = 2000", "warm_start_tokens = 0");
+    ensure!(charter.contains("= 5000") && charter.contains("tokens = 0"));
+    let run = network.open_small_run_of(&charter).await?;
     for number in 0..FEW {
-        network.start_worker(run, &format!("peer-{number}"), "0.25")?;
+        network.start_worker_as(run, &format!("peer-{number}"), &Start::default())?;
     }
     let few = count(&mut network, run, FEW).await?;
     for number in FEW..MANY {
-        network.start_worker(run, &format!("peer-{number}"), "0.25")?;
+        network.start_worker_as(run, &format!("peer-{number}"), &Start::default())?;
     }
     let many = count(&mut network, run, MANY).await?;
     ensure!(

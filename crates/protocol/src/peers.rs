@@ -113,6 +113,24 @@ impl PeerAddress {
     }
 }
 
+impl PeerAddress {
+    /// The same peer with those socket addresses only that somebody at `from` can reach; `None` if nothing is left.
+    #[must_use]
+    pub fn for_asker_at(&self, from: IpAddr) -> Option<Self> {
+        let from = from.to_canonical();
+        let reached = self.addresses.iter().copied().filter(|it| {
+            let ip = it.ip().to_canonical();
+            !is_local(ip) || is_local(from) && (!ip.is_loopback() || from.is_loopback())
+        });
+        let addresses: Vec<SocketAddr> = reached.collect();
+        (!addresses.is_empty() || self.relay.is_some()).then(|| Self {
+            endpoint: self.endpoint,
+            addresses,
+            relay: self.relay.clone(),
+        })
+    }
+}
+
 /// Loopback, link-local and the networks of homes and offices.
 fn is_local(ip: IpAddr) -> bool {
     match ip {
@@ -240,6 +258,27 @@ mod tests {
         assert!(!refused(
             |it| it.failed = vec![it.worker.0; PEERS_REPORTED_MAX]
         ));
+    }
+
+    #[test]
+    fn nobody_is_sent_where_it_cannot_go() {
+        #[track_caller]
+        fn check(from: &str, addresses: &[&str], kept: &[&str]) {
+            let address = PeerAddress {
+                endpoint: PublicKey([0; 32]),
+                addresses: addresses.iter().map(|it| it.parse().unwrap()).collect(),
+                relay: None,
+            };
+            let named = address.for_asker_at(from.parse().unwrap());
+            let named = named.map_or(vec![], |it| it.addresses);
+            let named: Vec<String> = named.iter().map(ToString::to_string).collect();
+            assert_eq!(named, kept);
+        }
+        let all = ["127.0.0.1:5", "192.168.1.7:5", "203.0.113.9:5"];
+        check("127.0.0.1", &all, &all);
+        check("192.168.1.8", &all, &all[1..]);
+        check("198.51.100.1", &all, &all[2..]);
+        check("198.51.100.1", &all[..2], &[]);
     }
 
     #[test]

@@ -80,6 +80,8 @@ async fn count(counting: &Counting) -> Result<PerParameter> {
         let link = Link::to(network.hub_address(), Shape::HOME)?;
         let start = Start {
             hub_url: link.hub_url(),
+            // Counted is what goes between a worker and its hub; in its network there is nobody else.
+            arguments: vec!["--no-peers".to_owned()],
             link: Some(&link),
             ..Start::default()
         };

@@ -46,6 +46,8 @@ pub(crate) async fn measure() -> Result<()> {
         let start = Start {
             hub_url: link.hub_url(),
             environment: vec![("ATHOME_LOG", FILTER.to_owned())],
+            // In its network there is nobody else.
+            arguments: vec!["--no-peers".to_owned()],
             link: Some(&link),
             ..Start::default()
         };

@@ -107,12 +107,20 @@ impl Network {
     /// # Errors
     /// If `athome` refuses.
     pub async fn open_small_run(&self) -> Result<RunId> {
+        self.open_small_run_of(&charters::small()?).await
+    }
+
+    /// The same with a charter of its own.
+    ///
+    /// # Errors
+    /// If `athome` refuses.
+    pub async fn open_small_run_of(&self, charter: &str) -> Result<RunId> {
         let (file, data) = (self.path("small.jsonl"), self.path("small"));
         std::fs::write(&file, charters::small_text())?;
         let mut import = vec!["data", "import", "jsonl", &file, "--out", &data];
         import.extend(["--licence", "CC0-1.0", "--owner", "nobody"]);
         self.athome(&import).await?;
-        self.create(&charters::small()?, &data).await
+        self.create(charter, &data).await
     }
 
     /// Opens a run of this charter on a dataset.

@@ -49,7 +49,7 @@ pub(super) async fn ask_for_peers(
     }
     question.address = question.address.map(|it| it.as_seen_from(from.ip()));
     let now = hub.clock.now_ms();
-    let named = run.presence.peers.ask(&question, now, |worker| {
+    let named = run.presence.peers.ask(&question, from.ip(), now, |worker| {
         run.presence
             .of(worker, now)
             .is_some_and(|(_, is_present)| is_present)

@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    net::IpAddr,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -74,11 +75,12 @@ struct Place {
 impl PeerBook {
     /// Whom to try for a blob, likeliest first; nobody for those who shall take it from the hub.
     ///
-    /// The caller has checked the question, that its worker has joined, and that the blob is the run's. `is_present` tells
-    /// who is still there.
+    /// The caller has checked the question, that its worker has joined, and that the blob is the run's. `from` is where the
+    /// question came from, `is_present` tells who is still there.
     pub(crate) fn ask(
         &self,
         question: &PeersQuestion,
+        from: IpAddr,
         now_ms: u64,
         is_present: impl Fn(&WorkerId) -> bool,
     ) -> Vec<PeerAddress> {
@@ -87,7 +89,7 @@ impl PeerBook {
             book.sweep(now_ms, &is_present);
         }
         book.note(question);
-        let named = book.named(question, now_ms, &is_present);
+        let named = book.named(question, from, now_ms, &is_present);
         book.place(question, now_ms);
         named
     }
@@ -144,6 +146,7 @@ impl Book {
     fn named(
         &mut self,
         question: &PeersQuestion,
+        from: IpAddr,
         now_ms: u64,
         is_present: &impl Fn(&WorkerId) -> bool,
     ) -> Vec<PeerAddress> {
@@ -158,7 +161,8 @@ impl Book {
                 && !is_reported
                 && reached.complaints.len() < COMPLAINTS_MAX
                 && is_present(&place.worker))
-            .then_some(&reached.address)
+            .then(|| reached.address.for_asker_at(from))
+            .flatten()
         };
         // Only those before it: two that wait for each other would wait in vain.
         let before = order.of.get(&question.worker).copied();
@@ -180,7 +184,7 @@ impl Book {
         let mut probe = spread(question);
         if order.open < before {
             order.places[order.open].children += 1;
-            named.extend(usable(&order.places[order.open]).cloned());
+            named.extend(usable(&order.places[order.open]));
         }
         for _ in 0..PROBES {
             if named.len() == NAMED_MAX {
@@ -191,7 +195,7 @@ impl Book {
                 .wrapping_add(1);
             let place = &order.places[(probe >> 33) as usize % before];
             let other = usable(place).filter(|it| !named.contains(it));
-            named.extend(other.cloned());
+            named.extend(other);
         }
         named
     }

@@ -6,6 +6,8 @@ use protocol::units::RunId;
 
 use super::*;
 
+const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
 fn worker(number: u32) -> WorkerId {
     WorkerId(key(number, 1))
 }
@@ -37,7 +39,7 @@ fn question(number: u32, blob: u8) -> PeersQuestion {
 
 /// Endpoints named to a worker when everyone is there.
 fn ask(book: &PeerBook, question: &PeersQuestion, now_ms: u64) -> Vec<PublicKey> {
-    let named = book.ask(question, now_ms, |_| true);
+    let named = book.ask(question, HERE, now_ms, |_| true);
     named.iter().map(|it| it.endpoint).collect()
 }
 
@@ -102,12 +104,15 @@ fn those_who_left_serve_nobody() {
     }
     // The first eight are gone.
     let present = |it: &WorkerId| ![0, 1, 2, 3, 4, 5, 6, 7].map(worker).contains(it);
-    let named = book.ask(&question(10, 1), 1_001, present);
+    let named = book.ask(&question(10, 1), HERE, 1_001, present);
     let named: HashSet<PublicKey> = named.iter().map(|it| it.endpoint).collect();
     assert!(!named.is_empty() && named.is_subset(&HashSet::from([8, 9].map(endpoint))));
     // With all of them gone, the hub is first again, and they are forgotten.
     let only = |it: &WorkerId| *it == worker(11);
-    assert_eq!(book.ask(&question(11, 1), 1_000 + 2 * AGAIN_MS, only), []);
+    assert_eq!(
+        book.ask(&question(11, 1), HERE, 1_000 + 2 * AGAIN_MS, only),
+        []
+    );
     assert_eq!(book.lock().workers.len(), 1);
     assert_eq!(book.lock().places, 1);
 }
@@ -170,6 +175,18 @@ fn whoever_serves_nobody_is_served_all_the_same() {
         assert!(!ask(&book, &mute(number), 1_000).is_empty());
     }
     assert_eq!(book.lock().places, 2);
+}
+
+#[test]
+fn nobody_is_sent_where_it_cannot_go() {
+    let book = PeerBook::default();
+    for number in 0..5 {
+        ask(&book, &question(number, 1), 1_000);
+    }
+    let elsewhere = IpAddr::from([198, 51, 100, 1]);
+    // All of them are on loopback.
+    assert_eq!(book.ask(&question(5, 1), elsewhere, 1_000, |_| true), []);
+    assert!(!ask(&book, &question(6, 1), 1_000).is_empty());
 }
 
 #[test]
