@@ -139,7 +139,9 @@ impl Command {
     fn log_default(&self) -> &'static str {
         match self {
             Self::Hub(_) | Self::Gateway(_) => "info",
-            Self::Join(_) | Self::Run(_) | Self::Data(_) | Self::Audit(_) => "warn",
+            // A peer that is gone is nothing to warn of.
+            Self::Join(_) => "warn,iroh=error,netwatch=error,noq=error",
+            Self::Run(_) | Self::Data(_) | Self::Audit(_) => "warn",
         }
     }
 }

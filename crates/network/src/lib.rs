@@ -1,5 +1,5 @@
-//! The client of the hub's API: typed calls, the log and its events, content-addressed blobs, from peers or from the hub. And [`server`]: the
-//! connections that strangers may open to a hub or gateway.
+//! The client of the hub's API: typed calls, the log and its events, content-addressed blobs, from peers or from the hub.
+//! And [`server`]: the connections that strangers may open to a hub or gateway.
 //!
 //! Nothing that a hub sends is believed for being sent: bodies have limits, a charter must hash to its run's id, log
 //! entries must continue a signed chain, and blobs must hash to their names. Calls that can be repeated safely are

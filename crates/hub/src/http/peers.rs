@@ -1,12 +1,12 @@
 //! Who else has a blob: answered from memory, so that blobs travel between workers.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use axum::{
     Json,
     body::Bytes,
     extract::{ConnectInfo, Path, State},
-    http::StatusCode,
+    http::{HeaderMap, StatusCode},
 };
 use protocol::{
     api::{ApiError, Peer, Peers},
@@ -20,7 +20,8 @@ use super::{Shared, errors::Failure, runs::find};
 pub(super) async fn ask_for_peers(
     State(hub): Shared,
     Path(run): Path<String>,
-    ConnectInfo(from): ConnectInfo<SocketAddr>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
     body: Bytes,
 ) -> Result<Json<Peers>, Failure> {
     let run = find(&hub, &run).await?;
@@ -47,9 +48,10 @@ pub(super) async fn ask_for_peers(
     if !is_known || hub.is_private(&question.blob).await {
         return Err(Failure::not_found("this hub does not have that blob"));
     }
-    question.address = question.address.map(|it| it.as_seen_from(from.ip()));
+    let from = seen_from(peer.ip(), &headers);
+    question.address = question.address.map(|it| it.as_seen_from(from));
     let now = hub.clock.now_ms();
-    let named = run.presence.peers.ask(&question, from.ip(), now, |worker| {
+    let named = run.presence.peers.ask(&question, from, now, |worker| {
         run.presence
             .of(worker, now)
             .is_some_and(|(_, is_present)| is_present)
@@ -60,4 +62,37 @@ pub(super) async fn ask_for_peers(
     Ok(Json(Peers {
         peers: named.iter().map(Peer::from).collect(),
     }))
+}
+
+/// Where the question came from: what a proxy on this machine says, or else the connection's other end.
+fn seen_from(peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+    let forwarded = headers
+        .get("x-forwarded-for")
+        .filter(|_| peer.to_canonical().is_loopback());
+    // The last one is what the proxy itself has seen; those before it are hearsay.
+    let last = forwarded.and_then(|it| it.to_str().ok()?.rsplit(',').next());
+    last.and_then(|it| it.trim().parse().ok()).unwrap_or(peer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_proxy_on_this_machine_speaks_for_others() {
+        #[track_caller]
+        fn check(peer: &str, forwarded: Option<&'static str>, expected: &str) {
+            let mut headers = HeaderMap::new();
+            if let Some(forwarded) = forwarded {
+                headers.insert("x-forwarded-for", forwarded.parse().unwrap());
+            }
+            let seen = seen_from(peer.parse().unwrap(), &headers);
+            assert_eq!(seen.to_string(), expected);
+        }
+        check("127.0.0.1", None, "127.0.0.1");
+        check("127.0.0.1", Some("192.0.2.1, 203.0.113.9"), "203.0.113.9");
+        check("::1", Some("2001:db8::1"), "2001:db8::1");
+        check("127.0.0.1", Some("someone"), "127.0.0.1");
+        check("203.0.113.9", Some("127.0.0.1"), "203.0.113.9");
+    }
 }

@@ -30,6 +30,8 @@ const COMPLAINTS_MAX: usize = 2;
 const BLOBS_MAX: usize = 4_096;
 /// Places in all orders of asking together: 64 bytes each.
 const PLACES_MAX: usize = 262_144;
+/// Places looked at for one that is not full; those who left are between them until the next sweep.
+const LOOKED_AT_MAX: usize = 64;
 /// Places looked at for a second and third peer.
 const PROBES: usize = 6;
 
@@ -61,7 +63,7 @@ struct Reached {
 struct Order {
     places: Vec<Place>,
     of: HashMap<WorkerId, usize>,
-    /// Places before this one have been sent enough.
+    /// Places before this one are full.
     open: usize,
     since_ms: u64,
     asked_ms: u64,
@@ -176,15 +178,20 @@ impl Book {
             order.open = 0;
             order.places.iter_mut().for_each(|it| it.children = 0);
         }
-        let is_open = |it: &Place| it.children < CHILDREN_MAX && usable(it).is_some();
-        while order.open < before && !is_open(&order.places[order.open]) {
+        let is_full = |it: &Place| it.children >= CHILDREN_MAX;
+        while order.open < before && is_full(&order.places[order.open]) {
             order.open += 1;
         }
         let mut named: Vec<PeerAddress> = Vec::new();
         let mut probe = spread(question);
-        if order.open < before {
-            order.places[order.open].children += 1;
-            named.extend(usable(&order.places[order.open]));
+        let open = (order.open..before).take(LOOKED_AT_MAX).find_map(|at| {
+            let place = &order.places[at];
+            let address = usable(place).filter(|_| !is_full(place))?;
+            Some((at, address))
+        });
+        if let Some((at, address)) = open {
+            order.places[at].children += 1;
+            named.push(address);
         }
         for _ in 0..PROBES {
             if named.len() == NAMED_MAX {
