@@ -209,6 +209,23 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/runs/{run}/peers": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Who may have a blob, likeliest first; nobody for those who are to take it from the hub. The body is a worker's signed question, as canonical bytes, which also says where the worker itself is reached. */
+        post: operations["ask_for_peers"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/runs/{run}/rounds": {
         parameters: {
             query?: never;
@@ -541,6 +558,20 @@ export interface components {
              * @description Mean training loss of the round's updates, nats a token.
              */
             training_loss?: number | null;
+        };
+        /** @description Where a peer is reached. */
+        Peer: {
+            /** @description Its socket addresses. */
+            addresses: string[];
+            /** @description Public key of its endpoint. */
+            endpoint: string;
+            /** @description The relay it can be met at. */
+            relay?: string | null;
+        };
+        /** @description Who may have a blob that a worker asked for ([`crate::peers`]), likeliest first; empty where the hub is the one to ask. */
+        Peers: {
+            /** @description The peers, at most 4. */
+            peers: components["schemas"]["Peer"][];
         };
         /** @description One round on the timeline. */
         RoundSummary: {
@@ -1386,6 +1417,56 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["LossPoint"][];
+                };
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
+    ask_for_peers: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id or name */
+                run: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/octet-stream": number[];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Peers"];
+                };
+            };
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
                 };
             };
             404: {
