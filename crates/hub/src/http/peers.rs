@@ -1,27 +1,24 @@
 //! Who else has a blob: answered from memory, so that blobs travel between workers.
 
-use std::net::{IpAddr, SocketAddr};
-
 use axum::{
-    Json,
+    Extension, Json,
     body::Bytes,
-    extract::{ConnectInfo, Path, State},
-    http::{HeaderMap, StatusCode},
+    extract::{Path, State},
+    http::StatusCode,
 };
 use protocol::{
     api::{ApiError, Peer, Peers},
     peers::SignedPeersQuestion,
 };
 
-use super::{Shared, errors::Failure, runs::find};
+use super::{Shared, errors::Failure, limits::Client, runs::find};
 
 /// Who may have a blob, likeliest first; nobody for those who are to take it from the hub. The body is a worker's signed question, as canonical bytes, which also says where the worker itself is reached.
 #[utoipa::path(post, path = "/api/v1/runs/{run}/peers", tag = "blobs", params(("run" = String, Path, description = "Id or name")), request_body(content = Vec<u8>, content_type = "application/octet-stream"), responses((status = 200, body = Peers), (status = 400, body = ApiError), (status = 403, body = ApiError), (status = 404, body = ApiError)))]
 pub(super) async fn ask_for_peers(
     State(hub): Shared,
     Path(run): Path<String>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
-    headers: HeaderMap,
+    Extension(Client(from)): Extension<Client>,
     body: Bytes,
 ) -> Result<Json<Peers>, Failure> {
     let run = find(&hub, &run).await?;
@@ -48,7 +45,6 @@ pub(super) async fn ask_for_peers(
     if !is_known || hub.is_private(&question.blob).await {
         return Err(Failure::not_found("this hub does not have that blob"));
     }
-    let from = seen_from(peer.ip(), &headers);
     question.address = question.address.map(|it| it.as_seen_from(from));
     let now = hub.clock.now_ms();
     let named = run.presence.peers.ask(&question, from, now, |worker| {
@@ -62,37 +58,4 @@ pub(super) async fn ask_for_peers(
     Ok(Json(Peers {
         peers: named.iter().map(Peer::from).collect(),
     }))
-}
-
-/// Where the question came from: what a proxy on this machine says, or else the connection's other end.
-fn seen_from(peer: IpAddr, headers: &HeaderMap) -> IpAddr {
-    let forwarded = headers
-        .get("x-forwarded-for")
-        .filter(|_| peer.to_canonical().is_loopback());
-    // The last one is what the proxy itself has seen; those before it are hearsay.
-    let last = forwarded.and_then(|it| it.to_str().ok()?.rsplit(',').next());
-    last.and_then(|it| it.trim().parse().ok()).unwrap_or(peer)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_proxy_on_this_machine_speaks_for_others() {
-        #[track_caller]
-        fn check(peer: &str, forwarded: Option<&'static str>, expected: &str) {
-            let mut headers = HeaderMap::new();
-            if let Some(forwarded) = forwarded {
-                headers.insert("x-forwarded-for", forwarded.parse().unwrap());
-            }
-            let seen = seen_from(peer.parse().unwrap(), &headers);
-            assert_eq!(seen.to_string(), expected);
-        }
-        check("127.0.0.1", None, "127.0.0.1");
-        check("127.0.0.1", Some("192.0.2.1, 203.0.113.9"), "203.0.113.9");
-        check("::1", Some("2001:db8::1"), "2001:db8::1");
-        check("127.0.0.1", Some("someone"), "127.0.0.1");
-        check("203.0.113.9", Some("127.0.0.1"), "203.0.113.9");
-    }
 }
