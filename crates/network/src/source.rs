@@ -156,7 +156,7 @@ impl Source {
         if let Some((peers, patience)) = &self.inner.peers
             && reference.bytes >= BYTES_MIN
             && self
-                .from_peers(peers, *patience, reference, &mut progress)
+                .by_peers(peers, *patience, reference, &mut progress)
                 .await?
         {
             coming.arrived();
@@ -174,7 +174,7 @@ impl Source {
     }
 
     /// Whether the blob came from peers.
-    async fn from_peers(
+    async fn by_peers(
         &self,
         peers: &Peers,
         patience: Patience,
