@@ -1,3 +1,5 @@
+//! A run is computed again from its log and blobs: an honest one holds; a flipped byte or a forged entry is found and named.
+
 use engine::replay::verify::{Finding, Report, Verifier, VerifyError};
 use protocol::{Hash, event::Event, log::Entry, state::State, units::BlobReference};
 

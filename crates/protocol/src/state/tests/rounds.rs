@@ -1,0 +1,297 @@
+//! Rounds that overlap: late and unrevealed updates, closing, quorum, what is known ahead.
+
+use super::*;
+
+#[test]
+fn what_is_not_revealed_in_time_goes_on_to_the_next_rounds() {
+    let mut hub = Driver::new(|_| {});
+    hub.join(1);
+    hub.join(2);
+    hub.clock(&[1, 2]);
+    hub.commit(1, 1).unwrap();
+    hub.commit(2, 1).unwrap();
+    assert_eq!(hub.clock(&[1, 2]), ["commitments_closed"]);
+    assert_eq!(hub.clock(&[1, 2]), ["round_opened"]);
+    hub.judge(1, Ok(())).unwrap();
+    assert!(
+        round_to_merge(&hub.state).is_none(),
+        "worker 2's bytes are waited for"
+    );
+    hub.now_ms += hub.state.charter.round.reveal_ms;
+    assert_eq!(hub.clock(&[1, 2]), ["update_deferred"]);
+    assert_eq!(hub.merge(), Ok(vec!["round_merged"]));
+    // They come while round 2 trains, and count there with the weight of one round late.
+    assert_eq!(hub.judge(2, Ok(())), Ok(vec!["update_accepted"]));
+    hub.now_ms += 100;
+    hub.commit(1, 1).unwrap();
+    assert_eq!(hub.clock(&[1]), ["commitments_closed"]);
+    hub.judge(1, Ok(())).unwrap();
+    let updates = round_to_merge(&hub.state)
+        .unwrap()
+        .merged_updates(&hub.state.charter);
+    let weights: Vec<_> = updates.iter().map(|it| (it.of_round, it.weight)).collect();
+    assert_eq!(weights, [(2, 128), (1, (128 * 39_750) >> 16)]);
+    hub.merge().unwrap();
+    assert_eq!(hub.state.workers[&worker(2)].tokens, 128);
+    assert_eq!(hub.replayed(), hub.state);
+}
+
+#[test]
+fn who_never_reveals_is_given_up_after_three_rounds_and_holds_up_one() {
+    let mut hub = Driver::new(|_| {});
+    hub.join(1);
+    hub.join(2);
+    hub.clock(&[1, 2]);
+    hub.commit(1, 1).unwrap();
+    hub.commit(2, 1).unwrap();
+    let mut last = vec![];
+    for round in 1..=4 {
+        hub.clock(&[1]);
+        hub.clock(&[1]);
+        hub.judge(1, Ok(())).unwrap();
+        if round == 1 {
+            hub.now_ms += hub.state.charter.round.reveal_ms;
+        }
+        last = hub.clock(&[1]);
+        assert_eq!(hub.merge(), Ok(vec!["round_merged"]), "round {round}");
+        hub.now_ms += 100;
+        hub.commit(1, 1).unwrap();
+    }
+    assert_eq!(last, ["update_refused"]);
+    let record = &hub.state.workers[&worker(2)];
+    assert_eq!(
+        (record.updates_refused, record.carried),
+        (1, Some(Hash([52; 32])))
+    );
+    assert_eq!(hub.replayed(), hub.state);
+}
+
+#[test]
+fn a_late_commitment_is_taken_up_by_the_open_round() {
+    let mut hub = Driver::new(|_| {});
+    hub.join(1);
+    hub.join(2);
+    hub.clock(&[1, 2]);
+    let late = hub.commitment(2, 2);
+    hub.commit(1, 1).unwrap();
+    hub.now_ms += 500;
+    assert_eq!(hub.clock(&[1]), ["commitments_closed"]);
+    let commit = |it: &Commitment| Command::Commit(Box::new(it.clone()));
+    let refusal = hub.command(2, commit(&late)).unwrap_err();
+    assert_eq!(refusal.code, RefusalCode::BetweenRounds);
+    hub.judge(1, Ok(())).unwrap();
+    hub.merge().unwrap();
+    assert_eq!(hub.clock(&[1, 2]), ["round_opened"]);
+    assert_eq!(hub.command(2, commit(&late)), Ok(vec!["update_committed"]));
+    let refusal = hub.command(2, commit(&late)).unwrap_err();
+    assert_eq!(refusal.code, RefusalCode::NotAssigned, "once");
+    // In the same round it commits to that round's own slot; its time is not counted twice.
+    let mut own = hub.commitment(2, 1);
+    own.update = BlobReference::of(b"own");
+    own.header.base = hub.state.model.parameters;
+    own.header.base_round = 1;
+    own.header.carried_before = late.header.carried_after;
+    hub.now_ms += 500;
+    assert_eq!(hub.command(2, commit(&own)), Ok(vec!["update_committed"]));
+    hub.commit(1, 1).unwrap();
+    assert_eq!(hub.clock(&[1, 2]), ["commitments_closed"]);
+    let ask = |update| Request::Judged {
+        update,
+        verdict: Ok(()),
+    };
+    for update in [late.update.hash, own.update.hash] {
+        assert_eq!(hub.ask(&ask(update)), Ok(vec!["update_accepted"]));
+    }
+    hub.judge(1, Ok(())).unwrap();
+    let updates = round_to_merge(&hub.state)
+        .unwrap()
+        .merged_updates(&hub.state.charter);
+    assert_eq!(updates.len(), 3);
+    assert_eq!(updates.iter().filter(|it| it.of_round == 1).count(), 1);
+    hub.merge().unwrap();
+    assert_eq!(hub.replayed(), hub.state);
+}
+
+#[test]
+fn four_rounds_late_is_too_late() {
+    let mut hub = Driver::new(|_| {});
+    hub.join(1);
+    hub.join(2);
+    hub.clock(&[1, 2]);
+    let late = hub.commitment(2, 1);
+    for round in 1..=5 {
+        hub.commit(1, 1).unwrap();
+        hub.clock(&[1]);
+        hub.clock(&[1]);
+        hub.judge(1, Ok(())).unwrap();
+        hub.merge().unwrap();
+        hub.now_ms += 100;
+        let open = hub.state.training.as_ref().map(|it| it.round);
+        assert_eq!(open, Some(round + 1));
+        if round == 4 {
+            let refusal = hub
+                .command(2, Command::Commit(Box::new(late.clone())))
+                .unwrap_err();
+            assert_eq!(refusal.code, RefusalCode::Late);
+        }
+    }
+}
+
+#[test]
+fn an_update_may_start_from_the_merge_that_came_during_its_window() {
+    let mut hub = Driver::new(|_| {});
+    hub.join(1);
+    hub.clock(&[1]);
+    hub.commit(1, 1).unwrap();
+    hub.clock(&[1]);
+    hub.clock(&[1]);
+    hub.judge(1, Ok(())).unwrap();
+    hub.merge().unwrap();
+    hub.now_ms += 500;
+    let commit = |it: &Commitment| Command::Commit(Box::new(it.clone()));
+    let mut commitment = hub.commitment(1, 3);
+    commitment.header.head_start_steps = 1;
+    let refusal = hub.command(1, commit(&commitment)).unwrap_err();
+    assert_eq!(
+        refusal.code,
+        RefusalCode::WrongBase,
+        "no newer base, no head start"
+    );
+    commitment.header.base_round = 1;
+    let refusal = hub.command(1, commit(&commitment)).unwrap_err();
+    assert_eq!(
+        refusal.code,
+        RefusalCode::WrongBase,
+        "not that model's hash"
+    );
+    commitment.header.base = hub.state.model.parameters;
+    assert_eq!(
+        hub.command(1, commit(&commitment)),
+        Ok(vec!["update_committed"])
+    );
+    assert_eq!(hub.replayed(), hub.state);
+}
+
+#[test]
+fn two_rounds_are_known_ahead() {
+    let mut hub = Driver::new(|_| {});
+    hub.join(1);
+    let mut known = Vec::new();
+    for _ in 0..4 {
+        let ahead = hub.state.ahead;
+        hub.clock(&[1]);
+        let seed = hub.state.training.as_ref().unwrap().seed;
+        assert_eq!(seed, ahead[0]);
+        assert_eq!(hub.state.ahead[0], ahead[1]);
+        assert!(!known.contains(&seed));
+        known.push(seed);
+        hub.commit(1, 1).unwrap();
+        hub.clock(&[1]);
+        hub.judge(1, Ok(())).unwrap();
+        hub.merge().unwrap();
+        hub.now_ms += 100;
+    }
+}
+
+#[test]
+fn below_the_quorum_a_round_is_extended_once_and_then_merged_with_a_smaller_step() {
+    let mut hub = Driver::new(|it| it.round.quorum = 4);
+    let all = [1, 2, 3, 4];
+    for number in all {
+        hub.join(number);
+    }
+    assert_eq!(
+        hub.clock(&[1, 2, 3]),
+        Vec::<&str>::new(),
+        "too few to begin"
+    );
+    hub.clock(&all);
+    let (opened, window) = (hub.now_ms, hub.state.charter.round.window_ms);
+    hub.commit(1, 1).unwrap();
+    hub.now_ms = opened + window + 1;
+    assert_eq!(hub.clock(&all), ["round_extended"]);
+    hub.now_ms = opened + window + window / 2;
+    assert_eq!(hub.clock(&all), Vec::<&str>::new());
+    hub.now_ms += 1;
+    assert_eq!(hub.clock(&all), ["commitments_closed"]);
+    hub.judge(1, Ok(())).unwrap();
+    assert_eq!(hub.merge(), Ok(vec!["round_merged"]));
+    let Some(Event::RoundMerged { rate_q16, .. }) = hub.log.last().map(|it| &it.event) else {
+        panic!("the last entry is the merge");
+    };
+    assert_eq!(
+        *rate_q16,
+        hub.state.charter.outer.rate_q16 / 2,
+        "the root of a quarter"
+    );
+    assert_eq!(hub.replayed(), hub.state);
+}
+
+#[test]
+fn with_most_of_the_expected_tokens_the_deadline_closes_and_without_them_the_hard_cap() {
+    for (committed, closes_at_percent) in [(5, 100), (4, 100), (3, 150)] {
+        let all = [1, 2, 3, 4, 5];
+        let mut hub = Driver::new(|_| {});
+        for number in all {
+            hub.join(number);
+        }
+        // Two rounds, the first merged when the third opens, teach what to expect of everyone.
+        hub.clock(&all);
+        for _ in 0..2 {
+            hub.now_ms += 500;
+            for number in all {
+                hub.commit(number, 1).unwrap();
+            }
+            hub.clock(&all);
+            hub.clock(&all);
+            for number in all {
+                hub.judge(number, Ok(())).unwrap();
+            }
+            hub.merge().unwrap();
+        }
+        let opened = hub.now_ms;
+        hub.now_ms += 500;
+        for number in &all[..committed] {
+            hub.commit(*number, 1).unwrap();
+        }
+        let closing = opened + hub.state.charter.round.window_ms * closes_at_percent / 100;
+        hub.now_ms = closing;
+        let early = if committed == 5 {
+            vec!["commitments_closed"]
+        } else {
+            vec![]
+        };
+        assert_eq!(hub.clock(&all), early, "{committed}");
+        hub.now_ms += 1;
+        if committed < 5 {
+            assert_eq!(hub.clock(&all), ["commitments_closed"], "{committed}");
+        }
+    }
+}
+
+#[test]
+fn a_round_that_nobody_judges_does_not_close_the_next_one() {
+    let mut hub = Driver::new(|_| {});
+    hub.join(1);
+    hub.clock(&[1]);
+    hub.commit(1, 1).unwrap();
+    assert_eq!(hub.clock(&[1]), ["commitments_closed"]);
+    assert_eq!(hub.clock(&[1]), ["round_opened"]);
+    hub.now_ms += 500;
+    hub.commit(1, 1).unwrap();
+    assert_eq!(hub.clock(&[1]), Vec::<&str>::new());
+    hub.judge(1, Ok(())).unwrap();
+    hub.merge().unwrap();
+    assert_eq!(hub.clock(&[1]), ["commitments_closed"]);
+}
+
+#[test]
+fn a_quarter_more_slots_than_places_are_given() {
+    let mut hub = Driver::new(|it| it.round.slots_max = 4);
+    let all: Vec<u8> = (1..=8).collect();
+    for number in &all {
+        hub.join(*number);
+    }
+    hub.clock(&all);
+    assert_eq!(hub.state.training.as_ref().unwrap().slots().len(), 5);
+}
