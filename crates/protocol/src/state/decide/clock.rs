@@ -17,6 +17,13 @@ pub(super) fn decide(state: &State, present: &[WorkerId], now_ms: u64) -> Vec<Ev
     if state.finished {
         return vec![];
     }
+    // The next round opens first: what is not revealed in time then has a place to go to.
+    if state.training.is_none() {
+        let events = open(state, present, now_ms);
+        if !events.is_empty() {
+            return events;
+        }
+    }
     if let Some((round, reveal)) = revealing(state) {
         let events = end_reveal(state, round, reveal, now_ms);
         if !events.is_empty() {
@@ -34,7 +41,7 @@ pub(super) fn decide(state: &State, present: &[WorkerId], now_ms: u64) -> Vec<Ev
     if state.tokens >= state.charter.inner.tokens_max && state.revealing.is_none() {
         return vec![Event::RunFinished { round: state.round }];
     }
-    open(state, present, now_ms)
+    vec![]
 }
 
 fn revealing(state: &State) -> Option<(&Round, Reveal)> {
@@ -62,7 +69,7 @@ pub fn next_moment_ms(state: &State) -> Option<u64> {
 fn open(state: &State, present: &[WorkerId], now_ms: u64) -> Vec<Event> {
     let is_warm_start = state.is_warming_up();
     let is_enough = state.tokens_with_pending() >= state.charter.inner.tokens_max;
-    if state.revealing.is_some() && (is_warm_start || is_enough) {
+    if is_enough || is_warm_start && state.revealing.is_some() {
         return vec![];
     }
     let seed = state.ahead[0];
@@ -168,7 +175,8 @@ fn close(state: &State, round: &Round, present: &BTreeSet<WorkerId>, now_ms: u64
 /// or is refused when it is too late for that; with nothing to merge the round ends.
 fn end_reveal(state: &State, round: &Round, reveal: Reveal, now_ms: u64) -> Vec<Event> {
     let is_over = now_ms >= reveal.deadline_ms;
-    let is_ready = round.waiting() == 0 && round.accepted() > 0;
+    // Without a next round that could take it up, what is still to come has all its time.
+    let is_ready = round.waiting() == 0 && round.accepted() > 0 && state.training.is_some();
     if !is_over && !is_ready && round.unjudged() > 0 {
         return vec![];
     }

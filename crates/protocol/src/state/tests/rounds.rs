@@ -295,3 +295,53 @@ fn a_quarter_more_slots_than_places_are_given() {
     hub.clock(&all);
     assert_eq!(hub.state.training.as_ref().unwrap().slots().len(), 5);
 }
+
+#[test]
+fn who_is_not_waited_for_goes_on_to_the_next_round_and_is_trusted_again() {
+    let mut hub = Driver::new(|_| {});
+    hub.join(1);
+    hub.join(2);
+    // Worker 2 misses a round.
+    hub.clock(&[1, 2]);
+    hub.commit(1, 1).unwrap();
+    hub.clock(&[1]);
+    hub.clock(&[1]);
+    hub.judge(1, Ok(())).unwrap();
+    hub.merge().unwrap();
+    hub.now_ms += 100;
+    assert_eq!(hub.clock(&[1, 2]), ["slot_added"]);
+    hub.commit(1, 1).unwrap();
+    hub.commit(2, 1).unwrap();
+    hub.judge(1, Ok(())).unwrap();
+    // Its bytes are on the way at the close: the next round opens first and takes them up.
+    assert_eq!(hub.clock(&[1, 2]), ["commitments_closed"]);
+    assert_eq!(hub.clock(&[1, 2]), ["round_opened"]);
+    assert_eq!(hub.clock(&[1, 2]), ["update_deferred"]);
+    assert_eq!(hub.merge(), Ok(vec!["round_merged"]));
+    assert_eq!(hub.judge(2, Ok(())), Ok(vec!["update_accepted"]));
+    hub.now_ms += 100;
+    hub.commit(1, 1).unwrap();
+    hub.clock(&[1]);
+    hub.clock(&[1]);
+    hub.judge(1, Ok(())).unwrap();
+    assert_eq!(hub.merge(), Ok(vec!["round_merged"]));
+    let record = &hub.state.workers[&worker(2)];
+    assert_eq!((record.updates_refused, record.missed_in_a_row), (0, 0));
+    assert_eq!(hub.replayed(), hub.state);
+}
+
+#[test]
+fn without_a_next_round_the_bytes_have_all_their_time() {
+    let mut hub = Driver::new(|_| {});
+    hub.join(1);
+    hub.join(2);
+    hub.clock(&[1, 2]);
+    hub.commit(1, 1).unwrap();
+    hub.commit(2, 1).unwrap();
+    hub.clock(&[1, 2]);
+    hub.judge(1, Ok(())).unwrap();
+    // Nobody is there for another round.
+    assert_eq!(hub.clock(&[]), Vec::<&str>::new());
+    assert_eq!(hub.judge(2, Ok(())), Ok(vec!["update_accepted"]));
+    assert_eq!(hub.merge(), Ok(vec!["round_merged"]));
+}
