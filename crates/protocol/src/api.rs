@@ -283,6 +283,9 @@ pub struct Work {
     pub now_ms: u64,
     /// Entries in the log: pass it to wait for news.
     pub log_length: u64,
+    /// Changes of the run's hub so far: an answer with fewer than the worker has proof of is of a hub that was replaced.
+    #[serde(default)]
+    pub generation: u64,
     /// Whether the run is finished.
     pub finished: bool,
     /// The newest model.

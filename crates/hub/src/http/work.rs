@@ -150,6 +150,7 @@ async fn work(hub: &Hub, run: &Run, worker: WorkerId, held: Option<u64>) -> Resu
     Ok(Work {
         now_ms: hub.clock.now_ms(),
         log_length: state.log_length,
+        generation: state.generation,
         finished: state.finished,
         model: WorkModel {
             round: state.model.round,
@@ -173,6 +174,7 @@ async fn work(hub: &Hub, run: &Run, worker: WorkerId, held: Option<u64>) -> Resu
 /// The little of a state that a poll needs, taken under the lock.
 struct ForWork {
     log_length: u64,
+    generation: u64,
     finished: bool,
     model: protocol::event::ModelState,
     checkpoint: (u64, protocol::event::Checkpoint),
@@ -216,6 +218,7 @@ impl ForWork {
             .collect();
         Self {
             log_length: state.head.length,
+            generation: state.sealing.generation(),
             finished: state.is_finished(),
             model: state.model,
             checkpoint: state.checkpoint,
