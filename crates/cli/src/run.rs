@@ -6,6 +6,7 @@ mod events;
 mod export;
 mod log;
 mod show;
+mod succession;
 mod verify;
 mod watch;
 
@@ -62,6 +63,10 @@ enum Command {
     Log(log::Log),
     /// Compute a run again from its log and updates, and name what does not hold
     Verify(verify::Verify),
+    /// Make a key that may name a run's next hub
+    SuccessionKey(succession::SuccessionKey),
+    /// Have a mirror become a run's hub
+    TakeOver(succession::TakeOver),
     /// Print a commented charter to start from
     CharterTemplate(charter::CharterTemplate),
 }
@@ -95,6 +100,8 @@ impl Run {
             Command::Show(command) => stoppable(&shutdown, command.execute(&context)).await,
             Command::Export(command) => stoppable(&shutdown, command.execute(&context)).await,
             Command::Verify(command) => stoppable(&shutdown, command.execute(&context)).await,
+            Command::TakeOver(command) => stoppable(&shutdown, command.execute(&context)).await,
+            Command::SuccessionKey(command) => command.execute(&context),
             Command::CharterTemplate(command) => command.execute(&context),
         }
     }

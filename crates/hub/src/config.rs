@@ -18,6 +18,14 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Log, blobs and key live here.
     pub folder: PathBuf,
+    /// A hub whose runs are mirrored here.
+    pub follow: Option<String>,
+    /// Where others reach this process; needed to take runs over when it listens on all addresses.
+    pub address: Option<String>,
+    /// File of a succession key: by it this process may take over runs whose charters name the key.
+    pub succession_key: Option<PathBuf>,
+    /// Seconds of a hub's silence after which it does so by itself; never without it.
+    pub take_over_after_s: Option<u64>,
     /// Address of the gateway that serves this hub's models, told to the web app.
     pub gateway: Option<String>,
     /// Whoever has it may create runs from other machines; from this one it is not needed.
@@ -74,6 +82,10 @@ impl Default for Config {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 7700)),
             folder: PathBuf::from("athome-hub"),
+            follow: None,
+            address: None,
+            succession_key: None,
+            take_over_after_s: None,
             gateway: None,
             operator_token: None,
             requests_per_s_per_address: 500,

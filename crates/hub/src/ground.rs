@@ -3,6 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use network::{
+    client::Transport,
     disk::{Disk, RealDisk},
     world::Clock,
 };
@@ -19,6 +20,8 @@ pub struct Ground {
     pub objects: Option<Arc<dyn ObjectStore>>,
     /// The name by which SQLite knows that disk; `None` for the machine's.
     pub database: Option<String>,
+    /// What carries calls to other hubs; `None` for the machine's network (and for none in the simulator).
+    pub transport: Option<Arc<dyn Transport>>,
 }
 
 impl Ground {
@@ -30,6 +33,7 @@ impl Ground {
             disk: Arc::new(RealDisk),
             objects: None,
             database: None,
+            transport: None,
         }
     }
 

@@ -7,6 +7,7 @@ mod errors;
 mod limits;
 mod live;
 mod log;
+mod mirrors;
 mod peers;
 mod runs;
 mod summary;
@@ -81,6 +82,9 @@ fn api() -> OpenApiRouter<Arc<Hub>> {
         .routes(routes!(runs::list_checkpoints))
         .routes(routes!(log::read_log))
         .routes(routes!(log::read_log_binary))
+        .routes(routes!(mirrors::show_head))
+        .routes(routes!(mirrors::show_equivocation))
+        .routes(routes!(mirrors::take_over))
         .routes(routes!(live::follow_events))
         .routes(routes!(work::send_command))
         .routes(routes!(work::bind_identity))

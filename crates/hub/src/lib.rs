@@ -11,6 +11,7 @@ mod create;
 mod ground;
 mod http;
 mod metrics;
+mod mirror;
 mod model;
 mod run;
 mod store;
@@ -36,7 +37,9 @@ pub use config::Config;
 pub use ground::Ground;
 pub use http::openapi;
 
-use crate::{blobs::Blobs, clock::SteadyClock, metrics::Metrics, run::Run, store::Store};
+use crate::{
+    blobs::Blobs, clock::SteadyClock, metrics::Metrics, mirror::Mirroring, run::Run, store::Store,
+};
 
 /// The file that a hub locks while it works in a folder.
 const LOCK: &str = "hub.lock";
@@ -53,6 +56,7 @@ pub(crate) struct Hub {
     pub(crate) admission: http::Admission,
     pub(crate) unused: sweep::Unused,
     pub(crate) deltas: http::Deltas,
+    pub(crate) mirroring: Arc<Mirroring>,
     /// KiB of uploads that may be in memory at once.
     pub(crate) upload_memory: tokio::sync::Semaphore,
     runs: RwLock<BTreeMap<RunId, Run>>,
@@ -110,6 +114,11 @@ impl Service {
             admission: http::Admission::new(&config),
             unused: sweep::Unused::default(),
             deltas: http::Deltas::default(),
+            mirroring: Arc::new(Mirroring::new(
+                &config,
+                &*ground.disk,
+                ground.transport.clone(),
+            )?),
             upload_memory: tokio::sync::Semaphore::new(config.upload_memory_mib.max(8) * 1024),
             runs: RwLock::default(),
             tasks: Mutex::default(),
@@ -122,6 +131,8 @@ impl Service {
                 tracing::error!(run.id = %id.short(), "this run stays closed: {error:#}");
             }
         }
+        let following = mirror::follow_runs(Arc::clone(&hub));
+        hub.tasks.lock().await.spawn(following);
         Ok(Self { hub })
     }
 
@@ -174,6 +185,7 @@ impl Hub {
             metrics: Arc::clone(&self.metrics),
             config: Arc::clone(&self.config),
             clock: self.clock.clone(),
+            mirroring: Arc::clone(&self.mirroring),
         };
         let mut tasks = self.tasks.lock().await;
         let run = run::start(id, parts, &mut tasks, self.shutdown.clone()).await?;
@@ -227,16 +239,15 @@ impl Hub {
         Ok(false)
     }
 
-    /// Whether a blob is an update that others must not see yet: its round still takes commitments.
-    pub(crate) async fn is_private(&self, hash: &Hash) -> bool {
-        let Some((run, _, _)) = self.committed(hash, None).await else {
-            return false;
+    /// The run in which a blob is an update that others must not see yet, if it is one: its round still takes commitments.
+    pub(crate) async fn private_in(&self, hash: &Hash) -> Option<Run> {
+        let (run, _, _) = self.committed(hash, None).await?;
+        let is_private = {
+            let state = run.state.read().await;
+            let training = state.training.as_ref();
+            training.is_some_and(|it| it.slot_of_blob(hash).is_some())
         };
-        let state = run.state.read().await;
-        state
-            .training
-            .as_ref()
-            .is_some_and(|it| it.slot_of_blob(hash).is_some())
+        is_private.then_some(run)
     }
 }
 

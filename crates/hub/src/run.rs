@@ -1,69 +1,45 @@
-//! One run at work: the single task that owns its state, decides, and writes the log.
-//!
-//! Requests that arrive together are decided together and written in one transaction (group commit);
-//! nobody is answered before the entries are on the disk. Merging, judging and evaluating happen on
-//! other threads and come back as requests, so the log never waits for arithmetic.
+//! One run in this process: what the rest of the hub holds of it, and the task that keeps it, as its hub ([`actor`]) or as a
+//! mirror of it ([`crate::mirror`]), and goes from one to the other.
 
+mod actor;
 pub(crate) mod concerns;
 pub(crate) mod evaluate;
 mod jobs;
 pub(crate) mod peers;
 pub(crate) mod presence;
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use engine::update::decoded::DecodedUpdate;
-use network::world;
 use protocol::{
-    Hash, SecretKey,
-    command::{Command, SignedCommand},
+    SecretKey,
+    command::SignedCommand,
     event::Event,
     identity::Binding,
     log::Entry,
-    state::{
-        SlotProgress, State,
-        decide::{Refusal, Request, decide, next_moment_ms, round_to_merge},
-    },
+    state::{State, decide::Refusal},
+    succession::Succession,
     units::RunId,
 };
 use tokio::{
     sync::{RwLock, mpsc, oneshot, watch},
     task::JoinSet,
-    time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{
-    concerns::Concerns,
-    jobs::{Done, Job},
-    presence::Presence,
-};
+use self::{actor::Actor, concerns::Concerns, evaluate::HeldOut, presence::Presence};
 use crate::{
     blobs::Blobs,
     clock::SteadyClock,
     config::Config,
     metrics::Metrics,
+    mirror::{self, Acknowledged, Copied, Ended, Follower, Mirroring},
     model::{Arithmetic, Model},
     store::{Projected, Store},
 };
 
 /// Requests waiting for the run's task; senders wait when it is full.
 const QUEUE_MAX: usize = 4096;
-/// Requests decided and written together.
-const BATCH_MAX: usize = 512;
-/// Wait before something that failed is tried again.
-const AGAIN_MS: u64 = 2_000;
-/// The run looks at the clock at least this often.
-const TICK: Duration = Duration::from_millis(200);
-/// And at most this often, unless something was computed: a look goes through everyone's slot.
-const LOOK_PAUSE: Duration = Duration::from_millis(20);
-/// With many workers looks take long: this many times as long passes before the next.
-const LOOK_SHARE: u32 = 20;
 
 /// What the rest of the hub holds of a run.
 #[derive(Clone)]
@@ -77,7 +53,25 @@ pub(crate) struct Run {
     pub(crate) length: watch::Receiver<u64>,
     /// Whom they concern.
     pub(crate) concerns: Arc<Concerns>,
+    /// What this process is to the run.
+    pub(crate) role: watch::Receiver<Role>,
+    /// Up to where mirrors have the log on their disks.
+    pub(crate) acknowledged: Arc<Acknowledged>,
+    /// How far this mirror's copy is.
+    pub(crate) copied: Arc<Copied>,
     requests: mpsc::Sender<Message>,
+}
+
+/// What a process is to a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// The run's hub: it seals the log.
+    Hub,
+    /// A copy of it, which answers questions and takes nothing.
+    Mirror {
+        /// Where the run's hub is reached, as far as is known.
+        hub_address: Option<String>,
+    },
 }
 
 /// Why a request was not granted.
@@ -89,22 +83,44 @@ pub(crate) enum RunError {
     /// It could not be written; nothing of it happened.
     #[error("the hub could not write it to its log; nothing of it happened, try again")]
     Unavailable,
+    /// Only the run's hub can do that, and this is none.
+    #[error("this is a mirror of the run; its hub takes that{}", at(.0.as_deref()))]
+    Mirror(Option<String>),
+    /// The run was not taken over.
+    #[error("{0}")]
+    CannotTakeOver(String),
+}
+
+/// Where the hub is, as the end of a sentence.
+fn at(address: Option<&str>) -> String {
+    address.map_or_else(
+        || " (this mirror does not know where it is)".to_owned(),
+        |it| format!(", at {it}"),
+    )
 }
 
 type Reply = oneshot::Sender<Result<u64, RunError>>;
 
 /// What the run's task is asked.
-enum Message {
+pub(crate) enum Message {
     Command(Box<SignedCommand>, Reply),
     Bind(Box<Binding>, Reply),
     /// A blob that somebody committed to is whole.
-    Uploaded(Hash),
+    Uploaded(protocol::Hash),
     /// A worker came or went: look at the clock.
     Look,
+    /// The operator has this mirror become the run's hub.
+    TakeOver {
+        /// Even though its hub answers.
+        force: bool,
+        reply: Reply,
+    },
+    /// A statement by which another hub keeps the run, checked against the charter's succession keys.
+    Replaced(Box<Succession>),
 }
 
 impl Run {
-    /// Grants a worker's command, or says why not. Answers when it is on the disk.
+    /// Grants a worker's command, or says why not. Answers when it is on the disk, and on that of a mirror that follows closely.
     pub(crate) async fn command(&self, command: SignedCommand) -> Result<u64, RunError> {
         self.ask(|reply| Message::Command(Box::new(command), reply))
             .await
@@ -116,15 +132,56 @@ impl Run {
             .await
     }
 
+    /// Becomes the run's hub, if this process is a mirror that may.
+    pub(crate) async fn take_over(&self, force: bool) -> Result<u64, RunError> {
+        self.ask(|reply| Message::TakeOver { force, reply }).await
+    }
+
     /// Says that an update's bytes are here.
-    pub(crate) async fn uploaded(&self, hash: Hash) {
+    pub(crate) async fn uploaded(&self, hash: protocol::Hash) {
         let _ = self.requests.send(Message::Uploaded(hash)).await;
+    }
+
+    /// Takes note of a statement that somebody shows: if by it another hub keeps the run, this one stops.
+    pub(crate) async fn shown(&self, statement: Succession) {
+        if *self.role.borrow() != Role::Hub {
+            return;
+        }
+        let counts = self.state.read().await.sealing.is_superseded_by(&statement);
+        if counts {
+            self.replaced(statement).await;
+        }
+    }
+
+    /// Says that by this statement, whose log counts, another hub keeps the run.
+    pub(crate) async fn replaced(&self, statement: Succession) {
+        self.copied.remember(&statement.address);
+        let message = Message::Replaced(Box::new(statement));
+        let _ = self.requests.send(message).await;
+    }
+
+    /// Notes entries that are on the disk.
+    pub(crate) fn note(&self, metrics: &Metrics, entries: &[(Entry, Projected)]) {
+        for (entry, _) in entries {
+            metrics.happened(&entry.event);
+            self.concerns.note(entry.index, &entry.event);
+        }
+    }
+
+    /// An error on a mirror, which says where the run's hub is.
+    pub(crate) fn must_be_hub(&self) -> Result<(), RunError> {
+        match &*self.role.borrow() {
+            Role::Hub => Ok(()),
+            Role::Mirror { hub_address } => Err(RunError::Mirror(hub_address.clone())),
+        }
     }
 
     /// Waits until the log has an entry after the first `known` that concerns this worker.
     pub(crate) async fn news_for(&mut self, worker: &protocol::units::WorkerId, known: u64) {
         let concerns = &self.concerns;
-        let is_news = |length: &u64| known < *length && concerns.has_news(worker, known);
+        // Whoever knows of more entries than there are knew another log.
+        let is_news =
+            |length: &u64| *length < known || known < *length && concerns.has_news(worker, known);
         // The sender lives as long as the run's task; after that the hub stops.
         let _ = self.length.wait_for(is_news).await;
     }
@@ -140,11 +197,14 @@ impl Run {
             .send(message(reply))
             .await
             .map_err(|_| RunError::Unavailable)?;
-        answer.await.map_err(|_| RunError::Unavailable)?
+        let length = answer.await.map_err(|_| RunError::Unavailable)??;
+        self.acknowledged.wait_for(length).await;
+        Ok(length)
     }
 }
 
 /// What a run's task works with.
+#[derive(Clone)]
 pub(crate) struct Parts {
     pub(crate) key: SecretKey,
     pub(crate) store: Store,
@@ -152,9 +212,19 @@ pub(crate) struct Parts {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) config: Arc<Config>,
     pub(crate) clock: SteadyClock,
+    pub(crate) mirroring: Arc<Mirroring>,
 }
 
-/// Replays a run's log, rebuilds its model and starts its task.
+/// What the task of a run holds in either role.
+pub(crate) struct Keeper {
+    pub(crate) run: Run,
+    pub(crate) parts: Parts,
+    pub(crate) inbox: mpsc::Receiver<Message>,
+    pub(crate) length: watch::Sender<u64>,
+    pub(crate) role: watch::Sender<Role>,
+}
+
+/// Replays a run's log and starts its task. As its hub it must be able to go on: the model is rebuilt first.
 pub(crate) async fn start(
     id: RunId,
     parts: Parts,
@@ -163,18 +233,14 @@ pub(crate) async fn start(
 ) -> Result<Run> {
     let state = parts.store.replay(id).await?;
     parts.clock.is_at_least(state.head.time_ms);
-    let arithmetic = Arc::new(Arithmetic::new(&state.charter)?);
-    let model = arithmetic
-        .rebuild(id, &parts.store, &parts.blobs)
-        .await
-        .with_context(|| format!("can't rebuild the model of run {}", state.charter.name))?;
-    anyhow::ensure!(
-        model.state == state.model,
-        "the rebuilt model of run {} is not the one that its log names",
-        state.charter.name
-    );
+    let is_hub = state.sealing.hub() == parts.key.public();
     let (requests, inbox) = mpsc::channel(QUEUE_MAX);
     let (length_sender, length) = watch::channel(state.head.length);
+    let hub_address = mirror::hub_address(&state, &parts.mirroring);
+    let (role_sender, role) = watch::channel(match is_hub {
+        true => Role::Hub,
+        false => Role::Mirror { hub_address },
+    });
     let run = Run {
         id,
         concerns: Arc::new(Concerns::new(state.head.length)),
@@ -182,223 +248,60 @@ pub(crate) async fn start(
             state.charter.round.window_ms,
             parts.clock.clone(),
         )),
+        arithmetic: Arc::new(Arithmetic::new(&state.charter)?),
         state: Arc::new(RwLock::new(state)),
-        arithmetic: Arc::clone(&arithmetic),
         length,
+        role,
+        acknowledged: Arc::default(),
+        copied: Arc::default(),
         requests,
     };
-    let held_out = evaluate::HeldOut::read(&*run.state.read().await, &parts.blobs).await?;
-    let actor = Actor {
+    let keeper = Keeper {
         run: run.clone(),
         parts,
-        arithmetic,
-        model,
-        held_out: Arc::new(held_out),
         inbox,
         length: length_sender,
-        jobs: JoinSet::new(),
-        decoded: HashMap::new(),
-        is_to_judge: false,
-        look_after: None,
-        is_merging: false,
-        merge_after_ms: 0,
-        judging: HashSet::new(),
-        is_evaluating: false,
+        role: role_sender,
     };
-    tasks.spawn(actor.work(shutdown));
+    let ready = match is_hub {
+        true => Some(keeper.ready().await?),
+        false => None,
+    };
+    tasks.spawn(keep(keeper, ready, shutdown));
     Ok(run)
 }
 
-/// The run's task.
-struct Actor {
-    run: Run,
-    parts: Parts,
-    arithmetic: Arc<Arithmetic>,
+/// What a hub needs in memory before it goes on with a run.
+pub(crate) struct Ready {
     model: Model,
-    held_out: Arc<evaluate::HeldOut>,
-    inbox: mpsc::Receiver<Message>,
-    length: watch::Sender<u64>,
-    jobs: JoinSet<Done>,
-    /// Updates of the rounds in progress by hash, decoded when they were judged.
-    decoded: HashMap<Hash, Arc<DecodedUpdate>>,
-    /// Whether committed updates whose bytes are here are to be looked for.
-    is_to_judge: bool,
-    /// When the run looks at the clock again; `None` if it is to do so at once.
-    look_after: Option<Instant>,
-    is_merging: bool,
-    /// A merge that failed is tried again then, not at once.
-    merge_after_ms: u64,
-    /// Updates that are being looked at.
-    judging: HashSet<Hash>,
-    is_evaluating: bool,
+    held_out: HeldOut,
 }
 
-impl Actor {
-    async fn work(mut self, shutdown: CancellationToken) {
-        self.resume().await;
-        let mut messages = Vec::new();
-        loop {
-            let tick = tokio::time::sleep(self.until_next_deadline().await);
-            let done = tokio::select! {
-                biased;
-                () = shutdown.cancelled() => break,
-                // Few, and others wait for them: they never starve the inbox.
-                Some(done) = self.jobs.join_next() => Some(done),
-                count = self.inbox.recv_many(&mut messages, BATCH_MAX) => {
-                    if count == 0 {
-                        break;
-                    }
-                    None
-                }
-                () = tick => None,
-            };
-            match done {
-                Some(Ok(done)) => {
-                    self.look_after = None;
-                    self.finish_job(done).await;
-                }
-                Some(Err(error)) => {
-                    // A panic in arithmetic is our bug; what it was about is tried again.
-                    tracing::error!(run.id = %self.run.id.short(), "a job failed: {error}");
-                    self.judging.clear();
-                    self.is_to_judge = true;
-                    self.merge_after_ms = self.parts.clock.now_ms() + AGAIN_MS;
-                    self.is_merging = false;
-                    self.is_evaluating = false;
-                }
-                None => self.answer(std::mem::take(&mut messages)).await,
-            }
-            if std::mem::take(&mut self.is_to_judge) {
-                self.judge_what_is_here().await;
-            }
-            if self.look_after.is_none_or(|it| it <= Instant::now()) {
-                self.look_at_clock().await;
-            }
-            self.start_merge().await;
-        }
-        self.jobs.shutdown().await;
-    }
-
-    /// Takes up what a stop or crash left: committed updates whose bytes are here, the evaluation of the newest model.
-    async fn resume(&mut self) {
-        self.judge_what_is_here().await;
-        let (evaluated, sampled) = {
-            let state = self.run.state.read().await;
-            (
-                state.evaluation.map(|(round, _)| round),
-                state.sampled_round,
-            )
-        };
-        if evaluated != Some(self.model.state.round) {
-            self.start_evaluation();
-        }
-        if sampled.is_none() {
-            self.start_sample(self.model.clone());
-        }
-        self.store_if_due().await;
-    }
-
-    /// Looks at every committed update whose bytes are here and that nobody looks at: after a start, and again
-    /// after a verdict could not be written.
-    async fn judge_what_is_here(&mut self) {
-        let waiting: Vec<Hash> = {
-            let state = self.run.state.read().await;
-            state
-                .rounds_in_progress()
-                .flat_map(|it| it.slots())
-                .filter(|it| matches!(it.progress, SlotProgress::Committed(_)))
-                .filter_map(|it| Some(it.commitment()?.update.hash))
-                .filter(|it| !self.judging.contains(it))
-                .collect()
-        };
-        for hash in waiting {
-            self.start_judging(hash).await;
-        }
-    }
-
-    async fn until_next_deadline(&self) -> Duration {
-        let next = next_moment_ms(&*self.run.state.read().await);
-        let until =
-            next.map(|it| Duration::from_millis(it.saturating_sub(self.parts.clock.now_ms())));
-        // A moment that is over and decided nothing is not waited for in a busy loop.
-        until.unwrap_or(TICK).clamp(LOOK_PAUSE, TICK)
-    }
-
-    async fn answer(&mut self, messages: Vec<Message>) {
-        let mut requests = Vec::new();
-        let mut replies = Vec::new();
-        for message in messages {
-            match message {
-                Message::Command(command, reply) => {
-                    requests.push(Request::Worker(command));
-                    replies.push(reply);
-                }
-                Message::Bind(binding, reply) => {
-                    requests.push(Request::Bind(*binding));
-                    replies.push(reply);
-                }
-                Message::Uploaded(hash) => self.start_judging(hash).await,
-                Message::Look => {}
-            }
-        }
-        let answers = self.decide_and_write(requests).await;
-        for (reply, answer) in replies.into_iter().zip(answers) {
-            // Whoever asked may have gone; the entry stands all the same.
-            let _ = reply.send(answer);
-        }
-    }
-
-    /// Decides on requests in order and writes what follows in one transaction.
+impl Keeper {
+    /// Rebuilds the newest model from what is on the disk.
     ///
-    /// Readers see the state again when it is on the disk. If it can't be written, the state is
-    /// read back from the disk: nothing of these requests happened.
-    async fn decide_and_write(&mut self, requests: Vec<Request>) -> Vec<Result<u64, RunError>> {
-        if requests.is_empty() {
-            return Vec::new();
-        }
-        let shared = Arc::clone(&self.run.state);
-        let mut state = shared.write().await;
-        let mut entries = Vec::new();
-        let mut answers = Vec::new();
-        for request in requests {
-            // One moment for the decision and its entries: the fold asks the same questions again.
-            let now = self.parts.clock.now_ms().max(state.head.time_ms);
-            let decided = decide(&state, &request, now);
-            answers.push(match decided {
-                Ok(events) => {
-                    for event in events {
-                        entries.push(self.apply(&mut state, now, event));
-                    }
-                    Ok(state.head.length)
-                }
-                Err(refusal) => {
-                    self.parts.metrics.refused(refusal.code);
-                    Err(RunError::Refused(refusal))
-                }
-            });
-        }
-        if entries.is_empty() {
-            return answers;
-        }
-        if let Err(error) = self.parts.store.append(&entries).await {
-            tracing::error!(run.id = %self.run.id.short(), "can't write the log: {error:#}");
-            self.read_back(&mut state).await;
-            drop(state);
-            // A full disk is not freed by asking it again at once.
-            tokio::time::sleep(Duration::from_millis(AGAIN_MS / 4)).await;
-            return answers.iter().map(|_| Err(RunError::Unavailable)).collect();
-        }
-        for (entry, _) in &entries {
-            self.parts.metrics.happened(&entry.event);
-            self.run.concerns.note(entry.index, &entry.event);
-        }
-        self.length.send_replace(state.head.length);
-        answers
+    /// # Errors
+    /// Blobs are missing or damaged, or the log's hashes are not what comes out.
+    pub(crate) async fn ready(&self) -> Result<Ready> {
+        let (run, parts) = (&self.run, &self.parts);
+        let model = run
+            .arithmetic
+            .rebuild(run.id, &parts.store, &parts.blobs)
+            .await;
+        let state = run.state.read().await;
+        let name = &state.charter.name;
+        let model = model.with_context(|| format!("can't rebuild the model of run {name}"))?;
+        anyhow::ensure!(
+            model.state == state.model,
+            "the rebuilt model of run {name} is not the one that its log names"
+        );
+        let held_out = HeldOut::read(&state, &parts.blobs).await?;
+        Ok(Ready { model, held_out })
     }
 
-    /// Seals one event and folds it; an event that does not fold is a bug of `decide`.
-    fn apply(&self, state: &mut State, now: u64, event: Event) -> (Entry, Projected) {
-        let mut projected = projected_before(state, &event);
+    /// Seals one event and folds it; an event that does not fold is a bug of whoever decided on it.
+    pub(crate) fn seal(&self, state: &mut State, now: u64, event: Event) -> (Entry, Projected) {
+        let mut projected = Projected::before(state, &event);
         let entry = state.head.next(&self.parts.key, self.run.id, now, event);
         state
             .apply_decided(&entry)
@@ -407,262 +310,71 @@ impl Actor {
         (entry, projected)
     }
 
-    async fn read_back(&self, state: &mut State) {
-        match self.parts.store.replay(self.run.id).await {
-            Ok(stored) => *state = stored,
-            // Better no hub than one that goes on from what is not on its disk.
-            Err(error) => {
-                tracing::error!("the log can't be read back: {error:#}; stopping");
-                world::abort();
-            }
-        }
+    /// Tells everyone who waits that entries are on the disk.
+    pub(crate) fn tell(&self, entries: &[(Entry, Projected)], length: u64) {
+        self.run.note(&self.parts.metrics, entries);
+        self.length.send_replace(length);
     }
 
-    /// Lets time pass until it changes nothing more.
-    async fn look_at_clock(&mut self) {
-        let begun = Instant::now();
-        loop {
-            let present = self.run.presence.present(self.parts.clock.now_ms());
-            let before = *self.length.borrow();
-            self.decide_and_write(vec![Request::Clock { present }])
-                .await;
-            if *self.length.borrow() == before {
-                break;
-            }
-        }
-        let pause = (begun.elapsed() * LOOK_SHARE).clamp(LOOK_PAUSE, TICK);
-        self.look_after = Some(Instant::now() + pause);
-    }
-
-    async fn start_judging(&mut self, hash: Hash) {
-        let state = self.run.state.read().await;
-        let commitment = state
-            .commitment_of_blob(&hash)
-            .filter(|(round, slot, _)| {
-                let part = &round.slots()[*slot as usize];
-                matches!(part.progress, SlotProgress::Committed(_))
-            })
-            .map(|(_, _, commitment)| commitment);
-        if let Some(commitment) = commitment {
-            // An update of a warm start is looked at when the inner state beside it is here too.
-            for blob in [Some(commitment.update), commitment.header.inner_state]
-                .into_iter()
-                .flatten()
-            {
-                let length = self.parts.blobs.length(&blob.hash).await;
-                if !matches!(length, Ok(Some(length)) if length == blob.bytes) {
-                    return;
-                }
-            }
-            if !self.judging.insert(commitment.update.hash) {
-                return;
-            }
-            let job = Job::Judge(Box::new(commitment.clone()));
-            self.jobs
-                .spawn(job.run(Arc::clone(&self.arithmetic), self.parts.blobs.clone()));
-        }
-    }
-
-    async fn start_merge(&mut self) {
-        if self.is_merging || self.parts.clock.now_ms() < self.merge_after_ms {
-            return;
-        }
-        let state = self.run.state.read().await;
-        let Some(round) = round_to_merge(&state) else {
-            return;
-        };
-        if state.model != self.model.state {
-            tracing::error!("the model in memory is not the run's newest; stopping");
-            world::abort();
-        }
-        let parts = round
-            .merged_updates(&state.charter)
-            .into_iter()
-            .map(|it| jobs::MergePart {
-                decoded: self.decoded.get(&it.update.hash).cloned(),
-                merged: it,
-            })
-            .collect();
-        let job = Job::Merge {
-            round: round.round,
-            rate_q16: round.rate_q16(&state.charter),
-            model: self.model.clone(),
-            parts,
-        };
-        self.is_merging = true;
-        self.jobs
-            .spawn(job.run(Arc::clone(&self.arithmetic), self.parts.blobs.clone()));
-    }
-
-    fn start_evaluation(&mut self) {
-        if self.is_evaluating {
-            return;
-        }
-        self.is_evaluating = true;
-        let job = Job::Evaluate {
-            model: self.model.clone(),
-            held_out: Arc::clone(&self.held_out),
-            threads: self.parts.config.compute_threads,
-        };
-        self.jobs
-            .spawn(job.run(Arc::clone(&self.arithmetic), self.parts.blobs.clone()));
-    }
-
-    fn start_sample(&mut self, model: Model) {
-        let job = Job::Sample {
-            model,
-            held_out: Arc::clone(&self.held_out),
-            prompt: self.parts.config.sample_prompt.clone(),
-            tokens: self.parts.config.sample_tokens,
-        };
-        self.jobs
-            .spawn(job.run(Arc::clone(&self.arithmetic), self.parts.blobs.clone()));
-    }
-
-    async fn finish_job(&mut self, done: Done) {
-        match done {
-            Done::Judged { update, verdict } => {
-                self.judging.remove(&update);
-                let verdict = verdict.map(|decoded| {
-                    self.decoded.insert(update, decoded);
-                });
-                let answers = self
-                    .decide_and_write(vec![Request::Judged { update, verdict }])
-                    .await;
-                self.is_to_judge |= matches!(answers.first(), Some(Err(RunError::Unavailable)));
-            }
-            Done::Outliers { refused } => {
-                self.is_merging = false;
-                let requests = refused
-                    .into_iter()
-                    .map(|(update, reason)| Request::Judged {
-                        update,
-                        verdict: Err(reason),
-                    })
-                    .collect();
-                self.decide_and_write(requests).await;
-            }
-            Done::Merged { model, delta } => self.finish_merge(model, delta).await,
-            Done::Stored { model, checkpoint } => {
-                let round = model.state.round;
-                self.decide_and_write(vec![Request::Stored { round, checkpoint }])
-                    .await;
-                if self.run.state.read().await.checkpoint.0 == round {
-                    self.start_sample(model);
-                }
-            }
-            Done::Evaluated { round, evaluation } => {
-                self.is_evaluating = false;
-                self.decide_and_write(vec![Request::Evaluated { round, evaluation }])
-                    .await;
-                if round != self.model.state.round {
-                    self.start_evaluation();
-                }
-            }
-            Done::Sampled {
-                round,
-                prompt,
-                text,
-            } => {
-                self.decide_and_write(vec![Request::Sampled {
-                    round,
-                    prompt,
-                    text,
-                }])
-                .await;
-            }
-            Done::Failed { what, error } => {
-                tracing::error!(run.id = %self.run.id.short(), "{what} failed: {error:#}");
-                self.judging.clear();
-                self.is_to_judge = true;
-                self.merge_after_ms = self.parts.clock.now_ms() + AGAIN_MS;
-                self.is_merging &= what != "the merge";
-                self.is_evaluating &= what != "the evaluation";
-            }
-        }
-    }
-
-    async fn finish_merge(&mut self, model: Model, delta: protocol::units::BlobReference) {
-        self.is_merging = false;
-        let round = model.state.round;
-        let answers = self
-            .decide_and_write(vec![Request::Merged {
-                round,
-                delta,
-                model: model.state,
-            }])
-            .await;
-        if let Some(Err(error)) = answers.first() {
-            tracing::error!(run.id = %self.run.id.short(), round, "the merge was not recorded: {error}");
-            self.merge_after_ms = self.parts.clock.now_ms() + AGAIN_MS;
-            return;
-        }
-        self.model = model;
-        {
+    /// From now on this process mirrors the run.
+    async fn becomes_mirror(&self, statement: Option<&Succession>) {
+        let known = {
             let state = self.run.state.read().await;
-            self.decoded
-                .retain(|it, _| state.commitment_of_blob(it).is_some());
-        }
-        self.store_if_due().await;
-        self.start_evaluation();
-    }
-
-    /// Keeps the newest model whole if the charter asks for it, or if it is the last, and that was not done yet.
-    async fn store_if_due(&mut self) {
-        let model = self.model.clone();
-        let is_due = {
-            let state = self.run.state.read().await;
-            let every = u64::from(state.charter.round.checkpoint_every);
-            let is_last = state.tokens >= state.charter.inner.tokens_max;
-            state.checkpoint.0 != model.state.round
-                && (model.state.round.is_multiple_of(every) || is_last)
+            mirror::hub_address(&state, &self.parts.mirroring)
         };
-        if is_due {
-            let job = Job::Store {
-                run: self.run.id,
-                model,
-            };
-            self.jobs
-                .spawn(job.run(Arc::clone(&self.arithmetic), self.parts.blobs.clone()));
-        }
+        let hub_address = statement.map(|it| it.address.clone()).or(known);
+        tracing::warn!(
+            run.id = %self.run.id.short(),
+            hub = hub_address.as_deref().unwrap_or("unknown"),
+            "another hub keeps this run now: this one mirrors it"
+        );
+        self.role.send_replace(Role::Mirror { hub_address });
     }
 }
 
-/// What the projections need that the event changes.
-fn projected_before(state: &State, event: &Event) -> Projected {
-    let mut projected = Projected::default();
-    let next_slot = || {
-        let open = state.training.as_ref()?;
-        Some((open.round, open.slots().len() as u32))
-    };
-    match event {
-        Event::UpdateCommitted { command } => {
-            let Command::Commit(commitment) = &command.command else {
-                return projected;
+/// Keeps a run in one role after the other until `shutdown`.
+async fn keep(mut keeper: Keeper, mut ready: Option<Ready>, shutdown: CancellationToken) {
+    loop {
+        if *keeper.run.role.borrow() == Role::Hub {
+            // A hub that was away may have been replaced meanwhile: whoever can be asked is asked before anything is sealed.
+            let replaced = tokio::select! {
+                () = shutdown.cancelled() => return,
+                replaced = mirror::look(&keeper.run, &keeper.parts) => replaced,
             };
-            let header = &commitment.header;
-            let open = state.training.as_ref().map(|it| it.round);
-            projected.place = if open == Some(header.round) {
-                Some((header.round, header.slot))
-            } else {
-                next_slot()
+            if let Some(statement) = replaced {
+                keeper.becomes_mirror(Some(&statement)).await;
+                continue;
+            }
+            let Ready { model, held_out } = match ready.take() {
+                Some(ready) => ready,
+                None => match keeper.ready().await {
+                    Ok(ready) => ready,
+                    Err(error) => {
+                        tracing::error!(run.id = %keeper.run.id.short(), "can't go on as the run's hub: {error:#}");
+                        keeper.becomes_mirror(None).await;
+                        continue;
+                    }
+                },
             };
+            let looking =
+                tokio::spawn(mirror::look_again(keeper.run.clone(), keeper.parts.clone()));
+            let replaced;
+            (keeper, replaced) = Actor::new(keeper, model, held_out).work(&shutdown).await;
+            looking.abort();
+            match replaced {
+                Some(statement) => keeper.becomes_mirror(Some(&statement)).await,
+                None => return,
+            }
+        } else {
+            let ended;
+            (keeper, ended) = Follower::new(keeper).work(&shutdown).await;
+            match ended {
+                Ended::Stopped => return,
+                Ended::TookOver(model) => {
+                    ready = Some(*model);
+                    keeper.role.send_replace(Role::Hub);
+                }
+            }
         }
-        Event::UpdateDeferred { .. } => projected.place = next_slot(),
-        Event::RoundMerged { updates, .. } => {
-            let round = state.revealing.as_ref();
-            let tokens: u128 = updates.iter().map(|it| u128::from(it.tokens)).sum();
-            let loss: u128 = updates
-                .iter()
-                .filter_map(|it| {
-                    let slot = round?.slots().get(it.slot as usize)?;
-                    let header = &slot.commitment()?.header;
-                    Some(u128::from(header.loss_micronats) * u128::from(it.tokens))
-                })
-                .sum();
-            projected.training_loss = loss.checked_div(tokens).and_then(|it| it.try_into().ok());
-        }
-        _ => {}
     }
-    projected
 }

@@ -3,6 +3,7 @@
 //! SQLite in write-ahead mode, `synchronous = FULL`: when [`Store::append`] returns, the entries survive a power cut.
 //! Nothing here knows HTTP or decides anything.
 
+pub(crate) mod forks;
 mod project;
 pub(crate) mod read;
 
@@ -10,7 +11,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use network::world;
-use protocol::{log::Entry, state::State, units::RunId};
+use protocol::{command::Command, event::Event, log::Entry, state::State, units::RunId};
 use sqlx::{
     Connection, Row, SqliteConnection, SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
@@ -166,12 +167,16 @@ impl Store {
         .bind(i64::try_from(from).unwrap_or(i64::MAX))
         .bind(limit as i64);
         let rows = world::settled(query.fetch_all(&self.pool)).await?;
-        rows.iter()
-            .map(|row| {
-                let bytes: &[u8] = row.try_get("entry")?;
-                Entry::from_bytes(bytes).context("a stored log entry does not read")
-            })
-            .collect()
+        rows.iter().map(entry_of).collect()
+    }
+
+    /// Entries of a run's log.
+    pub(crate) async fn length(&self, run: RunId) -> Result<u64> {
+        let query =
+            sqlx::query_scalar("SELECT coalesce(max(position) + 1, 0) FROM log WHERE run = ?")
+                .bind(run.0.0.to_vec());
+        let length: i64 = world::settled(query.fetch_one(&self.pool)).await?;
+        Ok(length.unsigned_abs())
     }
 
     /// Closes the database; what was committed stays.
@@ -199,6 +204,48 @@ pub(crate) struct Projected {
     pub(crate) training_loss: Option<u64>,
 }
 
+impl Projected {
+    /// What the projections need that the event is about to change.
+    pub(crate) fn before(state: &State, event: &Event) -> Self {
+        let mut projected = Self::default();
+        let next_slot = || {
+            let open = state.training.as_ref()?;
+            Some((open.round, open.slots().len() as u32))
+        };
+        match event {
+            Event::UpdateCommitted { command } => {
+                let Command::Commit(commitment) = &command.command else {
+                    return projected;
+                };
+                let header = &commitment.header;
+                let open = state.training.as_ref().map(|it| it.round);
+                projected.place = if open == Some(header.round) {
+                    Some((header.round, header.slot))
+                } else {
+                    next_slot()
+                };
+            }
+            Event::UpdateDeferred { .. } => projected.place = next_slot(),
+            Event::RoundMerged { updates, .. } => {
+                let round = state.revealing.as_ref();
+                let tokens: u128 = updates.iter().map(|it| u128::from(it.tokens)).sum();
+                let loss: u128 = updates
+                    .iter()
+                    .filter_map(|it| {
+                        let slot = round?.slots().get(it.slot as usize)?;
+                        let header = &slot.commitment()?.header;
+                        Some(u128::from(header.loss_micronats) * u128::from(it.tokens))
+                    })
+                    .sum();
+                projected.training_loss =
+                    loss.checked_div(tokens).and_then(|it| it.try_into().ok());
+            }
+            _ => {}
+        }
+        projected
+    }
+}
+
 async fn insert_entry(
     transaction: &mut sqlx::Transaction<'_, sqlx::Sqlite>,
     entry: &Entry,
@@ -211,6 +258,12 @@ async fn insert_entry(
         .execute(&mut **transaction)
         .await?;
     Ok(())
+}
+
+/// An entry from its column.
+fn entry_of(row: &sqlx::sqlite::SqliteRow) -> Result<Entry> {
+    let bytes: &[u8] = row.try_get("entry")?;
+    Entry::from_bytes(bytes).context("a stored log entry does not read")
 }
 
 /// A hash from a column.

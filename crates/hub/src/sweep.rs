@@ -22,7 +22,7 @@ use protocol::{
     units::{BlobReference, RunId},
 };
 
-use crate::{Hub, blobs::Stored};
+use crate::{Hub, blobs::Stored, store::Store};
 
 /// Time between two sweeps.
 const EVERY: Duration = Duration::from_secs(600);
@@ -33,10 +33,11 @@ const PENDING_MAX: usize = 65_536;
 
 /// What the logs name, as far as they were read.
 #[derive(Default)]
-struct Named {
-    blobs: HashSet<Hash>,
+pub(crate) struct Named {
+    /// Sizes by hash.
+    blobs: HashMap<Hash, u64>,
     /// Inner states by the updates that they came with: an update that is merged keeps its own.
-    inner_states: HashMap<Hash, Hash>,
+    inner_states: HashMap<Hash, BlobReference>,
     read_up_to: HashMap<RunId, u64>,
 }
 
@@ -90,10 +91,10 @@ async fn sweep(hub: &Hub, named: &mut Named) -> Result<usize> {
     // Listed before the logs are read: what comes later is looked at the next time.
     let mut stored = hub.blobs.stored().await?;
     for run in hub.all().await {
-        read_on(hub, run.id, named).await?;
+        named.read_on(&hub.store, run.id).await?;
     }
     let waited_for = waited_for(hub).await;
-    stored.retain(|it| !named.blobs.contains(&it.hash) && !waited_for.contains(&it.hash));
+    stored.retain(|it| !named.blobs.contains_key(&it.hash) && !waited_for.contains(&it.hash));
     stored.sort_by_key(|it| it.changed);
     let keep_for = Duration::from_secs(hub.config.unused_blob_minutes.saturating_mul(60));
     let (removed, left) = choose(
@@ -131,25 +132,37 @@ fn choose(
     (&stored[..count], bytes)
 }
 
-/// Notes what the entries of a log name that were not read yet.
-async fn read_on(hub: &Hub, run: RunId, named: &mut Named) -> Result<()> {
-    loop {
-        let from = named.read_up_to.get(&run).copied().unwrap_or(0);
-        let entries = hub.store.entries(run, from, PAGE).await?;
-        if entries.is_empty() {
-            return Ok(());
-        }
-        for entry in &entries {
-            named.note(&entry.event);
-        }
-        named.read_up_to.insert(run, from + entries.len() as u64);
-    }
-}
-
 impl Named {
+    /// Notes what the entries of a log name that were not read yet. (What entries named that were set aside meanwhile stays
+    /// named until the next start.)
+    pub(crate) async fn read_on(&mut self, store: &Store, run: RunId) -> Result<()> {
+        let length = store.length(run).await?;
+        let read = self.read_up_to.entry(run).or_insert(0);
+        // A log that was cut back is read again from where it may differ: from the start.
+        if length < *read {
+            *read = 0;
+        }
+        loop {
+            let from = self.read_up_to.get(&run).copied().unwrap_or(0);
+            let entries = store.entries(run, from, PAGE).await?;
+            if entries.is_empty() {
+                return Ok(());
+            }
+            for entry in &entries {
+                self.note(&entry.event);
+            }
+            self.read_up_to.insert(run, from + entries.len() as u64);
+        }
+    }
+
+    /// Everything named, by hash and size.
+    pub(crate) fn sizes(&self) -> impl Iterator<Item = (Hash, u64)> {
+        self.blobs.iter().map(|(hash, bytes)| (*hash, *bytes))
+    }
+
     fn note(&mut self, event: &Event) {
         let mut name = |blob: &BlobReference| {
-            self.blobs.insert(blob.hash);
+            self.blobs.insert(blob.hash, blob.bytes);
         };
         match event {
             Event::RunCreated {
@@ -174,7 +187,7 @@ impl Named {
                 }
                 for merged in updates {
                     if let Some(inner) = self.inner_states.remove(&merged.update.hash) {
-                        self.blobs.insert(inner);
+                        self.blobs.insert(inner.hash, inner.bytes);
                     }
                 }
             }
@@ -185,7 +198,7 @@ impl Named {
                     if self.inner_states.len() >= PENDING_MAX {
                         self.inner_states.clear();
                     }
-                    self.inner_states.insert(commitment.update.hash, inner.hash);
+                    self.inner_states.insert(commitment.update.hash, inner);
                 }
             }
             _ => {}
@@ -290,7 +303,8 @@ mod tests {
             named.note(&event);
         }
         let kept: HashSet<Hash> = [10, 11, 12, 30, 31].map(|it| blob(it).hash).into();
-        assert_eq!(named.blobs, kept);
+        let named: HashSet<Hash> = named.sizes().map(|it| it.0).collect();
+        assert_eq!(named, kept);
     }
 
     #[test]

@@ -1,14 +1,17 @@
 //! A run's log from a hub or mirror, entry by entry, each checked to continue the signed chain.
 
 use protocol::{
-    api::LOG_PAGE_MAX,
+    api::{
+        LOG_PAGE_MAX,
+        mirrors::{MIRROR, MirrorProof},
+    },
     log::{ChainError, ENTRY_BYTES_MAX, Entry, Head},
     succession::Chain,
     units::RunId,
 };
 use reqwest::Method;
 
-use crate::client::{ClientError, HubClient};
+use crate::client::{ClientError, HubClient, WAIT_MS_MAX};
 
 /// Header of the binary log: entries in the whole log.
 const LOG_LENGTH: &str = "x-athome-log-length";
@@ -54,12 +57,44 @@ impl HubClient {
         from: u64,
         limit: u64,
     ) -> Result<EntriesPage, ClientError> {
+        self.entries_page(run, from, limit, None).await
+    }
+
+    /// As [`Self::log_entries`] of the mirror that `proof` speaks of: from where its log ends, and once there is something, or
+    /// after `wait_ms`. One attempt.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn log_entries_for_mirror(
+        &self,
+        run: RunId,
+        proof: &MirrorProof,
+        wait_ms: u64,
+    ) -> Result<EntriesPage, ClientError> {
+        let wait_ms = wait_ms.min(WAIT_MS_MAX);
+        self.entries_page(run, proof.length, LOG_PAGE_MAX, Some((proof, wait_ms)))
+            .await
+    }
+
+    async fn entries_page(
+        &self,
+        run: RunId,
+        from: u64,
+        limit: u64,
+        mirror: Option<(&MirrorProof, u64)>,
+    ) -> Result<EntriesPage, ClientError> {
         let limit = limit.min(LOG_PAGE_MAX);
-        let path = format!("runs/{run}/log.bin?from={from}&limit={limit}");
-        let call = self
+        let mut path = format!("runs/{run}/log.bin?from={from}&limit={limit}");
+        if let Some((_, wait_ms)) = mirror {
+            path.push_str(&format!("&wait_ms={wait_ms}"));
+        }
+        let mut call = self
             .call(Method::GET, &path)
             .without_timeout()
             .body_max(PAGE_BYTES_MAX);
+        if let Some((proof, _)) = mirror {
+            call = call.once().header(MIRROR, proof.to_text());
+        }
         let (headers, body) = self.headers_and_bytes(call).await?;
         let length = headers
             .get(LOG_LENGTH)

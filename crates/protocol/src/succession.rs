@@ -278,9 +278,29 @@ impl Sealing {
         Ok(succession.hub)
     }
 
-    fn rank(&self, key: &PublicKey) -> usize {
-        let place = self.keys.iter().position(|it| it == key);
-        place.unwrap_or(self.keys.len())
+    /// Whether a statement that came outside of a log shows that another log than this one's counts ([`choose`]): it holds,
+    /// and is of a generation that this log has not reached, or takes the place of its only one. (Of later generations one
+    /// statement alone does not say where the logs part.)
+    #[must_use]
+    pub fn is_superseded_by(&self, statement: &Succession) -> bool {
+        if statement.run != self.run || !self.names(&statement.key) {
+            return false;
+        }
+        let counts = match statement.generation.cmp(&self.generation()) {
+            std::cmp::Ordering::Less => false,
+            std::cmp::Ordering::Greater => true,
+            std::cmp::Ordering::Equal => {
+                let only = self.newest().filter(|it| it.generation == 1);
+                only.is_some_and(|only| self.rank(&statement.key) < self.rank(&only.key))
+            }
+        };
+        counts && statement.check().is_ok()
+    }
+
+    /// The place of a succession key in the charter, from 0; `None` for any other key.
+    #[must_use]
+    pub fn rank(&self, key: &PublicKey) -> Option<usize> {
+        self.keys.iter().position(|it| it == key)
     }
 }
 

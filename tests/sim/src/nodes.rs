@@ -120,6 +120,7 @@ impl HubNode {
                 folder.join("blobs"),
             ))),
             database: Some(vfs.name().to_owned()),
+            transport: None,
         };
         let service = hub::Service::open(config, ground, CancellationToken::new()).await?;
         let gone = CancellationToken::new();

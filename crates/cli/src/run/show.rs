@@ -1,10 +1,10 @@
 //! `athome run list` and `athome run show`.
 
 use clap::Args;
-use protocol::api::{CheckpointSummary, RunSummary, WorkerSummary};
+use protocol::api::{CheckpointSummary, RunSummary, WorkerSummary, mirrors::RunHead};
 use serde::Serialize;
 
-use super::Context;
+use super::{Context, succession};
 use crate::output::{grouped, printable, size, table};
 
 /// Show all runs of the hub.
@@ -29,6 +29,7 @@ struct Shown {
     run: RunSummary,
     newest_checkpoint: Option<CheckpointSummary>,
     workers: Vec<WorkerSummary>,
+    head: RunHead,
 }
 
 impl List {
@@ -72,6 +73,7 @@ impl Show {
             run,
             newest_checkpoint: checkpoints.into_iter().next(),
             workers,
+            head: context.client.head(id).await?,
         };
         context.output.result(&shown, || text(&shown))
     }
@@ -103,6 +105,7 @@ fn text(shown: &Shown) -> String {
             run.baselines.unigram, run.baselines.bigram, run.baselines.trigram
         ),
     ];
+    lines.extend(succession::lines(&shown.head));
     if let Some(evaluation) = &run.evaluation
         && let Some(loss) = evaluation.held_out_loss
     {

@@ -16,7 +16,7 @@ use protocol::{
     units::{BlobReference, WorkerId},
 };
 
-use super::{Shared, errors::Failure, runs::is_operator};
+use super::{Shared, errors::Failure, mirrors::mirror_of, runs::is_operator};
 use crate::{
     Hub,
     blobs::{PART_BYTES_MAX, Upload},
@@ -43,7 +43,9 @@ pub(super) async fn read_blob(
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
     let hash = parse(&hash)?;
-    if hub.is_private(&hash).await {
+    if let Some(run) = hub.private_in(&hash).await
+        && mirror_of(&run, &headers).await.is_none()
+    {
         return Err(Failure::new(
             StatusCode::FORBIDDEN,
             "private",
@@ -88,9 +90,16 @@ pub(super) async fn upload_progress(
 ) -> Result<Response, Failure> {
     let hash = parse(&hash)?;
     let (held, is_whole) = hub.blobs.progress(&hash).await?;
-    if !is_whole && !is_operator(&hub, peer, &headers) && hub.committed(&hash, None).await.is_none()
-    {
-        return Err(Failure::not_found("nobody may upload that blob now"));
+    match hub.committed(&hash, None).await {
+        Some((run, _, _)) => run.must_be_hub()?,
+        None if is_whole || is_operator(&hub, peer, &headers) => {}
+        None => {
+            // A mirror may not know the commitment yet.
+            for run in hub.all().await {
+                run.must_be_hub()?;
+            }
+            return Err(Failure::not_found("nobody may upload that blob now"));
+        }
     }
     Ok(progress(StatusCode::OK, held, is_whole))
 }
@@ -157,10 +166,16 @@ async fn authorise(
         key.verify(UPLOAD_DOMAIN, &hash.0, &signature)
             .map_err(|_| refuse("the upload's signature does not match"))?;
         let Some((run, commitment, blob)) = hub.committed(&hash, Some(WorkerId(key))).await else {
+            for run in hub.all().await {
+                if run.state.read().await.workers.contains_key(&WorkerId(key)) {
+                    run.must_be_hub()?;
+                }
+            }
             return Err(refuse(
                 "no round in progress waits for that blob from this worker",
             ));
         };
+        run.must_be_hub()?;
         if blob.bytes > run.arithmetic.upload_bytes_max(blob == commitment.update) {
             return Err(refuse("no update of this run is that long"));
         }

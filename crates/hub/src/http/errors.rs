@@ -5,7 +5,13 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use protocol::{api::ApiError, state::decide::RefusalCode};
+use protocol::{
+    api::{
+        ApiError,
+        mirrors::{HUB_ADDRESS, MIRROR_CODE},
+    },
+    state::decide::RefusalCode,
+};
 
 use crate::{create::CreateError, metrics::refusal_code, run::RunError};
 
@@ -16,6 +22,8 @@ pub(crate) struct Failure {
     code: String,
     message: String,
     retry_after_s: Option<u32>,
+    /// Where a mirror sends those who want the run's hub.
+    hub_address: Option<String>,
 }
 
 impl Failure {
@@ -25,6 +33,7 @@ impl Failure {
             code: code.to_owned(),
             message: message.into(),
             retry_after_s: None,
+            hub_address: None,
         }
     }
 
@@ -51,6 +60,12 @@ impl IntoResponse for Failure {
             message: self.message,
         });
         let mut response = (self.status, body).into_response();
+        if let Some(address) = self
+            .hub_address
+            .and_then(|it| HeaderValue::from_str(&it).ok())
+        {
+            response.headers_mut().insert(HUB_ADDRESS, address);
+        }
         if let Some(seconds) = self.retry_after_s {
             response
                 .headers_mut()
@@ -109,6 +124,17 @@ impl From<RunError> for Failure {
                     _ => StatusCode::CONFLICT,
                 };
                 Self::new(status, &refusal_code(refusal.code), refusal.sentence)
+            }
+            RunError::Mirror(ref hub_address) => Self {
+                hub_address: hub_address.clone(),
+                ..Self::new(
+                    StatusCode::MISDIRECTED_REQUEST,
+                    MIRROR_CODE,
+                    error.to_string(),
+                )
+            },
+            RunError::CannotTakeOver(why) => {
+                Self::new(StatusCode::CONFLICT, "cannot_take_over", why)
             }
             RunError::Unavailable => Self {
                 retry_after_s: Some(5),

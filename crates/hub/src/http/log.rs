@@ -1,5 +1,7 @@
 //! The record, as JSON for people and as canonical bytes for whoever verifies.
 
+use std::time::Duration;
+
 use axum::{
     Json,
     extract::{Path, Query, State},
@@ -7,16 +9,19 @@ use axum::{
     response::IntoResponse,
 };
 use protocol::{
-    api::{ApiError, LOG_PAGE_MAX, LogEntry, LogPage},
+    api::{ApiError, LOG_PAGE_MAX, LogEntry, LogPage, mirrors::MirrorProof},
     log::Entry,
 };
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::{Shared, errors::Failure, runs::find};
+use super::{Shared, errors::Failure, mirrors, runs::find};
+use crate::{Hub, run::Run};
 
 /// Entries in a page when nobody says how many.
 const PAGE: u64 = 100;
+/// Longest wait of a mirror's question.
+const WAIT_MS_MAX: u64 = 25_000;
 
 /// Which entries.
 #[derive(Deserialize, IntoParams)]
@@ -26,6 +31,18 @@ pub(super) struct LogQuery {
     from: Option<u64>,
     /// At most this many, 100 unless said, 1,000 at most.
     limit: Option<u64>,
+}
+
+/// Which entries, as a mirror asks.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct BinaryQuery {
+    /// First position, 0 unless said.
+    from: Option<u64>,
+    /// At most this many, 100 unless said, 1,000 at most.
+    limit: Option<u64>,
+    /// Longest wait for an entry in milliseconds, 25,000 at most; for mirrors that show a succession key (`x-athome-mirror`).
+    wait_ms: Option<u64>,
 }
 
 /// A page of the log as JSON.
@@ -48,13 +65,25 @@ pub(super) async fn read_log(
 }
 
 /// A page of the log as canonical bytes: for each entry its length (32 bits, little-endian) and its encoding.
-#[utoipa::path(get, path = "/api/v1/runs/{run}/log.bin", tag = "log", params(("run" = String, Path, description = "Id or name"), LogQuery), responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream"), (status = 404, body = ApiError)))]
+///
+/// A mirror that shows a succession key acknowledges with its question that everything before is on its disk.
+#[utoipa::path(get, path = "/api/v1/runs/{run}/log.bin", tag = "log", params(("run" = String, Path, description = "Id or name"), BinaryQuery), responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream"), (status = 404, body = ApiError)))]
 pub(super) async fn read_log_binary(
     State(hub): Shared,
     Path(run): Path<String>,
-    Query(query): Query<LogQuery>,
+    Query(query): Query<BinaryQuery>,
+    headers: HeaderMap,
 ) -> Result<impl IntoResponse, Failure> {
-    let run = find(&hub, &run).await?;
+    let mut run = find(&hub, &run).await?;
+    if let Some(mirror) = mirrors::mirror_of(&run, &headers).await {
+        acknowledged(&hub, &run, &mirror).await?;
+        let wait = Duration::from_millis(query.wait_ms.unwrap_or(0).min(WAIT_MS_MAX));
+        let news = run.length.wait_for(|it| mirror.length < *it);
+        tokio::select! {
+            () = hub.shutdown.cancelled() => {}
+            _ = tokio::time::timeout(wait, news) => {}
+        }
+    }
     let limit = query.limit.unwrap_or(PAGE).clamp(1, LOG_PAGE_MAX);
     let entries = hub
         .store
@@ -76,6 +105,23 @@ pub(super) async fn read_log_binary(
         HeaderValue::from(*run.length.borrow()),
     );
     Ok((headers, body))
+}
+
+/// Takes note of what a mirror has, if it is this log.
+async fn acknowledged(hub: &Hub, run: &Run, mirror: &MirrorProof) -> anyhow::Result<()> {
+    let head = run.state.read().await.head;
+    let hash = match mirror.length {
+        0 => return Ok(()),
+        length if length == head.length => Some(head.hash),
+        length => {
+            let entries = hub.store.entries(run.id, length - 1, 1).await?;
+            entries.first().map(Entry::hash)
+        }
+    };
+    if hash == Some(mirror.hash) {
+        run.acknowledged.note(mirror.length, &head);
+    }
+    Ok(())
 }
 
 /// An entry for people.

@@ -22,6 +22,7 @@ pub(super) async fn ask_for_peers(
     body: Bytes,
 ) -> Result<Json<Peers>, Failure> {
     let run = find(&hub, &run).await?;
+    run.must_be_hub()?;
     let signed =
         SignedPeersQuestion::from_bytes(&body).map_err(|error| Failure::bad(error.to_string()))?;
     let mut question = signed.question;
@@ -42,7 +43,7 @@ pub(super) async fn ask_for_peers(
         ));
     }
     let is_known = hub.blobs.length(&question.blob).await?.is_some();
-    if !is_known || hub.is_private(&question.blob).await {
+    if !is_known || hub.private_in(&question.blob).await.is_some() {
         return Err(Failure::not_found("this hub does not have that blob"));
     }
     question.address = question.address.map(|it| it.as_seen_from(from));

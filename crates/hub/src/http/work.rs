@@ -22,7 +22,8 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::{
-    Shared, deltas, errors::Failure, limits::Client, live::StreamGuard, runs::find, token,
+    Shared, deltas, errors::Failure, limits::Client, live::StreamGuard, mirrors::note_succession,
+    runs::find, token,
 };
 use crate::{Hub, run::Run};
 
@@ -40,6 +41,7 @@ pub(super) async fn send_command(
     body: Bytes,
 ) -> Result<Json<CommandReply>, Failure> {
     let run = find(&hub, &run).await?;
+    run.must_be_hub()?;
     let command =
         SignedCommand::from_bytes(&body).map_err(|error| Failure::bad(error.to_string()))?;
     if hub.names_known_blob(&command).await? {
@@ -76,6 +78,7 @@ pub(super) async fn bind_identity(
     body: Bytes,
 ) -> Result<Json<CommandReply>, Failure> {
     let run = find(&hub, &run).await?;
+    run.must_be_hub()?;
     let binding: Binding = canonical::decode(&body, BINDING_BYTES_MAX)
         .map_err(|error| Failure::bad(error.to_string()))?;
     let log_length = run.bind(binding).await?;
@@ -109,6 +112,8 @@ pub(super) async fn ask_for_work(
     headers: HeaderMap,
 ) -> Result<Json<Work>, Failure> {
     let mut run = find(&hub, &run).await?;
+    note_succession(&run, &headers).await;
+    run.must_be_hub()?;
     let worker: WorkerId = query
         .worker
         .parse()
@@ -133,6 +138,8 @@ pub(super) async fn ask_for_work(
             _ = tokio::time::timeout(wait, run.news_for(&worker, after)) => {}
         }
     }
+    // Another hub may have been shown meanwhile.
+    run.must_be_hub()?;
     let mut work = work(&hub, &run, worker, query.held).await?;
     work.worker.joined &= has_token;
     Ok(Json(work))

@@ -3,14 +3,18 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::{Hash, PublicKey, SecretKey, Signature, canonical, log::Head, units::RunId};
+
 /// Header of a mirror's refusal: the address of the run's hub.
 pub const HUB_ADDRESS: &str = "x-athome-hub";
 /// Header of a poll: the newest succession that the worker saw proof of, canonical bytes in hexadecimal.
 pub const SUCCESSION: &str = "x-athome-succession";
-/// Header of a mirror's requests: `key:signature` of a succession key of the charter, both hexadecimal.
+/// Header of a mirror's requests: a [`MirrorProof`] as text.
 pub const MIRROR: &str = "x-athome-mirror";
-/// Domain of that signature; the message is the run's id and, for an acknowledgement, the log's length and head.
-pub const MIRROR_DOMAIN: &str = "AI@home 2026 mirror v1";
+/// Domain of its signature; the message is run, length and head.
+const MIRROR_DOMAIN: &str = "AI@home 2026 mirror v1";
+/// Longest text of a proof.
+const PROOF_BYTES_MAX: usize = 512;
 /// Code of the refusal of a mirror that is asked for what only the run's hub can do (HTTP status 421).
 pub const MIRROR_CODE: &str = "mirror";
 
@@ -64,10 +68,102 @@ pub struct EquivocationSummary {
     pub found_ms: u64,
 }
 
+/// What a mirror that holds a succession key shows its hub: who it is, and up to where the log is on its disk. Such a mirror
+/// is given the bytes of updates before they are public, and the hub waits for it before it acknowledges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MirrorProof {
+    /// The succession key.
+    pub key: PublicKey,
+    /// Entries that are on the mirror's disk.
+    pub length: u64,
+    /// Hash of the last of them.
+    pub hash: Hash,
+    signature: Signature,
+}
+
+impl MirrorProof {
+    /// Says that the log of `run` up to `head` is on the disk of whoever holds `key`.
+    #[must_use]
+    pub fn sign(key: &SecretKey, run: RunId, head: &Head) -> Self {
+        let message = canonical::encode(&(run, head.length, head.hash));
+        Self {
+            key: key.public(),
+            length: head.length,
+            hash: head.hash,
+            signature: key.sign(MIRROR_DOMAIN, &message),
+        }
+    }
+
+    /// Whether its key signed it for this run; whether the charter names the key is the caller's to ask.
+    #[must_use]
+    pub fn holds(&self, run: RunId) -> bool {
+        let message = canonical::encode(&(run, self.length, self.hash));
+        self.key
+            .verify(MIRROR_DOMAIN, &message, &self.signature)
+            .is_ok()
+    }
+
+    /// `key:length:hash:signature`, all but the number in hexadecimal.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        let signature = data_encoding::HEXLOWER.encode(&self.signature.0);
+        format!("{}:{}:{}:{signature}", self.key, self.length, self.hash)
+    }
+
+    /// Reads the text; `None` for anything else.
+    #[must_use]
+    pub fn from_text(text: &str) -> Option<Self> {
+        if text.len() > PROOF_BYTES_MAX {
+            return None;
+        }
+        let mut parts = text.split(':');
+        let mut part = || parts.next();
+        let proof = Self {
+            key: part()?.parse().ok()?,
+            length: part()?.parse().ok()?,
+            hash: part()?.parse().ok()?,
+            signature: Signature(
+                data_encoding::HEXLOWER
+                    .decode(part()?.as_bytes())
+                    .ok()?
+                    .try_into()
+                    .ok()?,
+            ),
+        };
+        parts.next().is_none().then_some(proof)
+    }
+}
+
 /// A request to a mirror to take a run over.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TakeOver {
     /// Even though its hub answers.
     #[serde(default)]
     pub force: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proof_is_of_one_key_run_and_head() {
+        let key = SecretKey::from_entropy([1; 32]);
+        let (run, other) = (RunId(Hash([2; 32])), RunId(Hash([3; 32])));
+        let head = Head {
+            length: 7,
+            hash: Hash([4; 32]),
+            time_ms: 1,
+        };
+        let proof = MirrorProof::sign(&key, run, &head);
+        let read = MirrorProof::from_text(&proof.to_text()).unwrap();
+        assert_eq!(read, proof);
+        assert!(read.holds(run));
+        assert!(!read.holds(other));
+        assert!(!MirrorProof { length: 8, ..read }.holds(run));
+        let text = proof.to_text();
+        for broken in ["", "::", &text[1..], &format!("{text}:"), &"a".repeat(600)] {
+            assert!(MirrorProof::from_text(broken).is_none(), "{broken:.20}");
+        }
+    }
 }
