@@ -1,5 +1,6 @@
 //! A network on loopback: hub, workers and gateway as real processes in a folder of their own.
 
+mod mirrors;
 mod rounds;
 mod start;
 
@@ -15,6 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use network::{HubClient, events::Events};
 use protocol::{api::LogEntry, units::RunId};
 
+use mirrors::Mirror;
 pub use rounds::{goes_on, last_commitment};
 pub use start::Start;
 
@@ -42,6 +44,9 @@ pub struct Network {
     hub_start: Start<'static>,
     gateway: Option<Process>,
     workers: BTreeMap<String, Worker>,
+    mirrors: BTreeMap<String, Mirror>,
+    /// Who is asked instead of the hub, if not that one.
+    asked: Option<String>,
 }
 
 /// A worker, and how to start it again.
@@ -96,6 +101,8 @@ impl Network {
             hub_start: hub,
             gateway: None,
             workers: BTreeMap::new(),
+            mirrors: BTreeMap::new(),
+            asked: None,
         };
         network.start_hub().await?;
         Ok(network)
@@ -341,6 +348,11 @@ impl Network {
         for process in self.hub.iter_mut().chain(&mut self.gateway) {
             process.must_run()?;
         }
+        for mirror in self.mirrors.values_mut() {
+            if let Some(process) = &mut mirror.process {
+                process.must_run()?;
+            }
+        }
         for worker in self.workers.values_mut() {
             let Err(error) = worker.process.must_run() else {
                 continue;
@@ -369,6 +381,12 @@ impl Network {
         if let Some(gateway) = self.gateway.take() {
             gateway.stop().await.context("the gateway")?;
         }
+        for (name, mirror) in std::mem::take(&mut self.mirrors) {
+            if let Some(process) = mirror.process {
+                let stopped = process.stop().await;
+                stopped.with_context(|| format!("mirror {name}"))?;
+            }
+        }
         if let Some(hub) = self.hub.take() {
             hub.stop().await.context("the hub")?;
         }
@@ -383,12 +401,16 @@ impl Network {
         self.hub.as_ref().context("no hub runs")?.resident_bytes()
     }
 
-    /// A client of the hub.
+    /// A client of the hub, or of whoever [`Self::ask`] named.
     ///
     /// # Errors
     /// Never for an address on loopback.
     pub fn client(&self) -> Result<HubClient> {
-        Ok(HubClient::new(&self.hub_url())?)
+        let url = match &self.asked {
+            None => self.hub_url(),
+            Some(mirror) => self.mirror_url(mirror)?,
+        };
+        Ok(HubClient::new(&url)?)
     }
 
     /// The hub's address as a URL.

@@ -1,5 +1,7 @@
 //! A run's log from a hub or mirror, entry by entry, each checked to continue the signed chain.
 
+use std::time::Duration;
+
 use protocol::{
     api::{
         LOG_PAGE_MAX,
@@ -17,6 +19,8 @@ use crate::client::{ClientError, HubClient, WAIT_MS_MAX};
 const LOG_LENGTH: &str = "x-athome-log-length";
 /// Most bytes read of one page.
 const PAGE_BYTES_MAX: usize = 4 * ENTRY_BYTES_MAX;
+/// Time for a page on its way to a mirror.
+const PAGE_TIME: Duration = Duration::from_secs(30);
 
 /// Why a log could not be read on.
 #[derive(Debug, thiserror::Error)]
@@ -92,8 +96,9 @@ impl HubClient {
             .call(Method::GET, &path)
             .without_timeout()
             .body_max(PAGE_BYTES_MAX);
-        if let Some((proof, _)) = mirror {
-            call = call.once().header(MIRROR, proof.to_text());
+        if let Some((proof, wait_ms)) = mirror {
+            let longest = Duration::from_millis(wait_ms) + PAGE_TIME;
+            call = call.once().timeout(longest).header(MIRROR, proof.to_text());
         }
         let (headers, body) = self.headers_and_bytes(call).await?;
         let length = headers

@@ -13,6 +13,7 @@ export type LogPage = Schemas['LogPage']
 export type LossPoint = Schemas['LossPoint']
 export type Round = Schemas['RoundSummary']
 export type Run = Schemas['RunSummary']
+export type RunHead = Schemas['RunHead']
 export type Worker = Schemas['WorkerSummary']
 
 export const api = createClient<paths>({ baseUrl: location.origin })

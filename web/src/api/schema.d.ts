@@ -141,6 +141,23 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/runs/{run}/equivocations/{id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** A proof that a key said two things that exclude each other, as canonical bytes. */
+        get: operations["show_equivocation"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/runs/{run}/events": {
         parameters: {
             query?: never;
@@ -150,6 +167,23 @@ export interface paths {
         };
         /** New log entries as they are written: events named `entry`, the id is the log position. */
         get: operations["follow_events"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/runs/{run}/head": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Where this copy of a run stands, and who keeps the run as far as is known here. */
+        get: operations["show_head"];
         put?: never;
         post?: never;
         delete?: never;
@@ -182,7 +216,10 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** A page of the log as canonical bytes: for each entry its length (32 bits, little-endian) and its encoding. */
+        /**
+         * A page of the log as canonical bytes: for each entry its length (32 bits, little-endian) and its encoding.
+         * @description A mirror that shows a succession key acknowledges with its question that everything before is on its disk.
+         */
         get: operations["read_log_binary"];
         put?: never;
         post?: never;
@@ -254,6 +291,23 @@ export interface paths {
         get: operations["show_round"];
         put?: never;
         post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/runs/{run}/takeover": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Has this mirror become the run's hub. For operators: from this machine, or with the operator's token. */
+        post: operations["take_over"];
         delete?: never;
         options?: never;
         head?: never;
@@ -474,6 +528,29 @@ export interface components {
             /** @description Its id. */
             id: string;
         };
+        /** @description A key that said two things that exclude each other. */
+        EquivocationSummary: {
+            /**
+             * Format: int64
+             * @description When this hub learnt of it.
+             */
+            found_ms: number;
+            /** @description Hashes of the two entries. */
+            hashes: string[];
+            /** @description Name of the proof: its bytes are at `equivocations/{id}`. */
+            id: string;
+            /**
+             * Format: int64
+             * @description Position of the first of the two entries.
+             */
+            index: number;
+            /** @description The key. */
+            key: string;
+            /** @description `two_entries` or `two_hubs`. */
+            kind: string;
+            /** @description What happened, for people. */
+            sentence: string;
+        };
         /** @description A hub, as it introduces itself. */
         HubInfo: {
             /** @description Address of the gateway that serves its models, if the operator named one. */
@@ -632,6 +709,50 @@ export interface components {
              */
             tokens: number;
         };
+        /** @description Where a hub's or a mirror's copy of a run stands, and who keeps the run as far as it knows. */
+        RunHead: {
+            /**
+             * Format: int64
+             * @description For a mirror: blobs that the log names and that are not here yet.
+             */
+            blobs_missing: number;
+            /**
+             * Format: int64
+             * @description For a mirror: when it last heard that it has all entries; 0 for a hub.
+             */
+            current_ms: number;
+            /**
+             * Format: int64
+             * @description Entries of this copy that another log, which counts, does not have; they are kept aside.
+             */
+            entries_set_aside: number;
+            /** @description Proven statements that exclude each other. */
+            equivocations: components["schemas"]["EquivocationSummary"][];
+            /**
+             * Format: int64
+             * @description Takeovers so far.
+             */
+            generation: number;
+            /** @description Hash of the last one. */
+            hash: string;
+            /** @description Key of the run's hub. */
+            hub: string;
+            /** @description Where the run's hub is reached, if that is known. */
+            hub_address?: string | null;
+            /** @description Key of whoever answers. */
+            key: string;
+            /**
+             * Format: int64
+             * @description Entries in the log.
+             */
+            length: number;
+            /** @description `hub` or `mirror`. */
+            role: string;
+            /** @description The run. */
+            run: string;
+            /** @description The takeovers' statements, oldest first, each as canonical bytes in hexadecimal. */
+            successions: string[];
+        };
         /** @description A run in a list, and the head of its page. */
         RunSummary: {
             /** @description Held-out losses of counting models, in nats a token: (unigram, bigram, trigram). */
@@ -711,6 +832,11 @@ export interface components {
              */
             workers_present: number;
         };
+        /** @description A request to a mirror to take a run over. */
+        TakeOver: {
+            /** @description Even though its hub answers. */
+            force?: boolean;
+        };
         /** @description What a worker is to do now; the answer to its poll. */
         Work: {
             /** @description The next two rounds: what to have ready. */
@@ -718,6 +844,11 @@ export interface components {
             assignment?: null | components["schemas"]["WorkAssignment"];
             /** @description Whether the run is finished. */
             finished: boolean;
+            /**
+             * Format: int64
+             * @description Changes of the run's hub so far: an answer with fewer than the worker has proof of is of a hub that was replaced.
+             */
+            generation?: number;
             inner_start?: null | components["schemas"]["WorkBlob"];
             /** @description Closed rounds that still take this worker's commitment, as late. */
             late_rounds: number[];
@@ -1296,6 +1427,38 @@ export interface operations {
             };
         };
     };
+    show_equivocation: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id or name */
+                run: string;
+                /** @description Id of the proof */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/octet-stream": number[];
+                };
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
     follow_events: {
         parameters: {
             query?: {
@@ -1317,6 +1480,36 @@ export interface operations {
                 };
                 content: {
                     "text/event-stream": components["schemas"]["LogEntry"];
+                };
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
+    show_head: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id or name */
+                run: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RunHead"];
                 };
             };
             404: {
@@ -1371,6 +1564,8 @@ export interface operations {
                 from?: number;
                 /** @description At most this many, 100 unless said, 1,000 at most. */
                 limit?: number;
+                /** @description Longest wait for an entry in milliseconds, 25,000 at most; for mirrors that show a succession key (`x-athome-mirror`). */
+                wait_ms?: number;
             };
             header?: never;
             path: {
@@ -1537,6 +1732,56 @@ export interface operations {
                 };
             };
             404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
+    take_over: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id or name */
+                run: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["TakeOver"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RunHead"];
+                };
+            };
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+            409: {
                 headers: {
                     [name: string]: unknown;
                 };

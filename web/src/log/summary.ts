@@ -33,6 +33,8 @@ export function summary(entry: LogEntry): string {
     case 'checkpoint_published':
     case 'run_finished':
       return round
+    case 'hub_replaced':
+      return `generation ${text(at(body, 'succession', 'generation'))}, at ${text(at(body, 'succession', 'address'))}`
     case 'update_accepted':
       return `${round}, ${worker}, weight ${text(body.weight)}`
     case 'update_refused':

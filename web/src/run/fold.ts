@@ -21,6 +21,7 @@ const AFFECTED: Record<string, Projection[]> = {
   model_evaluated: ['run', 'rounds', 'losses', 'checkpoints'],
   sample_drawn: ['checkpoints'],
   run_finished: ['run'],
+  hub_replaced: ['run'],
 }
 
 /** Projections that an event of this kind changes; an unknown kind changes everything. */

@@ -1,0 +1,314 @@
+//! Hubs that are replaced: a mirror takes a run over in mid-round, after a partition one of two logs counts, and what a key
+//! says twice is proven. Workers and gateway find the run's hub by themselves.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use protocol::{
+    api::mirrors::RunHead,
+    command::{Command, Device, SignedCommand},
+    units::RunId,
+};
+use tests::{
+    charters,
+    network::{Network, Start, goes_on, last_commitment},
+    relay::Relay,
+};
+
+/// Longest wait for a mirror to have what its hub has, and for hubs to find out about each other.
+const SETTLED_MAX: Duration = Duration::from_secs(60);
+/// Time between two looks at heads.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+const MIRROR: &str = "mirror";
+
+/// The small charter, in a run that is looked for at these addresses and may be taken over with this key.
+fn charter(addresses: &[String], succession: &str) -> Result<String> {
+    let listed: Vec<String> = addresses.iter().map(|it| format!("{it:?}")).collect();
+    Ok(format!(
+        "addresses = [{}]\nsuccession = [{succession:?}]\n{}",
+        listed.join(", "),
+        charters::small()?
+    ))
+}
+
+/// Makes a succession key; its file and its public part.
+async fn succession_key(network: &Network) -> Result<(String, String)> {
+    let file = network.folder.join("succession.key");
+    let file = file.to_string_lossy().into_owned();
+    let made = network
+        .athome(&["run", "succession-key", &file, "--json"])
+        .await?;
+    let made: serde_json::Value = serde_json::from_str(&made)?;
+    let public = made["public_key"].as_str().context("no public key")?;
+    Ok((file, public.to_owned()))
+}
+
+/// Waits until a process's head is as it should be.
+async fn head_is(
+    network: &mut Network,
+    url: &str,
+    run: RunId,
+    what: &str,
+    is_it: impl Fn(&RunHead) -> bool,
+) -> Result<RunHead> {
+    let begin = Instant::now();
+    loop {
+        let head = network.head_at(url, run).await;
+        if let Ok(head) = &head
+            && is_it(head)
+        {
+            return Ok(head.clone());
+        }
+        network.must_run()?;
+        ensure!(begin.elapsed() < SETTLED_MAX, "{what}: not so: {head:?}");
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// The hub is killed in mid-round, right after it acknowledged a commitment, and stays away; the mirror is told to take over.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_takes_over_in_mid_round() -> Result<()> {
+    let mut network = Network::start("mirrors-takeover").await?;
+    let mirror_url = network.plan_mirror(MIRROR)?;
+    let hub_url = network.hub_url();
+    let (key, public) = succession_key(&network).await?;
+    let charter = charter(&[hub_url.clone(), mirror_url.clone()], &public)?;
+    let run = network.open_small_run_of(&charter).await?;
+    network
+        .start_mirror(MIRROR, &["--follow", &hub_url, "--succession-key", &key])
+        .await?;
+    network.start_worker_as(run, "first", &Start::default())?;
+    network.start_worker_as(run, "second", &Start::default())?;
+    network.start_gateway().await?;
+    network.joined(run, 2).await?;
+    network.merged(run, 3).await?;
+    head_is(
+        &mut network,
+        &mirror_url,
+        run,
+        "the mirror has it all",
+        |it| it.role == "mirror" && it.blobs_missing == 0 && it.current_ms > 0,
+    )
+    .await?;
+    nobody_works_at_a_mirror(&network, run, &mirror_url).await?;
+
+    let told = network
+        .athome(&["run", "take-over", &run.to_string(), "--hub", &mirror_url])
+        .await;
+    ensure!(told.is_err(), "a mirror took over although the hub answers");
+    let refusal = format!("{:#}", told.expect_err("checked above"));
+    ensure!(refusal.contains("--force"), "{refusal}");
+
+    let first = network.worker_id(run, "first").await?;
+    network
+        .watch(run, SETTLED_MAX, "commitment", |entry| {
+            (entry.kind == "update_committed").then_some(())
+        })
+        .await?;
+    let before = network.log(run).await?;
+    network.kill_hub()?;
+    network.ask(Some(MIRROR));
+    network
+        .athome(&["run", "take-over", &run.to_string(), "--hub", &mirror_url])
+        .await?;
+    goes_on_after(&network, run, &before).await?;
+    let head = network.head_at(&mirror_url, run).await?;
+    ensure!(
+        head.role == "hub" && head.generation == 1,
+        "the mirror is not the hub: {head:?}"
+    );
+    // What was committed to before counts, although its bytes went to the hub that is gone or were on their way.
+    if let Some(update) = last_commitment(&before, first) {
+        network.merged_update(run, update).await?;
+    }
+    network.merged_of(run, first).await?;
+    network.merged(run, 4).await?;
+    let round = network
+        .client()?
+        .run(&run.to_string())
+        .await?
+        .checkpoint_round;
+    network.gateway_serves(round).await?;
+
+    // The old hub comes back: it mirrors, and its log is the new one's.
+    network.start_hub().await?;
+    head_is(&mut network, &hub_url, run, "the old hub mirrors", |it| {
+        it.role == "mirror" && it.generation == 1 && it.length > head.length
+    })
+    .await?;
+    network.merged(run, 1).await?;
+    let (new, old) = (
+        network.log(run).await?,
+        tests::audit::log(&network::HubClient::new(&hub_url)?, run).await?,
+    );
+    goes_on(&old, &new)?;
+    network.is_sound(run).await?;
+    network.finish().await
+}
+
+/// What the hub acknowledged is in the new hub's log: nothing but the takeover came in between.
+async fn goes_on_after(
+    network: &Network,
+    run: RunId,
+    before: &[protocol::log::Entry],
+) -> Result<()> {
+    let after = network.log(run).await?;
+    goes_on(before, &after)
+}
+
+/// A mirror refuses what only a hub does, and says where that is.
+async fn nobody_works_at_a_mirror(network: &Network, run: RunId, mirror: &str) -> Result<()> {
+    let answer = reqwest::get(format!(
+        "{mirror}/api/v1/runs/{run}/work?worker={}",
+        protocol::SecretKey::from_entropy([9; 32]).public()
+    ))
+    .await?;
+    ensure!(answer.status().as_u16() == 421, "{}", answer.status());
+    let named = answer.headers().get("x-athome-hub");
+    ensure!(
+        named.is_some_and(|it| *it == network.hub_url().as_str()),
+        "the mirror does not name its hub"
+    );
+    let body: serde_json::Value = answer.json().await?;
+    ensure!(body["code"] == "mirror", "{body}");
+    Ok(())
+}
+
+/// Hub and mirror lose sight of each other, with a worker each. Both go on; afterwards one log counts, for everyone.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_partition_one_log_counts() -> Result<()> {
+    let mut network = Network::start("mirrors-partition").await?;
+    network.plan_mirror(MIRROR)?;
+    let to_hub = Relay::start(network.hub_address()).await?;
+    let to_mirror = Relay::start(network.mirror_address(MIRROR)?).await?;
+    let (hub_url, mirror_url) = (network.hub_url(), network.mirror_url(MIRROR)?);
+    let (key, public) = succession_key(&network).await?;
+    let charter = charter(&[to_hub.url(), to_mirror.url()], &public)?;
+    let run = network.open_small_run_of(&charter).await?;
+    let address = to_mirror.url();
+    let follow = to_hub.url();
+    let mut flags = vec!["--follow", &follow, "--address", &address];
+    flags.extend(["--succession-key", &key, "--take-over-after", "5"]);
+    network.start_mirror(MIRROR, &flags).await?;
+    network.start_worker_as(run, "of-hub", &Start::default())?;
+    network.start_worker_as(run, "of-mirror", &Start::with_hub(to_hub.url()))?;
+    network.joined(run, 2).await?;
+    network.merged(run, 2).await?;
+    head_is(
+        &mut network,
+        &mirror_url,
+        run,
+        "the mirror has it all",
+        |it| it.role == "mirror" && it.blobs_missing == 0 && it.current_ms > 0,
+    )
+    .await?;
+
+    to_hub.part();
+    to_mirror.part();
+    head_is(
+        &mut network,
+        &mirror_url,
+        run,
+        "the mirror takes over",
+        |it| it.role == "hub" && it.generation == 1,
+    )
+    .await?;
+    let at_hub = network.head_at(&hub_url, run).await?;
+    ensure!(at_hub.role == "hub" && at_hub.generation == 0, "{at_hub:?}");
+    // The old hub goes on with its own worker and knows of nothing.
+    network.merged(run, 2).await?;
+    to_mirror.heal();
+    to_hub.heal();
+    to_hub.cut();
+    to_mirror.cut();
+
+    let old = head_is(&mut network, &hub_url, run, "the old hub gives up", |it| {
+        it.role == "mirror" && it.generation == 1
+    })
+    .await?;
+    ensure!(
+        old.entries_set_aside > 0,
+        "what the old hub sealed alone is not set aside: {old:?}"
+    );
+    network.ask(Some(MIRROR));
+    for name in ["of-hub", "of-mirror"] {
+        let worker = network.has_joined(run, name).await?;
+        network.merged_of(run, worker).await?;
+    }
+    let new = network.log(run).await?;
+    head_is(&mut network, &hub_url, run, "the old hub has all", |it| {
+        it.length >= new.len() as u64
+    })
+    .await?;
+    let old = tests::audit::log(&network::HubClient::new(&hub_url)?, run).await?;
+    goes_on(&new, &old)?;
+    network.is_sound(run).await?;
+    network.finish().await
+}
+
+/// A copy of a hub's folder is started beside it: each seals entries at the same places, and both find the proof.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_hub_seals_twice_is_proven() -> Result<()> {
+    let mut network = Network::start("mirrors-equivocation").await?;
+    let copy_url = network.plan_mirror("copy")?;
+    let hub_url = network.hub_url();
+    let (_, public) = succession_key(&network).await?;
+    let charter = charter(&[hub_url.clone(), copy_url.clone()], &public)?;
+    let run = network.open_small_run_of(&charter).await?;
+    network.stop_hub().await?;
+    copy_folder(&network.folder.join("hub"), &network.folder.join("copy"))?;
+    network.start_hub().await?;
+    network.start_mirror("copy", &[]).await?;
+    for (url, seed) in [(&hub_url, 1), (&copy_url, 2)] {
+        let client = network::HubClient::new(url)?;
+        client.command(&a_strangers_join(run, seed)).await?;
+    }
+    let [first, second] = [&hub_url, &copy_url];
+    let mut ids = Vec::new();
+    for url in [first, second] {
+        let head = head_is(&mut network, url, run, "the proof is found", |it| {
+            !it.equivocations.is_empty()
+        })
+        .await?;
+        let found = head.equivocations.first().context("checked above")?;
+        ensure!(found.kind == "two_entries", "{found:?}");
+        let client = network::HubClient::new(url)?;
+        let proof = client.equivocation(run, found.id.parse()?).await?;
+        ensure!(proof.key.to_string() == head.key, "another key's");
+        ids.push(found.id.clone());
+    }
+    ensure!(ids[0] == ids[1], "one fact has two proofs: {ids:?}");
+    let shown = network
+        .athome(&["run", "show", &run.to_string(), "--hub", first])
+        .await?;
+    ensure!(shown.contains("sealed two different entries"), "{shown}");
+    network.finish().await
+}
+
+fn a_strangers_join(run: RunId, seed: u8) -> SignedCommand {
+    let key = protocol::SecretKey::from_entropy([seed; 32]);
+    let join = Command::Join {
+        name: format!("stranger-{seed}"),
+        device: Device {
+            arithmetic: "none".to_owned(),
+            threads: 1,
+            memory_mib: 1,
+            tokens_per_s: 1,
+        },
+    };
+    SignedCommand::sign(&key, run, 1, join)
+}
+
+fn copy_folder(from: &std::path::Path, to: &std::path::Path) -> Result<()> {
+    std::fs::create_dir_all(to)?;
+    for item in std::fs::read_dir(from)? {
+        let item = item?;
+        let place = to.join(item.file_name());
+        if item.file_type()?.is_dir() {
+            copy_folder(&item.path(), &place)?;
+        } else {
+            std::fs::copy(item.path(), &place)?;
+        }
+    }
+    Ok(())
+}
