@@ -41,6 +41,8 @@ pub(crate) struct Mirroring {
     pub(crate) succession: Option<SecretKey>,
     /// How long a hub is silent until this mirror takes over by itself.
     pub(crate) take_over_after: Option<Duration>,
+    /// Drawn at each start: by it a process knows itself again, wherever it is asked.
+    pub(crate) process: String,
     transport: Option<Arc<dyn Transport>>,
 }
 
@@ -78,6 +80,7 @@ impl Mirroring {
             address,
             succession,
             take_over_after: config.take_over_after_s.map(Duration::from_secs),
+            process: drawn(),
             transport,
         })
     }
@@ -97,6 +100,11 @@ impl Mirroring {
         let key = self.succession.as_ref()?;
         Some((key, sealing.rank(&key.public())?))
     }
+}
+
+fn drawn() -> String {
+    let [first, second] = [(); 2].map(|()| world::unit_interval().to_bits());
+    format!("{first:016x}{second:016x}")
 }
 
 fn read_key(disk: &dyn Disk, path: &Path) -> Result<SecretKey> {

@@ -77,7 +77,7 @@ pub fn abort() -> ! {
 }
 
 /// A number in 0..1; one half if the system has no entropy, because callers want no more than to be unlike each other.
-pub(crate) fn unit_interval() -> f64 {
+pub fn unit_interval() -> f64 {
     let bits = match SIMULATED.get() {
         Some(state) => {
             let state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -57,6 +57,7 @@ async fn head(hub: &Hub, run: &Run) -> Result<RunHead, Failure> {
         run: run.id.to_string(),
         role: role.to_owned(),
         key: hub.key.public().to_string(),
+        process: hub.mirroring.process.clone(),
         hub: state.sealing.hub().to_string(),
         hub_address,
         generation: state.sealing.generation(),

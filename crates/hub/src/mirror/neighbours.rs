@@ -30,7 +30,8 @@ const PROOFS_MAX: usize = 16;
 /// Another hub or mirror of a run, as it says of itself; its takeovers are checked.
 pub(super) struct Neighbour {
     pub(super) client: HubClient,
-    pub(super) key: PublicKey,
+    key: PublicKey,
+    process: String,
     pub(super) sealing: Sealing,
     pub(super) length: u64,
     pub(super) hash: Hash,
@@ -63,7 +64,6 @@ pub(super) async fn neighbours(run: &Run, parts: &Parts) -> Vec<Neighbour> {
         .take(ASKED_MAX)
         .filter_map(|it| parts.mirroring.client(it));
     let asked = clients.map(|client| ask(client, run, &charter));
-    let own = parts.key.public();
     let answers = join_all(asked).await.into_iter();
     answers
         .filter_map(|it| match it {
@@ -73,7 +73,7 @@ pub(super) async fn neighbours(run: &Run, parts: &Parts) -> Vec<Neighbour> {
                 None
             }
         })
-        .filter(|it| it.key != own)
+        .filter(|it| it.process != parts.mirroring.process)
         .collect()
 }
 
@@ -94,6 +94,7 @@ fn read(client: HubClient, head: RunHead, charter: &Charter) -> Result<Neighbour
     let statements = statements.collect::<Result<Vec<_>>>()?;
     Ok(Neighbour {
         key: head.key.parse()?,
+        process: head.process,
         sealing: sealing.with(&statements)?,
         length: head.length,
         hash: head.hash.parse()?,

@@ -27,6 +27,8 @@ pub struct RunHead {
     pub role: String,
     /// Key of whoever answers.
     pub key: String,
+    /// Which process answers: another one may have a copy of its key.
+    pub process: String,
     /// Key of the run's hub.
     pub hub: String,
     /// Where the run's hub is reached, if that is known.
