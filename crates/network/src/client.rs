@@ -33,7 +33,7 @@ use request::{Call, JSON_BYTES_MAX};
 use transport::Way;
 pub use transport::{Transport, TransportError};
 
-use crate::{retry::RetryPolicy, text::printable};
+use crate::{disk::Disk, retry::RetryPolicy, text::printable};
 
 /// Longest code or sentence taken over from a hub's refusal.
 const SENTENCE_CHARS_MAX: usize = 1_000;
@@ -135,7 +135,8 @@ impl HubClient {
     }
 
     /// Looks for the hub at these addresses too when it does not answer; what is no address is left out, and what goes
-    /// beyond [`ADDRESSES_MAX`].
+    /// beyond [`ADDRESSES_MAX`]. Only addresses that a charter or a verified succession names belong here: who answers there
+    /// is believed as much as the hub.
     pub fn add_addresses<'a>(&self, addresses: impl IntoIterator<Item = &'a str>) {
         for address in addresses {
             self.addresses.add(address);
@@ -153,8 +154,21 @@ impl HubClient {
     }
 
     /// Keeps the addresses in this file from one start to the next, for the same given address.
-    pub fn keep_addresses_in(&self, file: &Path) {
-        self.addresses.keep_in(file);
+    pub fn keep_addresses_in(&self, disk: Arc<dyn Disk>, file: &Path) {
+        self.addresses.keep_in(disk, file);
+    }
+
+    /// The same client for this address alone: what it answers is that one's answer.
+    ///
+    /// # Errors
+    /// [`ClientError::Address`] for anything that is no address.
+    pub fn at(&self, address: &str) -> Result<Self, ClientError> {
+        let address: Arc<str> = addresses::checked(address)?.into();
+        Ok(Self {
+            addresses: Addresses::new(Arc::clone(&address)),
+            address,
+            ..self.clone()
+        })
     }
 
     /// Shows this succession to whoever is asked for work, so that a hub that was replaced learns of it.

@@ -48,16 +48,44 @@ impl HubClient {
         hash: Hash,
         bytes: Bytes,
         authorisation: &UploadAuthorisation,
+        progress: impl FnMut(u64) + Send,
+    ) -> Result<(), TransferError> {
+        // An update that fits into the first piece is sent without asking; if a part is there already, the answer says so.
+        let is_short = bytes.len() <= PIECE_BYTES_FIRST;
+        let is_worker = matches!(authorisation, UploadAuthorisation::Worker(_));
+        let is_asked = !is_short || !is_worker;
+        self.send_blob(hash, bytes, authorisation, is_asked, progress)
+            .await
+    }
+
+    /// As [`Self::upload`] of what the hub has perhaps: it is asked first, however short the blob is.
+    ///
+    /// # Errors
+    /// [`TransferError`].
+    pub async fn upload_again(
+        &self,
+        hash: Hash,
+        bytes: Bytes,
+        authorisation: &UploadAuthorisation,
+        progress: impl FnMut(u64) + Send,
+    ) -> Result<(), TransferError> {
+        self.send_blob(hash, bytes, authorisation, true, progress)
+            .await
+    }
+
+    async fn send_blob(
+        &self,
+        hash: Hash,
+        bytes: Bytes,
+        authorisation: &UploadAuthorisation,
+        is_asked: bool,
         mut progress: impl FnMut(u64) + Send,
     ) -> Result<(), TransferError> {
         let headers = authorisation_headers(&hash, bytes.len(), authorisation);
         let mut failures = 0;
         let mut furthest = 0;
         loop {
-            // An update that fits into the first piece is sent without asking; if a part is there already, the answer says so.
-            let is_short = bytes.len() <= PIECE_BYTES_FIRST;
-            let is_worker = matches!(authorisation, UploadAuthorisation::Worker(_));
-            let is_asked = 0 < failures || !is_short || !is_worker;
+            let is_asked = is_asked || 0 < failures;
             let error = match self
                 .attempt_upload(hash, &bytes, &headers, is_asked, &mut |offset| {
                     if offset > furthest {

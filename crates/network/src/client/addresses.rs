@@ -1,15 +1,17 @@
 //! Several addresses of one hub: the one that answered last is asked first, the next one when it does not answer.
 //!
 //! A run's hub can be replaced by one of its mirrors. Both speak the same API, so a client that knows both goes on with
-//! whichever answers; a mirror that is asked for what only a hub can do names the hub's address, and the client goes there.
+//! whichever answers; a mirror that is asked for what only a hub can do names the hub's address, and the client goes there
+//! if it knows that address from elsewhere: from its owner, a charter, or a signed succession.
 
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use super::ClientError;
+use crate::disk::Disk;
 
 /// Most addresses that a client remembers; a charter names at most 16.
 pub const ADDRESSES_MAX: usize = 32;
@@ -30,7 +32,7 @@ struct Inner {
     list: Vec<Arc<str>>,
     current: usize,
     /// Where they are kept from one start to the next.
-    file: Option<PathBuf>,
+    file: Option<(Arc<dyn Disk>, PathBuf)>,
 }
 
 impl Addresses {
@@ -72,13 +74,20 @@ impl Addresses {
     /// Goes to this one, if it is an address that can be remembered.
     pub(super) fn prefer(&self, address: &str) {
         self.add(address);
+        self.go_to_known(address);
+    }
+
+    /// Goes to this one, if it is known; false if not.
+    pub(super) fn go_to_known(&self, address: &str) -> bool {
         let Ok(address) = checked(address) else {
-            return;
+            return false;
         };
         let mut inner = self.lock();
-        if let Some(place) = inner.list.iter().position(|it| **it == address) {
+        let place = inner.list.iter().position(|it| **it == address);
+        if let Some(place) = place {
             inner.current = place;
         }
+        place.is_some()
     }
 
     /// Goes to the next one, unless somebody else has left `failed` already; false if there is no other.
@@ -91,11 +100,11 @@ impl Addresses {
     }
 
     /// Takes over what an earlier process kept in `file` for the same first address, and keeps it there from now on.
-    pub(super) fn keep_in(&self, file: &Path) {
-        let kept = read(file).unwrap_or_default();
+    pub(super) fn keep_in(&self, disk: Arc<dyn Disk>, file: &Path) {
+        let kept = read(&*disk, file).unwrap_or_default();
         let mut lines = kept.lines();
         let is_same = lines.next() == Some(&*self.all()[0]);
-        self.lock().file = Some(file.to_owned());
+        self.lock().file = Some((disk, file.to_owned()));
         if is_same {
             for line in lines.take(ADDRESSES_MAX) {
                 self.add(line);
@@ -112,12 +121,15 @@ impl Addresses {
 impl Inner {
     /// A file that cannot be written costs the next start its knowledge, no more.
     fn keep(&self) {
-        let Some(file) = &self.file else {
+        let Some((disk, file)) = &self.file else {
             return;
         };
         let fresh = file.with_extension("new");
-        let written =
-            fs::write(&fresh, self.list.join("\n")).and_then(|()| fs::rename(&fresh, file));
+        let text = self.list.join("\n");
+        let written = disk
+            .write(&fresh, &mut |into| into.write_all(text.as_bytes()))
+            .and_then(|()| disk.sync(&fresh))
+            .and_then(|()| disk.rename(&fresh, file));
         if let Err(error) = written {
             tracing::warn!(
                 "can't keep the hub's addresses in {}: {error}",
@@ -127,11 +139,9 @@ impl Inner {
     }
 }
 
-fn read(file: &Path) -> io::Result<String> {
-    if fs::metadata(file)?.len() > FILE_BYTES_MAX {
-        return Err(io::ErrorKind::InvalidData.into());
-    }
-    fs::read_to_string(file)
+fn read(disk: &dyn Disk, file: &Path) -> io::Result<String> {
+    let bytes = disk.read_start(file, FILE_BYTES_MAX)?;
+    String::from_utf8(bytes).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
 /// An address as it is asked: with its scheme, without a slash at its end.
@@ -161,6 +171,7 @@ pub(super) fn checked(address: &str) -> Result<String, ClientError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::RealDisk;
 
     fn addresses(list: &[&str]) -> Addresses {
         let addresses = Addresses::new(list[0].into());
@@ -181,6 +192,9 @@ mod tests {
         assert_eq!(&*addresses.current(), "http://c:7700");
         addresses.prefer("http://b/");
         assert_eq!(&*addresses.current(), "http://b");
+        assert!(addresses.go_to_known("c:7700"));
+        assert!(!addresses.go_to_known("http://elsewhere"));
+        assert_eq!(&*addresses.current(), "http://c:7700");
         let alone = Addresses::new("http://a".into());
         assert!(!alone.leave("http://a"));
     }
@@ -204,13 +218,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("addresses");
         let first = Addresses::new("http://a".into());
-        first.keep_in(&file);
+        first.keep_in(Arc::new(RealDisk), &file);
         first.add("http://b");
         let again = Addresses::new("http://a".into());
-        again.keep_in(&file);
+        again.keep_in(Arc::new(RealDisk), &file);
         assert_eq!(again.all(), first.all());
         let other = Addresses::new("http://z".into());
-        other.keep_in(&file);
+        other.keep_in(Arc::new(RealDisk), &file);
         assert_eq!(other.all().len(), 1);
     }
 }

@@ -1,9 +1,11 @@
 //! Calls about who keeps a run: heads, proofs, takeovers.
 
+use data_encoding::HEXLOWER;
 use protocol::{
     Hash,
     api::mirrors::{RunHead, TakeOver},
     equivocation::{EQUIVOCATION_BYTES_MAX, Equivocation},
+    succession::{GENERATIONS_MAX, Sealing, Succession},
     units::RunId,
 };
 use reqwest::Method;
@@ -17,6 +19,23 @@ impl HubClient {
     /// [`ClientError`].
     pub async fn head(&self, run: RunId) -> Result<RunHead, ClientError> {
         self.json(self.get(&format!("runs/{run}/head"))).await
+    }
+
+    /// Where a copy stands, and who keeps the run by the statements that it shows, each checked to be signed by a key that the
+    /// charter names; `begun` is any sealing of the run.
+    ///
+    /// # Errors
+    /// [`ClientError`]; [`ClientError::Malformed`] if a statement does not hold.
+    pub async fn head_and_sealing(
+        &self,
+        begun: &Sealing,
+    ) -> Result<(RunHead, Sealing), ClientError> {
+        let head = self.head(begun.run()).await?;
+        let sealing = sealing_of(&head, begun).map_err(|problem| ClientError::Malformed {
+            what: "the statement who keeps the run",
+            problem,
+        })?;
+        Ok((head, sealing))
     }
 
     /// A proof of two statements that exclude each other, checked.
@@ -62,4 +81,31 @@ impl HubClient {
         }
         self.json(call).await
     }
+}
+
+/// Who keeps a run by what a head shows, checked.
+fn sealing_of(head: &RunHead, begun: &Sealing) -> Result<Sealing, String> {
+    if head.successions.len() as u64 > GENERATIONS_MAX {
+        return Err(format!("{} takeovers", head.successions.len()));
+    }
+    let read = |text: &String| {
+        let bytes = HEXLOWER
+            .decode(text.as_bytes())
+            .map_err(|error| error.to_string())?;
+        Succession::from_bytes(&bytes).map_err(|error| error.to_string())
+    };
+    let statements: Vec<Succession> = head
+        .successions
+        .iter()
+        .map(read)
+        .collect::<Result<_, _>>()?;
+    let sealing = begun.with(&statements).map_err(|error| error.to_string())?;
+    if sealing.generation() != head.generation {
+        return Err(format!(
+            "it speaks of {} takeovers and shows {}",
+            head.generation,
+            sealing.generation()
+        ));
+    }
+    Ok(sealing)
 }

@@ -174,16 +174,17 @@ impl HubClient {
         Ok(response)
     }
 
-    /// A mirror names its hub; a proxy without its hub behind it names nobody.
+    /// A mirror names its hub; a proxy without its hub behind it names nobody. An address that is not known from elsewhere is
+    /// not followed: a mirror is no guide to whom else this machine should believe.
     fn look_elsewhere(&self, address: &str, response: &Response) {
         match response.status() {
             StatusCode::MISDIRECTED_REQUEST => {
                 let named = response.headers().get(HUB_ADDRESS);
-                match named.and_then(|it| it.to_str().ok()) {
-                    Some(named) => self.prefer_address(named),
-                    None => {
-                        self.leave_address(address);
-                    }
+                let named = named.and_then(|it| it.to_str().ok());
+                let is_known = named.is_some_and(|it| self.addresses.go_to_known(it));
+                // Who names itself sends in circles.
+                if !is_known || *self.current_address() == *address {
+                    self.leave_address(address);
                 }
             }
             StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => {

@@ -24,7 +24,7 @@ use protocol::{
     units::{RunId, WorkerId},
 };
 
-use protocol::api::mirrors::HUB_ADDRESS;
+use protocol::api::mirrors::{HUB_ADDRESS, RunHead};
 
 use super::*;
 use crate::log::{LogError, LogReader};
@@ -323,28 +323,34 @@ async fn pages_that_are_cut_or_noise_are_refused() {
     }
 }
 
+/// Answers what only a hub can do as a mirror does.
+fn mirror_of(hub: &str) -> Router {
+    let named = hub.to_owned();
+    let answer = async move || {
+        let error = ApiError {
+            code: "mirror".into(),
+            message: "ask the hub".into(),
+        };
+        let headers = [(HUB_ADDRESS, named)];
+        (StatusCode::MISDIRECTED_REQUEST, headers, Json(error))
+    };
+    Router::new().route("/api/v1/hub", get(answer))
+}
+
+async fn nobody() -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
 #[tokio::test]
 async fn a_mirror_names_the_hub_and_who_does_not_answer_is_left() {
     let hub = serve(Router::new().route("/api/v1/hub", get(async || Json(info())))).await;
-    let named = hub.address().to_owned();
-    let mirror = Router::new().route(
-        "/api/v1/hub",
-        get(async move || {
-            let error = ApiError {
-                code: "mirror".into(),
-                message: "ask the hub".into(),
-            };
-            let headers = [(HUB_ADDRESS, named)];
-            (StatusCode::MISDIRECTED_REQUEST, headers, Json(error))
-        }),
-    );
-    let mirror = serve(mirror).await;
+    let mirror = serve(mirror_of(hub.address())).await;
+    mirror.add_addresses([nobody().await.as_str(), hub.address()]);
     mirror.hub_info().await.unwrap();
     assert_eq!(&*mirror.current_address(), hub.address());
 
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let nobody = listener.local_addr().unwrap().to_string();
-    drop(listener);
+    let nobody = nobody().await;
     let client = HubClient::new(&nobody).unwrap().with_retry(RetryPolicy {
         attempts: 2,
         first_wait: Duration::from_millis(1),
@@ -354,4 +360,88 @@ async fn a_mirror_names_the_hub_and_who_does_not_answer_is_left() {
     client.hub_info().await.unwrap();
     assert_eq!(&*client.current_address(), hub.address());
     assert_eq!(client.address(), format!("http://{nobody}"));
+}
+
+#[tokio::test]
+async fn a_mirror_leads_nobody_to_an_address_that_only_it_knows() {
+    let reached = Arc::new(AtomicU32::new(0));
+    let counter = Arc::clone(&reached);
+    let stranger = serve(Router::new().fallback(get(async move || {
+        counter.fetch_add(1, Ordering::SeqCst);
+        Json(info())
+    })))
+    .await;
+    let mirror = serve(mirror_of(stranger.address())).await;
+    let error = mirror.hub_info().await.unwrap_err();
+    assert!(error.is_temporary());
+    assert_eq!(error.refusal_code(), Some("mirror"));
+    assert_eq!(reached.load(Ordering::SeqCst), 0);
+    // One that names itself is left for the next.
+    let itself = serve(Router::new()).await;
+    let circle = serve(mirror_of(itself.address())).await;
+    circle.add_addresses([stranger.address()]);
+    circle.hub_info().await.unwrap();
+    assert_eq!(&*circle.current_address(), stranger.address());
+}
+
+#[tokio::test]
+async fn one_address_alone_is_asked() {
+    let hub = serve(Router::new().route("/api/v1/hub", get(async || Json(info())))).await;
+    let client = HubClient::new(&nobody().await)
+        .unwrap()
+        .with_retry(RetryPolicy::once());
+    client.add_addresses([hub.address()]);
+    let alone = client.at(client.address()).unwrap();
+    for _ in 0..2 {
+        assert!(alone.hub_info().await.is_err());
+    }
+    assert_eq!(alone.addresses().len(), 1);
+    // What happens there moves nobody else.
+    assert_eq!(&*client.current_address(), client.address());
+    assert!(client.at(hub.address()).unwrap().hub_info().await.is_ok());
+}
+
+#[tokio::test]
+async fn who_keeps_a_run_is_what_its_keys_signed() {
+    let [first, second, key, stranger] =
+        [1, 2, 3, 4].map(|byte| SecretKey::from_entropy([byte; 32]));
+    let run = RunId(Hash([1; 32]));
+    let begun = Sealing::new(run, first.public(), vec![key.public()]);
+    let head = Head::empty();
+    let say = |by: &SecretKey| Succession::sign(by, &begun, &head, second.public(), "http://b");
+    let answer = |statements: &[Succession], generation: u64| RunHead {
+        run: run.to_string(),
+        role: "hub".into(),
+        key: String::new(),
+        hub: String::new(),
+        hub_address: None,
+        generation,
+        successions: statements
+            .iter()
+            .map(|it| data_encoding::HEXLOWER.encode(&it.to_bytes()))
+            .collect(),
+        length: 1,
+        hash: String::new(),
+        current_ms: 0,
+        blobs_missing: 0,
+        entries_set_aside: 0,
+        equivocations: vec![],
+    };
+    for (head, generation) in [
+        (answer(&[], 0), Some(0)),
+        (answer(&[say(&key)], 1), Some(1)),
+        (answer(&[say(&key)], 2), None),
+        (answer(&[], 1), None),
+        (answer(&[say(&stranger)], 1), None),
+    ] {
+        let router = Router::new().route(
+            "/api/v1/runs/{run}/head",
+            get(async move || Json(head.clone())),
+        );
+        let told = serve(router).await.head_and_sealing(&begun).await;
+        match generation {
+            Some(generation) => assert_eq!(told.unwrap().1.generation(), generation),
+            None => assert!(matches!(told, Err(ClientError::Malformed { .. }))),
+        }
+    }
 }
