@@ -9,6 +9,7 @@
 //! `.moments`: magic `AHwm`, version 1, m, v. Values are `f32`, all numbers little-endian.
 
 use std::{
+    collections::BTreeSet,
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -143,6 +144,35 @@ impl CarriedStore {
             }
         }
         Ok(())
+    }
+
+    /// Removes every state but `needed` and so many of `wanted`, from the first on, as take no more than `bytes_max`.
+    pub(crate) fn keep_within(&self, needed: Hash, wanted: &[Hash], bytes_max: u64) -> Result<()> {
+        let mut keep = vec![needed];
+        let (mut counted, mut bytes) = (BTreeSet::new(), 0_u64);
+        for hash in wanted {
+            let state = self.path(hash, "state");
+            let moments = self.named_moments(&state)?;
+            let files = [Some(state), moments.map(|it| self.path(&it, "moments"))];
+            for file in files.into_iter().flatten() {
+                // What is not there takes no room.
+                let length = self.disk.length(&file).unwrap_or(0);
+                if counted.insert(file) {
+                    bytes = bytes.saturating_add(length);
+                }
+            }
+            if bytes_max < bytes {
+                break;
+            }
+            keep.push(*hash);
+        }
+        self.keep_only(&keep)
+    }
+
+    /// Whether two states that are here have the same moments, or both none.
+    pub(crate) fn share_moments(&self, one: &Hash, other: &Hash) -> Result<bool> {
+        let moments = |hash| self.named_moments(&self.path(hash, "state"));
+        Ok(moments(one)? == moments(other)?)
     }
 
     fn read_moments(&self, hash: &Hash, parameters: usize) -> Result<Option<Moments>> {

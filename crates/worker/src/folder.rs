@@ -34,6 +34,19 @@ impl Folder {
         &self.key
     }
 
+    /// Where the hub's addresses are kept.
+    pub(crate) fn addresses(&self) -> PathBuf {
+        self.path.join("addresses")
+    }
+
+    /// Where the statements lie that say who keeps a run.
+    pub(crate) fn takeovers(&self, run: RunId) -> PathBuf {
+        self.path
+            .join("runs")
+            .join(run.to_string())
+            .join("takeovers")
+    }
+
     /// Where cached blobs lie.
     pub(crate) fn cache(&self) -> PathBuf {
         self.path.join("cache")
@@ -44,7 +57,7 @@ impl Folder {
         self.path.join("runs").join(run.to_string()).join("carried")
     }
 
-    /// Where committed updates lie until the hub has them.
+    /// Where committed updates lie until nobody can ask for them.
     pub(crate) fn outbox(&self, run: RunId) -> PathBuf {
         self.path.join("runs").join(run.to_string()).join("outbox")
     }

@@ -21,6 +21,7 @@ mod poll;
 mod quota;
 mod session;
 mod shards;
+mod takeovers;
 
 pub use config::Config;
 pub use ground::{Ground, MakeTrainer, Steps};

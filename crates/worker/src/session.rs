@@ -1,11 +1,13 @@
 //! A worker's life: find the run, say what will be used, measure, join, and then round after round until the end.
 //!
 //! One task asks for news ([`crate::poll`]), one thread computes ([`crate::machine`]), uploads run beside both; this loop
-//! decides what comes next from the newest news alone, so nothing has to be remembered across a restart or an outage.
+//! decides what comes next from the newest news alone, so nothing has to be remembered across a restart or an outage, nor
+//! when the run has another hub: what that one lacks it is given again ([`mend`]).
 
 mod begin;
 mod catch_up;
 mod commands;
+mod mend;
 mod outbox;
 mod source;
 mod training;
@@ -33,7 +35,7 @@ use crate::{
     folder::Folder,
     machine::{Held, Machine, Measurement},
     margin::Margin,
-    poll::{HeldRound, News},
+    poll::{HeldRound, News, Token},
     quota::Quota,
     shards::Shards,
 };
@@ -63,7 +65,7 @@ struct Session<'a> {
     shutdown: CancellationToken,
     news: watch::Receiver<News>,
     /// What the hub gave for the last join; the poller shows it. In memory alone: a new process joins again.
-    token: watch::Sender<Option<String>>,
+    token: watch::Sender<Option<Token>>,
     /// What the poller tells the hub of the held model.
     held_round: Arc<HeldRound>,
     poller: AbortHandle,
@@ -73,8 +75,14 @@ struct Session<'a> {
     measured: Measurement,
     device: Device,
     margin: Margin,
-    /// Last round that was worked on, with whatever result.
-    attempted: u64,
+    /// What was worked on last, with whatever result.
+    attempted: Option<WorkAssignment>,
+    /// How often a hub was found again, as far as what it may have lost was looked after; `None` before the first news.
+    reunions: Option<u64>,
+    /// Takeovers of the run at that time.
+    generation: u64,
+    /// The question whose answer made it join again in the middle of a round.
+    rejoined: Option<Instant>,
     /// Sequence number of the last command.
     sequence: u64,
     /// Length of the log when the held model was the newest.
@@ -145,7 +153,11 @@ impl Session<'_> {
             };
             self.note(&work);
             self.held_round.set(self.held().map(|it| it.round));
-            match next(&work, self.held(), self.attempted) {
+            if let Some(length) = self.mend(&work).await? {
+                self.wait_for_log(length).await;
+                continue;
+            }
+            match self.next(&work) {
                 Next::Finish => return self.finish().await,
                 Next::Join => self.join().await?,
                 Next::CatchUp => self.catch_up(&work).await?,
@@ -182,6 +194,14 @@ impl Session<'_> {
         let news = self.news.borrow_and_update();
         self.status.problem.clone_from(&news.problem);
         news.work.clone()
+    }
+
+    fn next(&self, work: &Work) -> Next {
+        let is_done = |it: &WorkAssignment| {
+            let attempted = self.attempted.as_ref();
+            attempted.is_some_and(|last| is_same_work(last, it)) || self.outbox.holds(it)
+        };
+        next(work, self.held(), is_done)
     }
 
     fn held(&self) -> Option<Held> {
@@ -248,11 +268,11 @@ impl Session<'_> {
     }
 }
 
-/// Decides from the newest news; `attempted` is the last round that was worked on.
+/// Decides from the newest news; `is_done` says whether an assignment's work was done or tried already.
 ///
 /// A round is begun from what is held if that was the newest model when it opened: the merge that came since is taken up on
 /// the way, and nobody waits for a download.
-fn next(work: &Work, held: Option<Held>, attempted: u64) -> Next {
+fn next(work: &Work, held: Option<Held>, is_done: impl Fn(&WorkAssignment) -> bool) -> Next {
     if work.finished {
         return Next::Finish;
     }
@@ -266,7 +286,7 @@ fn next(work: &Work, held: Option<Held>, attempted: u64) -> Next {
     match &work.assignment {
         Some(open)
             if !open.committed
-                && open.round > attempted
+                && !is_done(open)
                 && (is_current || holds(open.base_round, &open.base_hash)) =>
         {
             Next::Train(open.clone())
@@ -274,6 +294,18 @@ fn next(work: &Work, held: Option<Held>, attempted: u64) -> Next {
         Some(_) | None if is_current => Next::Wait,
         Some(_) | None => Next::CatchUp,
     }
+}
+
+/// Whether two assignments are the same work. A hub that stands at an older place of the log may open a round anew, with
+/// another slot or from another model.
+fn is_same_work(one: &WorkAssignment, other: &WorkAssignment) -> bool {
+    let key = |it: &WorkAssignment| (it.round, it.slot, it.base_round);
+    key(one) == key(other) && one.seed == other.seed && one.base_hash == other.base_hash
+}
+
+/// The last round that the run's log opened, by what it says of those ahead.
+fn round_of_run(work: &Work) -> Option<u64> {
+    work.ahead.first().and_then(|it| it.round.checked_sub(1))
 }
 
 /// Runs `work` on a thread for blocking calls, with the machine, and gives the machine back.

@@ -53,6 +53,36 @@ fn both_states_of_a_round_share_their_moments() {
 }
 
 #[test]
+fn older_states_stay_while_there_is_room() {
+    let (_place, store) = store();
+    let states: Vec<CarriedState> = (0..4_u8)
+        .map(|number| CarriedState {
+            step: number.into(),
+            ..state(number.into())
+        })
+        .collect();
+    let names: Vec<Hash> = states.iter().map(hash).collect();
+    for (name, state) in names.iter().zip(&states) {
+        store.write(name, name, state).unwrap();
+    }
+    assert!(store.share_moments(&names[1], &names[1]).unwrap());
+    assert!(!store.share_moments(&names[1], &names[2]).unwrap());
+    let bytes_of_one = (STATE_HEADER_BYTES + 12 + MOMENTS_MAGIC.len() + 24) as u64;
+    let newest_first = [names[3], names[2], names[1], names[0]];
+    store
+        .keep_within(names[3], &newest_first, 2 * bytes_of_one)
+        .unwrap();
+    let is_there = |name| store.read(name, 3).unwrap().is_some();
+    assert_eq!(
+        names.iter().map(is_there).collect::<Vec<_>>(),
+        [false, false, true, true]
+    );
+    // What is needed stays, whatever it takes.
+    store.keep_within(names[3], &newest_first, 0).unwrap();
+    assert_eq!(files(&store), 2);
+}
+
+#[test]
 fn a_state_without_moments_is_one_file() {
     let (_place, store) = store();
     let mut plain = state(1.0);

@@ -14,6 +14,7 @@ use engine::update::{
 use protocol::{
     Hash,
     charter::{Charter, Codec},
+    command::Commitment,
     sampling,
     schedule::learning_rate_nano,
     units::{BlobReference, RunId, WorkerId},
@@ -294,6 +295,14 @@ impl Machine {
 }
 
 impl Sealed {
+    /// What is committed to.
+    pub(crate) fn commitment(&self) -> Commitment {
+        Commitment {
+            update: self.reference,
+            header: self.header.clone(),
+        }
+    }
+
     /// What is uploaded, by hash: the smaller file first.
     pub(crate) fn files(&self) -> Vec<(Hash, Bytes)> {
         let update = (self.reference.hash, self.file.clone());

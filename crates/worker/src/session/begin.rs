@@ -27,9 +27,10 @@ use crate::{
     margin::Margin,
     model::Target,
     plausible::Bounds,
-    poll::{self, HeldRound, News},
+    poll::{HeldRound, News, Poller},
     quota::Quota,
     shards::Shards,
+    takeovers::Takeovers,
 };
 
 /// How a hub is looked for that does not answer yet.
@@ -51,6 +52,7 @@ pub(super) async fn begin<'a>(
 ) -> Result<Option<Session<'a>>> {
     let folder = Folder::open(&*ground.disk, &config.folder)?;
     let client = ground.client(&config.hub)?;
+    client.keep_addresses_in(Arc::clone(&ground.disk), &folder.addresses());
     let mut status = Status::new();
     let worker = WorkerId(folder.key().public());
     status.worker = worker.short();
@@ -62,7 +64,10 @@ pub(super) async fn begin<'a>(
             .parse()
             .with_context(|| format!("the hub's run has no id: {:.80}", summary.id))?;
         status.run = printable(&summary.name, NAME_CHARS_MAX);
-        let charter = patiently(&mut status, report, async || client.charter(run).await).await?;
+        let charter = patiently(&client, &mut status, report, async || {
+            client.charter(run).await
+        });
+        let charter = charter.await?;
         engine::charter::check(&charter)?;
         anyhow::Ok((run, Arc::new(charter)))
     };
@@ -75,21 +80,29 @@ pub(super) async fn begin<'a>(
         &folder.cache(),
         config.cache_bytes_max,
     )?;
+    client.add_addresses(charter.addresses.iter().map(String::as_str));
+    let takeovers = Takeovers::open(
+        Arc::clone(&ground.disk),
+        folder.takeovers(run),
+        &charter,
+        client.clone(),
+    );
     let store = CarriedStore::open(Arc::clone(&ground.disk), folder.carried(run))?;
     let (sender, mut news) = watch::channel(News::default());
     let (token, shown) = watch::channel(None);
     let bounds = Bounds::of(&charter);
     let held_round = Arc::<HeldRound>::default();
-    let poller = tokio::spawn(poll::poll(
-        client.clone(),
+    let poller = Poller {
+        client: client.clone(),
         run,
         worker,
         bounds,
-        shown,
-        Arc::clone(&held_round),
-        sender,
-    ))
-    .abort_handle();
+        takeovers,
+        token: shown,
+        held: Arc::clone(&held_round),
+        news: sender,
+    };
+    let poller = tokio::spawn(poller.poll()).abort_handle();
     let first = async {
         while news.borrow().work.is_none() {
             // The poller ends only with its listeners.
@@ -160,7 +173,10 @@ pub(super) async fn begin<'a>(
         measured,
         device,
         margin: Margin::new(measured.encode, window),
-        attempted: 0,
+        attempted: None,
+        reunions: None,
+        generation: 0,
+        rejoined: None,
         sequence: 0,
         held_at: 0,
         published: None,
@@ -198,11 +214,11 @@ async fn find_run(
     report: &mut dyn FnMut(&Status),
 ) -> Result<RunSummary> {
     if let Some(wanted) = &config.run {
-        return patiently(status, report, async || client.run(wanted).await)
+        return patiently(client, status, report, async || client.run(wanted).await)
             .await
             .with_context(|| format!("looking for run {wanted:?}"));
     }
-    let runs = patiently(status, report, async || client.runs().await).await?;
+    let runs = patiently(client, status, report, async || client.runs().await).await?;
     let count = runs.len();
     runs.into_iter()
         .find(|it| it.phase != "finished")
@@ -212,14 +228,17 @@ async fn find_run(
         })
 }
 
-/// Repeats a call until the hub answers, and says so meanwhile.
+/// Repeats a call until the hub answers, and says so meanwhile. What one address does not have another may.
 async fn patiently<T>(
+    client: &HubClient,
     status: &mut Status,
     report: &mut dyn FnMut(&Status),
     mut call: impl AsyncFnMut() -> Result<T, ClientError>,
 ) -> Result<T> {
     let mut failures = 0;
+    let mut elsewhere = client.addresses().len();
     loop {
+        let address = client.current_address();
         match call().await {
             Ok(answer) => {
                 status.problem = None;
@@ -231,6 +250,11 @@ async fn patiently<T>(
                 status.problem = Some(error.to_string());
                 report(status);
                 tokio::time::sleep(PATIENCE.wait_after(failures)).await;
+            }
+            Err(ClientError::Refused { status: 404, .. })
+                if 1 < elsewhere && client.leave_address(&address) =>
+            {
+                elsewhere -= 1;
             }
             Err(error) => return Err(error.into()),
         }

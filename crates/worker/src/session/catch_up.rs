@@ -89,6 +89,14 @@ impl Session<'_> {
             None
         };
         let route = target.route(held, since.as_deref());
+        if self.is_cut_short(&route) {
+            // What is held is of another log than the hub's: it listed the deltas after it, and nobody needs those.
+            self.forget_model().await?;
+            self.held_round.ask_for_all();
+            self.wait_for_news(|it| it.held.is_none() || it.problem.is_some())
+                .await;
+            return Ok(());
+        }
         if !self.fetch_route(&route).await? {
             return Ok(());
         }
@@ -112,6 +120,12 @@ impl Session<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Whether the hub left out deltas that the route by the checkpoint needs, because a newer model was said to be held.
+    fn is_cut_short(&self, route: &Route) -> bool {
+        let held = self.news.borrow().held;
+        matches!((route.checkpoint, held), (Some((round, _)), Some(held)) if round < held)
     }
 
     /// The merges since the held model was the newest, from the log; `None` if that is too long ago or does not work.

@@ -11,7 +11,10 @@ use protocol::{
 use tokio::time::Instant;
 
 use super::{GOODBYE, Session, begin::worker_name};
-use crate::{Activity, machine::Sealed};
+use crate::{
+    Activity,
+    poll::{News, Token},
+};
 
 /// Wait before a command that got no answer is sent again.
 const RESEND: Duration = Duration::from_millis(300);
@@ -61,26 +64,25 @@ impl Session<'_> {
             device: self.device.clone(),
         });
         let reply = self.client.command(&command).await?;
-        self.token.send_if_modified(|token| {
-            let is_new = reply.token.is_some() && *token != reply.token;
-            if is_new {
-                token.clone_from(&reply.token);
-            }
-            is_new
-        });
+        if let Some(text) = reply.token.clone() {
+            let address = self.client.current_address();
+            let given = Some(Token { text, address });
+            self.token.send_if_modified(|token| {
+                let is_new = *token != given;
+                *token = given;
+                is_new
+            });
+        }
         Ok(reply)
     }
 
     /// Commits, again and again until the hub answers or `until` has passed.
     pub(super) async fn commit(
         &mut self,
-        sealed: &Sealed,
+        commitment: &Commitment,
         until: Instant,
     ) -> Result<CommandReply, ClientError> {
-        let command = self.sign(Command::Commit(Box::new(Commitment {
-            update: sealed.reference,
-            header: sealed.header.clone(),
-        })));
+        let command = self.sign(Command::Commit(Box::new(commitment.clone())));
         loop {
             match self.client.command(&command).await {
                 Err(error)
@@ -111,17 +113,21 @@ impl Session<'_> {
     /// answer decides nothing.
     pub(super) async fn wait_for_log(&mut self, length: u64) {
         let token = self.token.borrow().clone();
-        let known = |news: &crate::poll::News| {
+        self.wait_for_news(|news| {
             let is_new = |work: &Work| work.log_length >= length && news.token == token;
             news.problem.is_some() || news.work.as_ref().is_some_and(|(work, _)| is_new(work))
-        };
+        })
+        .await;
+    }
+
+    /// Until the news are as wanted. A hub that names a length which its log never has is not waited for.
+    pub(super) async fn wait_for_news(&self, is_wanted: impl FnMut(&News) -> bool) {
         let mut news = self.news.clone();
-        // A hub that names a length which its log never has is not waited for.
-        let waited = tokio::time::timeout(NEWS_MAX, news.wait_for(known));
+        let waited = tokio::time::timeout(NEWS_MAX, news.wait_for(is_wanted));
         self.shutdown.run_until_cancelled(waited).await;
     }
 
-    fn sign(&mut self, command: Command) -> SignedCommand {
+    pub(super) fn sign(&mut self, command: Command) -> SignedCommand {
         self.sequence = self.clock.now_ms().max(self.sequence.saturating_add(1));
         SignedCommand::sign(self.folder.key(), self.run, self.sequence, command)
     }

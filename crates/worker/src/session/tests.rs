@@ -38,6 +38,7 @@ fn work() -> Work {
     Work {
         now_ms: 1_000,
         log_length: 40,
+        generation: 0,
         finished: false,
         model: WorkModel {
             round: 3,
@@ -69,7 +70,8 @@ fn work() -> Work {
 fn check(change: impl FnOnce(&mut Work), model: Option<u64>, attempted: u64, expected: Next) {
     let mut work = work();
     change(&mut work);
-    assert_eq!(next(&work, model.map(held), attempted), expected);
+    let is_done = |it: &WorkAssignment| is_same_work(it, &assignment(attempted));
+    assert_eq!(next(&work, model.map(held), is_done), expected);
 }
 
 #[test]
@@ -102,6 +104,29 @@ fn a_round_is_worked_on_once() {
         it.assignment = Some(assignment);
     };
     check(committed, Some(3), 3, Next::Wait);
+}
+
+#[test]
+fn a_round_that_another_hub_opened_anew_is_worked_on_again() {
+    let changes: [fn(&mut WorkAssignment); 4] = [
+        |it| it.slot = 1,
+        |it| it.seed = Hash([10; 32]).to_string(),
+        |it| it.base_hash = held(3).parameters.to_string(),
+        |it| it.deadline_ms += 500,
+    ];
+    for (change, is_other_work) in changes.into_iter().zip([true, true, true, false]) {
+        let mut again = assignment(4);
+        change(&mut again);
+        let open = |it: &mut Work| it.assignment = Some(again.clone());
+        let expected = if is_other_work {
+            Next::Train(again.clone())
+        } else {
+            Next::Wait
+        };
+        check(open, Some(3), 4, expected);
+        // A log that went back is followed: its round 4 comes after the other's round 5.
+        check(open, Some(3), 5, Next::Train(again.clone()));
+    }
 }
 
 #[track_caller]

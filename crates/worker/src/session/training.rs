@@ -9,17 +9,20 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use network::world;
+use network::{ClientError, world};
 use protocol::{
     Hash,
-    api::{Work, WorkAssignment},
+    api::{CommandReply, Work, WorkAssignment},
+    command::Commitment,
     sampling::assigned_shards,
     state::decide::fresh,
     units::BlobReference,
 };
 use tokio::{task::JoinHandle, time::Instant};
 
-use super::{GOODBYE, Session, begin::be_nice, with_machine};
+use super::{
+    GOODBYE, Session, begin::be_nice, is_same_work, mend::is_final, round_of_run, with_machine,
+};
 use crate::{
     Activity,
     machine::{Carried, Held, Newer, Sealed, Task, Trained},
@@ -33,6 +36,10 @@ const FASTER: f64 = 1.2;
 /// been down. Less than a few seconds is no time for that.
 const COMMIT_WINDOWS: u32 = 4;
 const COMMIT_AFTER_MIN: Duration = Duration::from_secs(10);
+/// Longest time for joining again while a round trains.
+const JOIN_MAX: Duration = Duration::from_secs(5);
+/// States of earlier rounds may take one part of so many of what the owner allowed for downloads.
+const STATES_SHARE: u64 = 4;
 
 /// Shared with the thread that trains.
 #[derive(Debug)]
@@ -87,7 +94,7 @@ impl Session<'_> {
         let Some(task) = self.task(work, assignment, seed).await? else {
             return Ok(());
         };
-        self.attempted = assignment.round;
+        self.attempted = Some(assignment.clone());
         if self.is_too_late_for(deadline) {
             tracing::debug!(
                 round = task.round,
@@ -297,6 +304,7 @@ impl Session<'_> {
                 Ok(()) = self.news.changed() => {}
                 () = tokio::time::sleep(super::TICK) => {}
             }
+            self.look_after_the_hub().await;
             match self.standing_of(task) {
                 Standing::Open => {}
                 Standing::Late => control.is_late.store(true, Ordering::Relaxed),
@@ -333,16 +341,39 @@ impl Session<'_> {
             return Standing::Open;
         };
         self.note(&work);
-        let is_ours = work
-            .assignment
-            .as_ref()
-            .is_some_and(|it| it.round == task.round);
-        if is_ours {
-            Standing::Open
-        } else if work.late_rounds.contains(&task.round) {
-            Standing::Late
-        } else {
-            Standing::Over
+        let open = work.assignment.as_ref();
+        match open.filter(|it| it.round == task.round) {
+            Some(open) => match &self.attempted {
+                Some(begun) if is_same_work(begun, open) => Standing::Open,
+                // Another hub opened the round anew, in another way.
+                Some(_) | None => Standing::Over,
+            },
+            None if work.late_rounds.contains(&task.round) => Standing::Late,
+            // The hub stands at an older place of the log, and will come to this round.
+            None if round_of_run(&work).is_some_and(|it| it < task.round) => Standing::Open,
+            None => Standing::Over,
+        }
+    }
+
+    /// Gives a hub that was replaced, or lost something, what it lacks, while a round trains.
+    async fn look_after_the_hub(&mut self) {
+        let Some((work, _)) = self.latest() else {
+            return;
+        };
+        let (asked, is_newest) = {
+            let news = self.news.borrow();
+            (news.asked, news.token == *self.token.borrow())
+        };
+        if !work.worker.joined && !work.finished && is_newest && self.rejoined != asked {
+            self.rejoined = asked;
+            match tokio::time::timeout(JOIN_MAX, self.send_join()).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => tracing::debug!("joining again: {error}"),
+                Err(_) => tracing::debug!("joining again: the hub does not answer"),
+            }
+        }
+        if let Err(error) = self.mend(&work).await {
+            tracing::warn!("giving the hub what it lacks: {error:#}");
         }
     }
 
@@ -356,6 +387,10 @@ impl Session<'_> {
             return Ok(());
         };
         if task.carried == Carried::State(wanted) || task.carried.hash() == fresh() {
+            return Ok(());
+        }
+        // A log that goes on from an older update's state knows other moments than those that were trained from.
+        if !self.store.share_moments(&wanted, &task.carried.hash())? {
             return Ok(());
         }
         let store = self.store.clone();
@@ -377,9 +412,13 @@ impl Session<'_> {
             steps: trained.steps,
         });
         let mut task = *task;
+        self.look_after_the_hub().await;
         self.settle_carried(&mut task).await?;
         let task = &task;
-        self.store.keep_only(&[task.carried.hash()])?;
+        let carried = task.carried.hash();
+        let bytes_max = self.config.cache_bytes_max / STATES_SHARE;
+        self.store
+            .keep_within(carried, &self.outbox.states(), bytes_max)?;
         let (store, task_copy) = (self.store.clone(), *task);
         let sealed = with_machine(&mut self.machine, move |machine| {
             machine.seal(&task_copy, &trained, &store)
@@ -387,38 +426,70 @@ impl Session<'_> {
         let sealed: Sealed = match sealed.await? {
             Ok(sealed) => sealed,
             Err(error) => {
+                // If it was for want of room, the next round has some.
+                self.store.keep_only(&[carried])?;
                 self.lose_round(task, &format!("{error:#}"));
                 return Ok(());
             }
         };
         self.sync_in_background(&sealed);
-        let files = sealed.files();
-        for (hash, file) in &files {
-            self.outbox.keep(*hash, file)?;
-        }
+        self.outbox.keep(&sealed)?;
         self.tell_speed(sealed.header.tokens, took).await;
         let patience = Duration::from_millis(self.charter.round.window_ms) * COMMIT_WINDOWS;
         let until = deadline + patience.max(COMMIT_AFTER_MIN);
-        let committed = self.commit(&sealed, until).await;
+        let committed = self.commit_kept(&sealed.commitment(), until).await?;
         self.margin.observe(begun.elapsed());
         match committed {
             Ok(reply) => {
                 self.status.problem = None;
                 self.published = sealed.header.inner_state.map(|it| it.hash);
-                for (hash, file) in files {
-                    self.outbox.send(hash, file);
-                }
+                self.outbox.send(sealed.files());
                 self.show(self.status.activity.clone());
                 self.wait_for_log(reply.log_length).await;
             }
+            Err(error) if self.may_be_taken_later(task.round, &error) => {
+                self.published = sealed.header.inner_state.map(|it| it.hash);
+                self.outbox.touch(sealed.reference.hash);
+                self.try_again("committing", &error.into()).await;
+            }
             Err(error) => {
-                for (hash, _) in &files {
-                    self.outbox.forget(*hash);
-                }
+                self.outbox.forget(sealed.reference.hash);
                 self.lose_round(task, &format!("{:#}", anyhow::Error::from(error)));
             }
         }
         Ok(())
+    }
+
+    /// Commits; if the log lacks the update before this one, after that.
+    async fn commit_kept(
+        &mut self,
+        commitment: &Commitment,
+        until: Instant,
+    ) -> Result<Result<CommandReply, ClientError>> {
+        let answer = self.commit(commitment, until).await;
+        if !matches!(&answer, Err(error) if error.refusal_code() == Some("wrong_base")) {
+            return Ok(answer);
+        }
+        let now = Instant::now();
+        let is_newer = |asked: Option<Instant>| asked.is_some_and(|it| now < it);
+        self.wait_for_news(|it| it.problem.is_some() || is_newer(it.asked))
+            .await;
+        self.outbox.touch(commitment.update.hash);
+        let Some((work, _)) = self.latest() else {
+            return Ok(answer);
+        };
+        match self.mend(&work).await? {
+            Some(_) => Ok(self.commit(commitment, until).await),
+            None => Ok(answer),
+        }
+    }
+
+    /// Whether a commitment that was not taken may be so later: nobody answered, or the hub's log is not at its round yet.
+    fn may_be_taken_later(&mut self, round: u64, error: &ClientError) -> bool {
+        let is_ahead =
+            |(work, _): &(Work, Instant)| round_of_run(work).is_some_and(|it| it < round);
+        !is_final(error)
+            || error.refusal_code() == Some("late") && self.latest().as_ref().is_some_and(is_ahead)
     }
 
     /// A disk may take seconds to have all of a state: neither the commitment nor the next round waits for it.
