@@ -23,6 +23,9 @@ mod session;
 mod shards;
 mod takeovers;
 
+#[cfg(test)]
+mod testing;
+
 pub use config::Config;
 pub use ground::{Ground, MakeTrainer, Steps};
 pub use session::{run, run_on};

@@ -236,3 +236,6 @@ impl Poller {
         tokio::time::sleep(wait).await;
     }
 }
+
+#[cfg(test)]
+mod tests;

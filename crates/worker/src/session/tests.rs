@@ -2,13 +2,14 @@
 
 use protocol::{
     Hash,
-    api::{WorkBlob, WorkDelta, WorkModel, WorkWorker},
+    api::{WorkBlob, WorkDelta},
 };
 
 use super::*;
 use crate::{
     machine::tests::{charter, sparse},
     plausible::Bounds,
+    testing::work,
 };
 
 fn held(round: u64) -> Held {
@@ -30,39 +31,6 @@ fn assignment(round: u64) -> WorkAssignment {
         deadline_ms: 10_000,
         committed: false,
         publish_inner_state: false,
-    }
-}
-
-/// A joined worker between rounds; the newest model is that of round 3.
-fn work() -> Work {
-    Work {
-        now_ms: 1_000,
-        log_length: 40,
-        generation: 0,
-        finished: false,
-        model: WorkModel {
-            round: 3,
-            parameters_hash: held(3).parameters.to_string(),
-            checkpoint_round: 0,
-            checkpoint_blob: Hash([8; 32]).to_string(),
-            checkpoint_bytes: 100,
-            deltas: vec![],
-        },
-        assignment: None,
-        late_rounds: vec![],
-        ahead: vec![],
-        worker: WorkWorker {
-            joined: true,
-            sequence: 5,
-            carried: None,
-            updates_accepted: 0,
-            updates_refused: 0,
-            last_refusal: None,
-            last_round: None,
-            tokens: 0,
-            credits_micro: 0,
-        },
-        inner_start: None,
     }
 }
 
