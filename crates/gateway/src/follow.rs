@@ -1,7 +1,10 @@
 //! Follows a hub: for every run the newest whole checkpoint becomes its model, without disturbing running answers.
 //!
-//! The gateway looks every few seconds; while the hub is away it keeps answering from what it has. Nothing is believed
-//! that does not hash to its name: charter, tokenizer, checkpoint file, and the parameters in it.
+//! The gateway looks every few seconds; while the hub is away it looks at the other addresses that the runs' charters name,
+//! and keeps answering from what it has. Nothing is believed that does not hash to its name: charter, tokenizer, checkpoint
+//! file, and the parameters in it.
+
+mod place;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,19 +18,26 @@ use std::{
 use anyhow::{Context, ensure};
 use data::tokenizer::Tokenizer;
 use engine::{checkpoint, generate::Generator, update::hash::parameters_hash};
-use network::{BlobCache, HubClient};
+use network::{BlobCache, ClientError, HubClient, retry::RetryPolicy};
 use protocol::{
     Hash,
     api::{CheckpointSummary, RunSummary},
     charter::Charter,
     units::{BlobReference, RunId},
 };
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+use place::Place;
 
 use crate::model::{Catalogue, Model};
 
 /// Most runs of one hub whose models are kept in memory; the newest count.
 const RUNS_MAX: usize = 64;
+/// Time between two attempts to come back to the hub that was named to the gateway.
+const RETURN_EVERY: Duration = Duration::from_secs(30);
+/// It has so long to answer such an attempt.
+const RETURN_MAX: Duration = Duration::from_secs(5);
 /// Room for names and shapes in a checkpoint file.
 const CHECKPOINT_HEADER_BYTES_MAX: u64 = 4 << 20;
 
@@ -39,15 +49,18 @@ pub(crate) struct Follower {
     pub(crate) hub_reached: Arc<AtomicBool>,
     pub(crate) checkpoints_kept: usize,
     pub(crate) poll: Duration,
-    /// Charters and tokenizers of the runs that were looked at.
+    /// Charters, tokenizers and places of the runs that were looked at.
     pub(crate) runs: BTreeMap<RunId, Known>,
+    /// When it was tried last to come back to the hub that was named.
+    pub(crate) returned: Option<Instant>,
 }
 
-/// What of a run never changes.
+/// What of a run never changes, and where it is followed.
 #[derive(Clone)]
 pub(crate) struct Known {
     charter: Arc<Charter>,
     tokenizer: Arc<Tokenizer>,
+    place: Place,
 }
 
 impl Follower {
@@ -81,12 +94,22 @@ impl Follower {
 
     /// One look at all runs; the first trouble is returned after all were looked at.
     async fn look(&mut self) -> anyhow::Result<()> {
+        self.come_back().await;
         let runs = self.client.runs().await;
         self.hub_reached.store(runs.is_ok(), Ordering::Relaxed);
-        let mut runs = runs.context("the hub's runs could not be read")?;
+        let is_named = *self.client.current_address() == *self.client.address();
+        // Another address lists perhaps only some.
+        let is_whole = runs.is_ok() && is_named;
+        let mut outcome = Ok(());
+        let mut runs = match runs {
+            Ok(runs) => runs,
+            Err(error) => {
+                outcome = Err(error).context("the hub's runs could not be read");
+                Vec::new()
+            }
+        };
         runs.sort_by_key(|run| std::cmp::Reverse(run.created_ms));
         runs.truncate(RUNS_MAX);
-        let mut outcome = Ok(());
         let mut listed = BTreeSet::new();
         for run in &runs {
             let refreshed = match run.id.parse::<RunId>() {
@@ -98,22 +121,73 @@ impl Follower {
             };
             outcome = outcome.and(refreshed.with_context(|| format!("run {}", run.name)));
         }
-        for (name, model) in self.catalogue.list() {
-            if !listed.contains(&model.run) && name == model.run_name {
-                tracing::info!(run.id = %model.run, "the hub no longer has the run {name}");
-                self.catalogue.replace(model.run, Vec::new());
-            }
+        let others: Vec<RunId> = self.runs.keys().copied().collect();
+        for id in others.into_iter().filter(|it| !listed.contains(it)) {
+            let refreshed = self.refresh_unlisted(id, is_whole).await;
+            outcome = outcome.and(refreshed.with_context(|| format!("run {}", id.short())));
         }
         outcome
     }
 
-    async fn refresh(&mut self, id: RunId, run: &RunSummary) -> anyhow::Result<()> {
+    /// Goes back to the hub that was named, if it answers again: it lists all runs, another address perhaps only some.
+    async fn come_back(&mut self) {
+        let is_elsewhere = *self.client.current_address() != *self.client.address();
+        let is_due = self.returned.is_none_or(|it| RETURN_EVERY <= it.elapsed());
+        if !is_elsewhere || !is_due {
+            return;
+        }
+        self.returned = Some(Instant::now());
+        let Ok(named) = self.client.at(self.client.address()) else {
+            return;
+        };
+        let named = named.with_retry(RetryPolicy::once());
+        if let Ok(Ok(_)) = tokio::time::timeout(RETURN_MAX, named.runs()).await {
+            self.client.prefer_address(named.address());
+        }
+    }
+
+    /// A run that whoever was asked does not list: it is looked for where its charter says, and if it is nowhere, it is
+    /// given up where the list was whole.
+    async fn refresh_unlisted(&mut self, id: RunId, is_whole: bool) -> anyhow::Result<()> {
+        let Some(known) = self.runs.get_mut(&id) else {
+            return Ok(());
+        };
+        known.place.settle().await?;
+        match known.place.summary(id).await {
+            Ok(run) => self.refresh_at(id, &run).await,
+            Err(ClientError::Refused { status: 404, .. }) if is_whole => {
+                let name = &known.charter.name;
+                tracing::info!(run.id = %id, "no hub has the run {name} any more");
+                self.catalogue.replace(id, Vec::new());
+                self.runs.remove(&id);
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn refresh(&mut self, id: RunId, listed: &RunSummary) -> anyhow::Result<()> {
+        self.known(id).await?;
+        let Some(known) = self.runs.get_mut(&id) else {
+            return Ok(());
+        };
+        known.place.settle().await?;
+        if known.place.client.current_address() == self.client.current_address() {
+            return self.refresh_at(id, listed).await;
+        }
+        let run = known.place.summary(id).await?;
+        self.refresh_at(id, &run).await
+    }
+
+    /// Takes over what is new of a run as it stands at its place.
+    async fn refresh_at(&mut self, id: RunId, run: &RunSummary) -> anyhow::Result<()> {
+        let client = self.known(id).await?.place.client;
         let mut models = self.catalogue.of_run(id);
         if models
             .first()
             .is_none_or(|newest| newest.round != run.checkpoint_round)
         {
-            let listed = self.client.checkpoints(id, 1).await?;
+            let listed = client.checkpoints(id, 1).await?;
             let checkpoint = listed.first().context("it has no checkpoint yet")?;
             if models
                 .first()
@@ -145,7 +219,8 @@ impl Follower {
         let Some(known) = self.runs.get(&id).filter(|_| models.iter().any(lacking)) else {
             return Ok(());
         };
-        let listed = self
+        let listed = known
+            .place
             .client
             .checkpoints(id, self.checkpoints_kept as u64)
             .await?;
@@ -165,7 +240,11 @@ impl Follower {
         run: &RunSummary,
         checkpoint: &CheckpointSummary,
     ) -> anyhow::Result<Model> {
-        let Known { charter, tokenizer } = self.known(id).await?;
+        let Known {
+            charter,
+            tokenizer,
+            place,
+        } = self.known(id).await?;
         let hash: Hash = checkpoint.blob.parse().context("the checkpoint's hash")?;
         let bytes_max = 4 * charter.model.parameter_count() + CHECKPOINT_HEADER_BYTES_MAX;
         ensure!(
@@ -177,7 +256,8 @@ impl Follower {
             hash,
             bytes: checkpoint.bytes,
         };
-        let bytes = self.blob(&reference).await.context("the checkpoint")?;
+        let bytes = self.blob(&place.client, &reference).await;
+        let bytes = bytes.context("the checkpoint")?;
         let expected: Hash = checkpoint
             .parameters_hash
             .parse()
@@ -208,8 +288,12 @@ impl Follower {
         }
         let charter = self.client.charter(id).await?;
         engine::charter::check(&charter).context("the charter")?;
+        let place = Place::new(&self.client, &charter)?;
+        // Where the run may go, the list of runs may be looked for too.
+        self.client
+            .add_addresses(charter.addresses.iter().map(String::as_str));
         let bytes = self
-            .blob(&charter.data.tokenizer)
+            .blob(&place.client, &charter.data.tokenizer)
             .await
             .context("the tokenizer")?;
         let tokenizer =
@@ -221,13 +305,14 @@ impl Follower {
         let known = Known {
             charter: Arc::new(charter),
             tokenizer: Arc::new(tokenizer),
+            place,
         };
         self.runs.insert(id, known.clone());
         Ok(known)
     }
 
-    async fn blob(&self, reference: &BlobReference) -> anyhow::Result<Vec<u8>> {
-        self.client
+    async fn blob(&self, client: &HubClient, reference: &BlobReference) -> anyhow::Result<Vec<u8>> {
+        client
             .download(&self.cache, *reference, None, |_bytes| {})
             .await?;
         let (cache, hash) = (self.cache.clone(), reference.hash);

@@ -83,6 +83,7 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Resul
         checkpoints_kept: config.checkpoints_kept,
         poll: Duration::from_millis(config.poll_ms),
         runs: BTreeMap::new(),
+        returned: None,
     };
     let following = tokio::spawn(follower.follow(shutdown.clone()));
     tracing::info!(address = %listener.local_addr()?, hub = config.hub, "the gateway listens");

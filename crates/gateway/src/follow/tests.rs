@@ -14,11 +14,13 @@ use axum::{
 use engine::{checkpoint::to_safetensors, initial_parameters};
 use network::retry::RetryPolicy;
 use protocol::{
-    PublicKey,
-    api::{BaselineLosses, LossPoint},
+    PublicKey, SecretKey,
+    api::{BaselineLosses, LossPoint, mirrors::RunHead},
     charter::{
         Baselines, Codec, Data, Income, Inner, Model as Shape, Outer, RoundRules, ShardReference,
     },
+    log::Head,
+    succession::{Sealing, Succession},
 };
 use tempfile::TempDir;
 
@@ -26,9 +28,11 @@ use super::*;
 use crate::testing::tiny_model;
 
 /// What the hub of a test says; changed while it is being asked.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Story {
     away: bool,
+    /// Takeovers of the one run, and entries of its log.
+    head: (Vec<Succession>, u64),
     runs: Vec<RunSummary>,
     charters: BTreeMap<String, String>,
     checkpoints: BTreeMap<String, Vec<CheckpointSummary>>,
@@ -47,18 +51,11 @@ struct Stage {
 
 impl Stage {
     async fn new() -> Self {
-        let story = Arc::new(Mutex::new(Story::default()));
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
-            .await
-            .expect("a free port");
-        let address = format!("http://{}", listener.local_addr().expect("its address"));
-        let router = Router::new()
-            .route("/api/v1/runs", get(runs))
-            .route("/api/v1/runs/{run}/charter", get(charter_text))
-            .route("/api/v1/runs/{run}/checkpoints", get(checkpoints))
-            .route("/api/v1/blobs/{hash}", get(blob))
-            .with_state(Arc::clone(&story));
-        tokio::spawn(async move { axum::serve(listener, router).await });
+        Self::with(|_| {}).await
+    }
+
+    async fn with(change: impl FnOnce(&mut Charter)) -> Self {
+        let (story, address) = tell(Story::default()).await;
         let folder = tempfile::tempdir().expect("a folder");
         let client = HubClient::new(&address)
             .expect("an address")
@@ -71,8 +68,10 @@ impl Stage {
             checkpoints_kept: 2,
             poll: Duration::from_millis(100),
             runs: BTreeMap::new(),
+            returned: None,
         };
-        let charter = charter();
+        let mut charter = charter();
+        change(&mut charter);
         let mut stage = Self {
             story,
             follower,
@@ -142,6 +141,61 @@ impl Stage {
             .map(|model| model.round)
             .collect()
     }
+}
+
+/// Serves a story at an address of its own.
+async fn tell(story: Story) -> (Arc<Mutex<Story>>, String) {
+    let story = Arc::new(Mutex::new(story));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("a free port");
+    let address = format!("http://{}", listener.local_addr().expect("its address"));
+    let router = Router::new()
+        .route("/api/v1/runs", get(runs))
+        .route("/api/v1/runs/{run}", get(run))
+        .route("/api/v1/runs/{run}/head", get(head))
+        .route("/api/v1/runs/{run}/charter", get(charter_text))
+        .route("/api/v1/runs/{run}/checkpoints", get(checkpoints))
+        .route("/api/v1/blobs/{hash}", get(blob))
+        .with_state(Arc::clone(&story));
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    (story, address)
+}
+
+async fn run(State(story): Told, Path(run): Path<String>) -> Result<Json<RunSummary>, StatusCode> {
+    let story = story.lock().expect("no handler panics");
+    if story.away {
+        return Err(StatusCode::SERVICE_UNAVAILABLE);
+    }
+    let found = story.runs.iter().find(|it| it.id == run);
+    found.cloned().map(Json).ok_or(StatusCode::NOT_FOUND)
+}
+
+async fn head(State(story): Told, Path(run): Path<String>) -> Result<Json<RunHead>, StatusCode> {
+    let story = story.lock().expect("no handler panics");
+    if story.away {
+        return Err(StatusCode::SERVICE_UNAVAILABLE);
+    }
+    let (statements, length) = story.head.clone();
+    let hexadecimal = |bytes: Vec<u8>| bytes.iter().map(|it| format!("{it:02x}")).collect();
+    Ok(Json(RunHead {
+        run,
+        role: "hub".to_owned(),
+        key: String::new(),
+        hub: String::new(),
+        hub_address: None,
+        generation: statements.len() as u64,
+        successions: statements
+            .iter()
+            .map(|it| hexadecimal(it.to_bytes()))
+            .collect(),
+        length,
+        hash: String::new(),
+        current_ms: 0,
+        blobs_missing: 0,
+        entries_set_aside: 0,
+        equivocations: Vec::new(),
+    }))
 }
 
 async fn runs(State(story): Told) -> Result<Json<Vec<RunSummary>>, StatusCode> {
@@ -395,4 +449,103 @@ async fn what_does_not_hash_to_its_name_is_not_served() {
         checkpoint.bytes = bytes.len() as u64;
     });
     refused(&mut stage, "safetensors").await;
+}
+
+/// A stage whose charter names a mirror, with the mirror's story: a copy of the hub's.
+async fn mirrored() -> (Stage, Arc<Mutex<Story>>, String) {
+    let (mirror, address) = tell(Story::default()).await;
+    let stage = Stage::with(|charter| {
+        charter.addresses = vec![address.clone()];
+        charter.succession = vec![succession_key().public()];
+    })
+    .await;
+    stage.story().head.1 = 50;
+    stage.publish(5, 1, |_, _| {});
+    *mirror.lock().expect("no handler panics") = stage.story().clone();
+    (stage, mirror, address)
+}
+
+fn succession_key() -> SecretKey {
+    SecretKey::from_entropy([7; 32])
+}
+
+#[tokio::test]
+async fn a_dead_hub_is_left_for_its_mirror() {
+    let (mut stage, mirror, _) = mirrored().await;
+    stage.follower.look().await.expect("a look");
+    stage.story().away = true;
+    mirror.lock().expect("no handler panics").away = true;
+    assert!(stage.follower.look().await.is_err());
+    assert_eq!(stage.rounds(), [5], "nobody answers, and it is served");
+    mirror.lock().expect("no handler panics").away = false;
+    stage.publish(9, 2, |_, _| {});
+    let copy = stage.story().clone();
+    *mirror.lock().expect("no handler panics") = Story {
+        away: false,
+        ..copy
+    };
+    leave_who_is_away(&stage);
+    stage.follower.look().await.expect("a look at the mirror");
+    assert_eq!(stage.rounds(), [9, 5]);
+    assert!(stage.follower.hub_reached.load(Ordering::Relaxed));
+}
+
+/// A hub that answers that it is away (and no proxy in front of one) is not left by itself: it may be back in a second.
+fn leave_who_is_away(stage: &Stage) {
+    let named = stage.follower.client.address().to_owned();
+    stage.follower.client.leave_address(&named);
+    for known in stage.follower.runs.values() {
+        known.place.client.leave_address(&named);
+    }
+}
+
+#[tokio::test]
+async fn a_hub_that_was_replaced_is_not_followed() {
+    let (mut stage, mirror, address) = mirrored().await;
+    stage.follower.look().await.expect("a look");
+    let id = stage.id();
+    let at = |stage: &Stage| stage.follower.runs[&id].place.client.current_address();
+    assert_eq!(&*at(&stage), stage.follower.client.address());
+
+    // The mirror takes over from an older copy; the old hub goes on and does not know.
+    let begun = Sealing::of(&stage.charter);
+    let (key, head) = (succession_key(), Head::empty());
+    let taken = Succession::sign(&key, &begun, &head, key.public(), &address);
+    mirror.lock().expect("no handler panics").head = (vec![taken], 40);
+    stage.story().head.1 = 70;
+    compare_again(&mut stage);
+    stage.publish(6, 3, |_, _| {});
+    stage.follower.look().await.expect("a look");
+    assert_eq!(*at(&stage), *address);
+    assert_eq!(stage.rounds(), [5], "the old hub's round 6 is none");
+
+    // With only the old hub there, nothing is taken over.
+    mirror.lock().expect("no handler panics").away = true;
+    compare_again(&mut stage);
+    let error = stage.follower.look().await.expect_err("only the old hub");
+    assert!(format!("{error:#}").contains("were replaced"), "{error:#}");
+    assert_eq!(stage.rounds(), [5]);
+}
+
+#[tokio::test]
+async fn of_logs_with_the_same_hub_the_longer_is_followed() {
+    let (mut stage, mirror, address) = mirrored().await;
+    stage.follower.look().await.expect("a look");
+    mirror.lock().expect("no handler panics").head.1 = 51;
+    let id = stage.id();
+    for (here, there, expected) in [(50, 51, true), (52, 51, false), (52, 52, false)] {
+        stage.story().head.1 = here;
+        mirror.lock().expect("no handler panics").head.1 = there;
+        compare_again(&mut stage);
+        stage.follower.look().await.expect("a look");
+        let place = &stage.follower.runs[&id].place;
+        assert_eq!(*place.client.current_address() == *address, expected);
+    }
+}
+
+/// As if time had passed.
+fn compare_again(stage: &mut Stage) {
+    for known in stage.follower.runs.values_mut() {
+        known.place.compare_again();
+    }
 }
