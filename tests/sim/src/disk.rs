@@ -28,6 +28,12 @@ pub struct SimDisk {
     inner: Arc<Mutex<Inner>>,
 }
 
+/// A copy of a disk.
+#[derive(Clone, Debug)]
+pub struct Image {
+    files: BTreeMap<String, Vec<u8>>,
+}
+
 #[derive(Debug)]
 struct Inner {
     chance: Chance,
@@ -140,6 +146,39 @@ impl SimDisk {
         inner.names.clear();
         inner.files.clear();
         inner.journal.clear();
+    }
+
+    /// A copy of what lies on it now, as of a machine that runs: taken for a backup, or in a snapshot.
+    #[must_use]
+    pub fn image(&self) -> Image {
+        let inner = self.lock_inner();
+        let content = |number| inner.files.get(number).map(|it| it.content.clone());
+        let files = inner.names.iter();
+        Image {
+            files: files
+                .map(|(name, number)| (name.clone(), content(number).unwrap_or_default()))
+                .collect(),
+        }
+    }
+
+    /// The node's process has ended; the disk is what it was when the copy was made.
+    pub fn restore(&self, image: &Image) {
+        let mut inner = self.lock_inner();
+        inner.boot += 1;
+        inner.locked.clear();
+        inner.names.clear();
+        inner.files.clear();
+        inner.journal.clear();
+        for (name, content) in &image.files {
+            let number = inner.next_file;
+            inner.next_file += 1;
+            let file = File {
+                content: content.clone(),
+                ..File::default()
+            };
+            inner.names.insert(name.clone(), number);
+            inner.files.insert(number, file);
+        }
     }
 
     /// Bytes of all files.

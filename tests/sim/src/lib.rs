@@ -16,4 +16,4 @@ pub mod simulation;
 
 pub use check::Outcome;
 pub use profile::Profile;
-pub use simulation::{Simulation, simulate};
+pub use simulation::{Simulation, in_simulated_world, simulate};
