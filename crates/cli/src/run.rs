@@ -119,10 +119,14 @@ async fn stoppable(
 }
 
 impl Context<'_> {
-    /// A run by name or id.
+    /// A run by name or id. From then on its hub is looked for at all addresses that its charter names.
     async fn run(&self, name: &str) -> anyhow::Result<(RunId, RunSummary)> {
         let summary = self.client.run(name).await?;
-        Ok((summary.id.parse()?, summary))
+        let id = summary.id.parse()?;
+        let charter = self.client.charter(id).await?;
+        let addresses = charter.addresses.iter().map(String::as_str);
+        self.client.add_addresses(addresses);
+        Ok((id, summary))
     }
 }
 

@@ -72,7 +72,11 @@ impl Source {
         let (run, name) = chosen(runs, run)?;
         let length = match &place {
             Place::Folder(archive) => archive.length(run).await?,
-            Place::Hub { client, .. } => client.log_entries(run, 0, 1).await?.length,
+            Place::Hub { client, .. } => {
+                let charter = client.charter(run).await?;
+                client.add_addresses(charter.addresses.iter().map(String::as_str));
+                client.log_entries(run, 0, 1).await?.length
+            }
         };
         Ok(Self {
             place,

@@ -3,7 +3,12 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use network::{ClientError, HubClient, events::Events};
-use protocol::{api::LogEntry, units::RunId};
+use protocol::{
+    api::LogEntry,
+    charter::Charter,
+    succession::{Choice, Sealing, choose},
+    units::RunId,
+};
 use serde_json::Value;
 
 use crate::output::{grouped, printable};
@@ -21,15 +26,21 @@ pub(super) struct Follower {
     /// The last entry that was seen.
     after: Option<u64>,
     events: Option<Events>,
+    /// Takeovers that were proven so far.
+    sealing: Sealing,
+    /// Whether the hub may have been replaced since the last entry.
+    is_lost: bool,
 }
 
 impl Follower {
-    pub(super) fn new(client: HubClient, run: RunId, after: Option<u64>) -> Self {
+    pub(super) fn new(client: HubClient, charter: &Charter, after: Option<u64>) -> Self {
         Self {
             client,
-            run,
+            run: charter.id(),
             after,
             events: None,
+            sealing: Sealing::of(charter),
+            is_lost: false,
         }
     }
 
@@ -51,11 +62,30 @@ impl Follower {
                 Err(error) => return Err(error),
             }
             self.events = None;
+            self.is_lost = true;
             tokio::time::sleep(REOPEN_AFTER).await;
         }
     }
 
+    /// A hub that took the run over may lack the last entries that its predecessor told: then its own are shown, from the
+    /// takeover on.
+    async fn find(&mut self) -> Result<(), ClientError> {
+        let (_, sealing) = self.client.head_and_sealing(&self.sealing).await?;
+        let is_newer = choose(&self.sealing, &sealing) == Choice::Second;
+        if let Some(newest) = sealing.newest().filter(|_| is_newer) {
+            tracing::warn!("the run has a new hub at {}", newest.address);
+            self.after = self.after.min(newest.index.checked_sub(1));
+            self.client.add_addresses([newest.address.as_str()]);
+            self.sealing = sealing;
+        }
+        self.is_lost = false;
+        Ok(())
+    }
+
     async fn attempt(&mut self) -> Result<Option<LogEntry>, ClientError> {
+        if self.is_lost {
+            self.find().await?;
+        }
         let events = match &mut self.events {
             Some(events) => events,
             None => self

@@ -35,6 +35,7 @@ impl Log {
 
     async fn read(self, context: &Context<'_>) -> anyhow::Result<()> {
         let (id, _summary) = context.run(&self.run).await?;
+        let charter = context.client.charter(id).await?;
         let mut next = self.from;
         let mut lines = Lines::default();
         loop {
@@ -50,7 +51,7 @@ impl Log {
         if !self.follow {
             return Ok(());
         }
-        let mut follower = Follower::new(context.client.clone(), id, next.checked_sub(1));
+        let mut follower = Follower::new(context.client.clone(), &charter, next.checked_sub(1));
         loop {
             let entry = follower.next().await?;
             context.output.event(&entry, || lines.line(&entry))?;

@@ -43,8 +43,9 @@ impl Watch {
     async fn follow(self, context: &Context<'_>) -> anyhow::Result<()> {
         let (id, mut run) = context.run(&self.run).await?;
         let last = if context.output.json {
-            let mut follower =
-                Follower::new(context.client.clone(), id, run.log_length.checked_sub(1));
+            let charter = context.client.charter(id).await?;
+            let after = run.log_length.checked_sub(1);
+            let mut follower = Follower::new(context.client.clone(), &charter, after);
             while run.phase != "finished" {
                 let entry = follower.next().await?;
                 context.output.event(&entry, String::new)?;
