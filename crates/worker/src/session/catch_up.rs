@@ -21,6 +21,17 @@ use crate::{
     shards,
 };
 
+/// What became of a download.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fetched {
+    /// It is in the cache.
+    Here,
+    /// It did not come, and may later; or the owner said stop.
+    NotNow,
+    /// Whoever was asked does not have it, or something else under its name.
+    Nowhere,
+}
+
 /// Fetches blobs one after the other in the background.
 pub(super) fn fetch_ahead(
     source: &Source,
@@ -97,8 +108,14 @@ impl Session<'_> {
                 .await;
             return Ok(());
         }
-        if !self.fetch_route(&route).await? {
-            return Ok(());
+        match self.fetch_route(&route).await? {
+            Fetched::Here => {}
+            Fetched::NotNow => return Ok(()),
+            Fetched::Nowhere => {
+                // A hub that took the run over may lack a delta; the next checkpoint makes it needless.
+                self.forget_model().await?;
+                return Ok(());
+            }
         }
         match self.apply_route(&route).await? {
             Ok(held) if held == target.model => {
@@ -147,18 +164,16 @@ impl Session<'_> {
         Some(found)
     }
 
-    async fn fetch_route(&mut self, route: &Route) -> Result<bool> {
-        if let Some((_, blob)) = route.checkpoint
-            && !self.fetch("the model", blob).await?
-        {
-            return Ok(false);
-        }
-        for delta in &route.deltas {
-            if !self.fetch("a delta", delta.blob).await? {
-                return Ok(false);
+    async fn fetch_route(&mut self, route: &Route) -> Result<Fetched> {
+        let whole = route.checkpoint.map(|(_, blob)| ("the model", blob));
+        let deltas = route.deltas.iter().map(|it| ("a delta", it.blob));
+        for (what, blob) in whole.into_iter().chain(deltas) {
+            match self.try_fetch(what, blob).await? {
+                Fetched::Here => {}
+                missing => return Ok(missing),
             }
         }
-        Ok(true)
+        Ok(Fetched::Here)
     }
 
     /// The model afterwards, or why there is none.
@@ -191,9 +206,13 @@ impl Session<'_> {
     /// # Errors
     /// What waiting does not mend: the cache is too small, the disk.
     pub(super) async fn fetch(&mut self, what: &'static str, blob: BlobReference) -> Result<bool> {
+        Ok(self.try_fetch(what, blob).await? == Fetched::Here)
+    }
+
+    async fn try_fetch(&mut self, what: &'static str, blob: BlobReference) -> Result<Fetched> {
         if self.cache.contains(&blob) {
             self.source.publish(blob.hash);
-            return Ok(true);
+            return Ok(Fetched::Here);
         }
         let (sender, mut receiver) = tokio::sync::watch::channel(0);
         let source = self.source.clone();
@@ -212,16 +231,20 @@ impl Session<'_> {
                 biased;
                 result = &mut download => break result,
                 () = tokio::time::sleep(super::TICK) => {}
-                () = self.shutdown.cancelled() => return Ok(false),
+                () = self.shutdown.cancelled() => return Ok(Fetched::NotNow),
             }
         };
         match result {
-            Ok(()) => Ok(true),
+            Ok(()) => Ok(Fetched::Here),
             Err(error @ TransferError::Cache { .. }) => Err(error.into()),
             Err(error) => {
+                let is_nowhere = !error.is_temporary();
                 self.try_again(&format!("downloading {what}"), &error.into())
                     .await;
-                Ok(false)
+                Ok(match is_nowhere {
+                    true => Fetched::Nowhere,
+                    false => Fetched::NotNow,
+                })
             }
         }
     }

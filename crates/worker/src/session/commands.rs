@@ -110,12 +110,15 @@ impl Session<'_> {
     }
 
     /// Until the news know of the log's entries up to `length` and were asked for with the newest token, so that an older
-    /// answer decides nothing.
+    /// answer decides nothing; or until they are another hub's, whose log has other lengths.
     pub(super) async fn wait_for_log(&mut self, length: u64) {
         let token = self.token.borrow().clone();
+        let reunions = self.news.borrow().reunions;
         self.wait_for_news(|news| {
             let is_new = |work: &Work| work.log_length >= length && news.token == token;
-            news.problem.is_some() || news.work.as_ref().is_some_and(|(work, _)| is_new(work))
+            news.problem.is_some()
+                || news.reunions != reunions
+                || news.work.as_ref().is_some_and(|(work, _)| is_new(work))
         })
         .await;
     }
