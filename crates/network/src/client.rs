@@ -134,8 +134,8 @@ impl HubClient {
         self.addresses.all()
     }
 
-    /// Looks for the hub at these addresses too when it does not answer; what is no address is left out, and what goes
-    /// beyond [`ADDRESSES_MAX`]. Only addresses that a charter or a verified succession names belong here: who answers there
+    /// Looks for the hub at these addresses too when it does not answer; what is no address is left out, what goes beyond
+    /// [`ADDRESSES_MAX`], and this machine's own ones if the given one is another machine's. Only addresses that a charter or a verified succession names belong here: who answers there
     /// is believed as much as the hub.
     pub fn add_addresses<'a>(&self, addresses: impl IntoIterator<Item = &'a str>) {
         for address in addresses {
@@ -353,6 +353,7 @@ impl HubClient {
         let call = self
             .call(Method::POST, &path)
             .once()
+            .without_trial()
             .timeout(PEERS_TIMEOUT)
             .body_max(PEERS_BYTES_MAX)
             .bytes("application/octet-stream", question.to_bytes());

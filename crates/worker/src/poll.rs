@@ -208,6 +208,15 @@ impl Poller {
                 Err(problem) => problem,
             });
         }
+        // Whoever does not know the run, or is no hub, is of no use; who does not answer was left already.
+        let is_stranger = match &error {
+            ClientError::Refused { status, .. } => *status == 404,
+            ClientError::Malformed { .. } | ClientError::TooLong { .. } => true,
+            ClientError::Address { .. } | ClientError::Unreachable { .. } => false,
+        };
+        if is_stranger {
+            self.client.leave_address(address);
+        }
         let text = error.to_string();
         tracing::debug!("no answer: {:#}", anyhow::Error::from(error));
         // One lost answer is no problem worth a word.

@@ -126,7 +126,12 @@ impl Network {
     /// Opens a run of this charter on a dataset.
     pub(super) async fn create(&self, charter: &str, data: &str) -> Result<RunId> {
         let file = self.folder.join("charter.toml");
-        std::fs::write(&file, charter)?;
+        // Unless a test says so, nobody finds a way to the hub around the relay or link that was put before it.
+        let addresses = match charter.contains("addresses = ") {
+            true => "",
+            false => "addresses = []\n",
+        };
+        std::fs::write(&file, format!("{addresses}{charter}"))?;
         let charter = file.to_string_lossy();
         let hub = self.hub_url();
         self.athome(&["run", "create", &charter, "--data", data, "--hub", &hub])

@@ -6,6 +6,7 @@
 
 use std::{
     io,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -63,6 +64,10 @@ impl Addresses {
             return false;
         };
         let mut inner = self.lock();
+        // What a charter calls its hub's machine is this one only for who was told so.
+        if is_here(&address) && !is_here(&inner.list[0]) {
+            return false;
+        }
         if inner.list.len() >= ADDRESSES_MAX || inner.list.iter().any(|it| **it == address) {
             return false;
         }
@@ -168,6 +173,18 @@ pub(super) fn checked(address: &str) -> Result<String, ClientError> {
     Ok(url.as_str().trim_end_matches('/').to_owned())
 }
 
+/// Whether an address is this machine's whoever asks.
+fn is_here(address: &str) -> bool {
+    let host = reqwest::Url::parse(address)
+        .ok()
+        .and_then(|it| it.host_str().map(str::to_owned));
+    host.is_some_and(|host| {
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let address = host.parse::<IpAddr>();
+        host == "localhost" || address.is_ok_and(|it| it.is_loopback() || it.is_unspecified())
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -205,6 +222,10 @@ mod tests {
         for noise in ["", "ftp://x", "http://a/", "http://b?x", &"a".repeat(300)] {
             assert!(!addresses.add(noise), "{noise:.20}");
         }
+        for here in ["localhost:1", "127.0.0.1:1", "https://[::1]:1", "0.0.0.0:1"] {
+            assert!(!addresses.add(here), "{here}");
+        }
+        assert!(Addresses::new("http://[::1]:7700".into()).add("localhost:1"));
         for number in 0..2 * ADDRESSES_MAX {
             addresses.add(&format!("http://n{number}"));
         }

@@ -26,6 +26,8 @@ pub(crate) struct Call {
     timeout: Option<Duration>,
     body_max: usize,
     retry: RetryPolicy,
+    /// Whether the hub is looked for elsewhere if there is no answer.
+    is_trial: bool,
 }
 
 impl Call {
@@ -38,6 +40,7 @@ impl Call {
             timeout: None,
             body_max: JSON_BYTES_MAX,
             retry: RetryPolicy::once(),
+            is_trial: true,
         }
     }
 
@@ -70,6 +73,12 @@ impl Call {
 
     pub(crate) fn retry(mut self, retry: RetryPolicy) -> Self {
         self.retry = retry;
+        self
+    }
+
+    /// No answer within the short time of this call says nothing of the hub.
+    pub(crate) fn without_trial(mut self) -> Self {
+        self.is_trial = false;
         self
     }
 
@@ -164,7 +173,9 @@ impl HubClient {
             timeout: call.timeout,
         };
         let response = self.way.send(outgoing).await.map_err(|source| {
-            self.leave_address(&address);
+            if call.is_trial {
+                self.leave_address(&address);
+            }
             ClientError::Unreachable {
                 address: address.to_string(),
                 source,
