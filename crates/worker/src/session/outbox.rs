@@ -8,7 +8,7 @@
 mod kept;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, VecDeque},
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -65,7 +65,17 @@ struct Shared {
     sent: AtomicU64,
     total: AtomicU64,
     refusals: Mutex<Vec<String>>,
+    /// Files that are sent until the hub has them.
     under_way: Mutex<BTreeSet<Hash>>,
+    again: Mutex<Again>,
+}
+
+/// Files that the hub has perhaps, and a task that looks after one after the other.
+#[derive(Debug, Default)]
+struct Again {
+    /// The most urgent first.
+    wanted: VecDeque<Hash>,
+    is_running: bool,
 }
 
 impl Outbox {
@@ -192,13 +202,13 @@ impl Outbox {
             tracing::warn!("uploads do not keep up with rounds: the ones in progress are given up");
             self.uploads.abort_all();
         }
-        let Some(way) = self.way(hash) else {
-            return;
-        };
+        let way = self.way(hash);
+        let under_way = UnderWay::new(&self.shared, hash);
         self.shared.sent.store(0, Ordering::Relaxed);
         let total = file.len() as u64;
         self.shared.total.store(total, Ordering::Relaxed);
         self.uploads.spawn(async move {
+            let _under_way = under_way;
             let refusal = way.upload(file).await;
             if let Some(refusal) = refusal {
                 way.shared.refusals().push(refusal);
@@ -209,25 +219,29 @@ impl Outbox {
     /// Sends what the hub waits for and lacks of the updates after `round`, in the background: it may be another one than
     /// before, or have lost something. It is asked first, and no refusal is news.
     pub(super) fn send_again(&mut self, round: u64) {
-        if let Some(again) = self.again.take() {
-            again.abort();
+        let files = self.kept.iter().filter(|it| round < it.round());
+        let files: Vec<Hash> = files.flat_map(Kept::files).collect();
+        let mut again = self.shared.again();
+        for file in files {
+            if !again.wanted.contains(&file) {
+                again.wanted.push_back(file);
+            }
         }
-        let files: Vec<Hash> = self
-            .kept
-            .iter()
-            .filter(|it| round < it.round())
-            .flat_map(Kept::files)
-            .collect();
-        if files.is_empty() {
+        if again.wanted.is_empty() || std::mem::replace(&mut again.is_running, true) {
             return;
         }
-        let ways: Vec<Way> = files.into_iter().filter_map(|it| self.way(it)).collect();
+        drop(again);
         let (disk, folder) = (Arc::clone(&self.disk), self.folder.clone());
+        let mut way = self.way(Hash::default());
         let again = tokio::spawn(async move {
-            for way in ways {
-                let (disk, folder, hash) = (Arc::clone(&disk), folder.clone(), way.hash);
+            while let Some(hash) = way.shared.next_again() {
+                while way.shared.under_way().contains(&hash) {
+                    tokio::time::sleep(AGAIN).await;
+                }
+                let (disk, folder) = (Arc::clone(&disk), folder.clone());
                 let read = world::blocking(move || kept::read(&*disk, &folder, &hash)).await;
                 if let Ok(Ok(Some(bytes))) = read {
+                    way.hash = hash;
                     way.look(bytes.into()).await;
                 }
             }
@@ -235,17 +249,13 @@ impl Outbox {
         self.again = Some(again.abort_handle());
     }
 
-    /// The way of a file to the hub, unless it is on it already.
-    fn way(&self, hash: Hash) -> Option<Way> {
-        if !self.shared.under_way().insert(hash) {
-            return None;
-        }
-        Some(Way {
+    fn way(&self, hash: Hash) -> Way {
+        Way {
             hash,
             client: self.client.clone(),
             authorisation: self.authorisation.clone(),
             shared: Arc::clone(&self.shared),
-        })
+        }
     }
 
     /// Bytes at the hub and in all, of the newest upload while it is not done.
@@ -312,9 +322,43 @@ impl Shared {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn again(&self) -> MutexGuard<'_, Again> {
+        self.again.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next file to look after; without one the task ends.
+    fn next_again(&self) -> Option<Hash> {
+        let mut again = self.again();
+        let next = again.wanted.pop_front();
+        again.is_running = next.is_some();
+        next
+    }
 }
 
-/// One file's way to the hub; dropped, it is free again.
+/// While it lives, a file is on its way.
+struct UnderWay {
+    shared: Arc<Shared>,
+    hash: Hash,
+}
+
+impl UnderWay {
+    fn new(shared: &Arc<Shared>, hash: Hash) -> Self {
+        shared.under_way().insert(hash);
+        Self {
+            shared: Arc::clone(shared),
+            hash,
+        }
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.shared.under_way().remove(&self.hash);
+    }
+}
+
+/// A file's way to the hub.
 struct Way {
     hash: Hash,
     client: HubClient,
@@ -359,12 +403,6 @@ impl Way {
             }
             tokio::time::sleep(AGAIN).await;
         }
-    }
-}
-
-impl Drop for Way {
-    fn drop(&mut self) {
-        self.shared.under_way().remove(&self.hash);
     }
 }
 

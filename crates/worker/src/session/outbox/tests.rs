@@ -177,8 +177,11 @@ async fn another_hub_is_asked_for_what_is_not_merged() {
     for round in [4, 5, 6] {
         stage.outbox.keep(&sealed(round, 100)).unwrap();
     }
-    stage.outbox.send_again(4);
-    // Nobody answers yet.
+    // Nobody answers yet; it is found that something was lost, more than once.
+    for _ in 0..3 {
+        stage.outbox.send_again(4);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     tokio::time::sleep(Duration::from_secs(60)).await;
     stage.hosts.set("a", crate::testing::Host::hub(&[]));
     tokio::time::sleep(Duration::from_secs(60)).await;
@@ -188,5 +191,14 @@ async fn another_hub_is_asked_for_what_is_not_merged() {
     };
     assert_eq!([4, 5, 6].map(asked), [false, true, true]);
     assert!(stage.hosts.asked("a", &http::Method::PATCH, "").is_empty());
-    assert!(stage.outbox.shared.under_way().is_empty());
+    assert!(!stage.outbox.shared.again().is_running);
+    // What is being sent anyway is looked after when it is there.
+    let before = stage.hosts.lock().asked.len();
+    let under_way = UnderWay::new(&stage.outbox.shared, sealed(6, 100).reference.hash);
+    stage.outbox.send_again(5);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(stage.hosts.lock().asked.len(), before);
+    drop(under_way);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(stage.hosts.lock().asked.len(), before + 1);
 }
