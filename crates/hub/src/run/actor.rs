@@ -14,6 +14,8 @@ use engine::update::decoded::DecodedUpdate;
 use network::world;
 use protocol::{
     Hash,
+    event::Event,
+    log::Entry,
     state::{
         SlotProgress, State,
         decide::{Request, decide, next_moment_ms, round_to_merge},
@@ -253,6 +255,10 @@ impl Actor {
             tokio::time::sleep(Duration::from_millis(AGAIN_MS / 4)).await;
             return answers.iter().map(|_| Err(RunError::Unavailable)).collect();
         }
+        // Bytes that came while their round gave them up may have been looked at for that round.
+        let is_deferred =
+            |(entry, _): &(Entry, _)| matches!(entry.event, Event::UpdateDeferred { .. });
+        self.is_to_judge |= entries.iter().any(is_deferred);
         self.keeper.tell(&entries, state.head.length);
         answers
     }

@@ -269,10 +269,11 @@ fn decide_binding(state: &State, binding: &Binding) -> Decision {
 }
 
 fn decide_verdict(state: &State, update: &Hash, verdict: &Result<(), RefusalReason>) -> Decision {
-    let Some((round, slot)) = state
+    // A blob that went on to the next round stands in both; where it is still a commitment, the verdict counts.
+    let holding = state
         .rounds_in_progress()
-        .find_map(|it| Some((it, it.slot_of_blob(update)?)))
-    else {
+        .filter_map(|it| Some((it, it.slot_of_blob(update)?)));
+    let Some((round, slot)) = holding.max_by_key(|(it, _)| it.round) else {
         return refuse(RefusalCode::Late, "the update's round is over");
     };
     let part = &round.slots()[slot as usize];

@@ -37,6 +37,30 @@ fn what_is_not_revealed_in_time_goes_on_to_the_next_rounds() {
 }
 
 #[test]
+fn a_verdict_counts_while_the_round_that_gave_the_update_up_is_merged() {
+    let mut hub = Driver::new(|_| {});
+    hub.join(1);
+    hub.join(2);
+    hub.clock(&[1, 2]);
+    hub.commit(1, 1).unwrap();
+    hub.commit(2, 1).unwrap();
+    hub.clock(&[1, 2]);
+    hub.clock(&[1, 2]);
+    hub.judge(1, Ok(())).unwrap();
+    hub.now_ms += hub.state.charter.round.reveal_ms;
+    assert_eq!(hub.clock(&[1, 2]), ["update_deferred"]);
+    assert!(
+        round_to_merge(&hub.state).is_some(),
+        "the merge is computed"
+    );
+    assert_eq!(hub.judge(2, Ok(())), Ok(vec!["update_accepted"]));
+    assert_eq!(hub.judge(2, Ok(())), Ok(vec![]), "once");
+    assert_eq!(hub.merge(), Ok(vec!["round_merged"]));
+    assert_eq!(hub.state.training.as_ref().unwrap().accepted(), 1);
+    assert_eq!(hub.replayed(), hub.state);
+}
+
+#[test]
 fn who_never_reveals_is_given_up_after_three_rounds_and_holds_up_one() {
     let mut hub = Driver::new(|_| {});
     hub.join(1);
