@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use engine::{
-    replay::{Rules, RunModel},
+    replay::{Rules, RunModel, proportion::Standings},
     update::{decoded::DecodedUpdate, merge::Weighted},
 };
 use network::{BlobCache, HubClient, log::LogReader};
@@ -36,6 +36,14 @@ pub struct AuditedMerge {
     pub parameters: Hash,
     /// For each update: the hash that the parameters would have without it.
     pub without: Vec<(WorkerId, Hash)>,
+}
+
+/// An update as a merge takes it.
+#[derive(Clone)]
+struct Part {
+    update: DecodedUpdate,
+    weight: u64,
+    standing: u64,
 }
 
 /// Reads the whole log and checks that each entry continues the chain that the charter's hub signed.
@@ -81,6 +89,7 @@ pub async fn audit(client: &HubClient, run: RunId, folder: &Path) -> Result<Audi
         &fetch(client, &cache, stored.outer).await?,
     )?;
     let mut merges = Vec::new();
+    let mut standings = Standings::default();
     for entry in &entries {
         let Event::RoundMerged {
             round,
@@ -92,7 +101,8 @@ pub async fn audit(client: &HubClient, run: RunId, folder: &Path) -> Result<Audi
         else {
             continue;
         };
-        let parts = parts(&rules, client, &cache, updates).await?;
+        let parts = parts(&rules, client, &cache, updates, &standings).await?;
+        standings.count(updates);
         let before = model.clone();
         merge(&rules, &mut model, (*round, *rate_q16), &parts)?;
         ensure!(
@@ -116,7 +126,8 @@ async fn parts(
     client: &HubClient,
     cache: &BlobCache,
     updates: &[MergedUpdate],
-) -> Result<Vec<(DecodedUpdate, u64)>> {
+    standings: &Standings,
+) -> Result<Vec<Part>> {
     let mut parts = Vec::with_capacity(updates.len());
     for merged in updates {
         let bytes = fetch(client, cache, merged.update).await?;
@@ -127,7 +138,11 @@ async fn parts(
         );
         let decoded = rules.judge(&bytes, &header);
         let decoded = decoded.map_err(|reason| anyhow::anyhow!(reason.sentence()))?;
-        parts.push((decoded, merged.weight));
+        parts.push(Part {
+            update: decoded,
+            weight: merged.weight,
+            standing: standings.of(&merged.worker),
+        });
     }
     Ok(parts)
 }
@@ -136,13 +151,14 @@ fn merge(
     rules: &Rules,
     model: &mut RunModel,
     (round, rate_q16): (u64, u32),
-    parts: &[(DecodedUpdate, u64)],
+    parts: &[Part],
 ) -> Result<()> {
     let weighted: Vec<Weighted<'_>> = parts
         .iter()
-        .map(|(update, weight)| Weighted {
-            update,
-            weight: *weight,
+        .map(|it| Weighted {
+            update: &it.update,
+            weight: it.weight,
+            standing: it.standing,
         })
         .collect();
     rules.merge(model, round, rate_q16, &weighted)?;
@@ -154,7 +170,7 @@ fn without(
     before: &RunModel,
     rate_q16: u32,
     updates: &[MergedUpdate],
-    parts: &[(DecodedUpdate, u64)],
+    parts: &[Part],
 ) -> Result<Vec<(WorkerId, Hash)>> {
     if parts.len() < 2 {
         return Ok(Vec::new());

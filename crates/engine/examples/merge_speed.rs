@@ -86,6 +86,7 @@ fn main() {
             .map(|update| Weighted {
                 update,
                 weight: 1000,
+                standing: 0,
             })
             .collect();
         let sent: usize = decoded.iter().map(|update| update.sent()).sum();

@@ -24,7 +24,7 @@ use std::{
 };
 
 use engine::{
-    replay::{Rules, RunModel, verify::Blobs, verify::Verifier},
+    replay::{Rules, RunModel, proportion::Standings, verify::Blobs, verify::Verifier},
     update::{decoded::DecodedUpdate, merge::Weighted, round::merge_weighted},
 };
 use protocol::{Hash, event::Event, log::Entry, units::BlobReference, update};
@@ -110,6 +110,7 @@ fn read_and_merge(log: &[Vec<u8>], folder: &Folder) {
     let mut rules: Option<Rules> = None;
     let mut model: Option<RunModel> = None;
     let mut decoded: BTreeMap<Hash, DecodedUpdate> = BTreeMap::new();
+    let mut standings = Standings::default();
     for bytes in log {
         let entry = Entry::from_bytes(bytes).expect("an entry");
         match &entry.event {
@@ -152,8 +153,10 @@ fn read_and_merge(log: &[Vec<u8>], folder: &Folder) {
                     .map(|it| Weighted {
                         update: &decoded[&it.update.hash],
                         weight: it.weight,
+                        standing: standings.of(&it.worker),
                     })
                     .collect();
+                standings.count(updates);
                 let mut settings = *rules.merge_settings();
                 settings.outer_rate_q16 = *rate_q16;
                 let parameters = std::sync::Arc::get_mut(&mut model.parameters);

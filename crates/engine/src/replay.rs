@@ -4,6 +4,7 @@
 //! update's bytes, the rule for norms, the merge, the hashes, the stored checkpoint. One place, so that there is nothing
 //! to disagree about. Pure functions of charter, log and bytes (design, "a run is a log").
 
+pub mod proportion;
 pub mod verify;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -17,6 +18,7 @@ use protocol::{
 };
 use thiserror::Error;
 
+use self::proportion::Measured;
 use crate::{
     charter::{self, CharterSettingsError},
     checkpoint::{self, CheckpointError},
@@ -27,7 +29,6 @@ use crate::{
         hash::parameters_hash,
         inner_start,
         merge::{MergeError, Weighted},
-        norms,
         outer::{OuterState, OuterStateError},
         round::{MergedRound, merge_weighted},
         settings::{MergeSettings, UpdateSettings},
@@ -183,21 +184,9 @@ impl Rules {
             .map_err(|error| RefusalReason::Payload(format!("its inner state: {error}")))
     }
 
-    /// Which of a round's updates, by place in the list, have a norm out of proportion to the round's median, from
-    /// [`DecodedUpdate::norm`] of each.
-    pub fn outliers(&self, norms: &[u64]) -> Vec<(usize, RefusalReason)> {
-        let median = norms::median(norms.iter().copied());
-        let limit = (u128::from(median) * u128::from(self.norm_ratio_max_q16)) >> 16;
-        norms
-            .iter()
-            .enumerate()
-            .filter(|(_, norm)| u128::from(**norm) > limit)
-            .map(|(place, norm)| {
-                let times = *norm as f64 / median.max(1) as f64;
-                let reason = format!("its norm is {times:.1} times the round's median");
-                (place, RefusalReason::Norm(reason))
-            })
-            .collect()
+    /// Which of a round's updates, by place in the list, are out of proportion to the round's median.
+    pub fn outliers(&self, updates: &[Measured]) -> Vec<(usize, RefusalReason)> {
+        proportion::outliers(updates, self.norm_ratio_max_q16)
     }
 
     /// The first model of a run.

@@ -7,13 +7,16 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 use engine::{
     ModelConfig,
-    replay::{Rules, RunModel},
+    replay::{
+        Rules, RunModel,
+        proportion::{Measured, Standings},
+    },
     update::{decoded::DecodedUpdate, merge::Weighted},
 };
 use protocol::{
     Hash,
     charter::Charter,
-    event::{Checkpoint, Event, ModelState, RefusalReason},
+    event::{Checkpoint, Event, MergedUpdate, ModelState, RefusalReason},
     log::Entry,
     units::{BlobReference, RunId},
     update::{self, UpdateHeader},
@@ -44,6 +47,9 @@ pub(crate) struct Merge {
 pub(crate) struct Part {
     pub(crate) hash: Hash,
     pub(crate) weight: u64,
+    pub(crate) tokens: u64,
+    /// Its maker's accepted tokens before the merge.
+    pub(crate) standing: u64,
     pub(crate) update: Arc<DecodedUpdate>,
 }
 
@@ -82,8 +88,15 @@ impl Arithmetic {
 
     /// The updates whose norm is out of proportion to the round's median.
     pub(crate) fn outliers(&self, parts: &[Part]) -> Vec<(Hash, RefusalReason)> {
-        let norms: Vec<u64> = parts.iter().map(|it| it.update.norm()).collect();
-        let outliers = self.rules.outliers(&norms).into_iter();
+        let measured: Vec<Measured> = parts
+            .iter()
+            .map(|it| Measured {
+                norm: it.update.norm(),
+                tokens: it.tokens,
+                standing: it.standing,
+            })
+            .collect();
+        let outliers = self.rules.outliers(&measured).into_iter();
         outliers
             .map(|(place, reason)| (parts[place].hash, reason))
             .collect()
@@ -108,6 +121,7 @@ impl Arithmetic {
             .map(|it| Weighted {
                 update: &it.update,
                 weight: it.weight,
+                standing: it.standing,
             })
             .collect();
         let merged = self.rules.merge(&mut model, round, rate_q16, &updates)?;
@@ -150,6 +164,8 @@ impl Arithmetic {
     pub(crate) async fn rebuild(&self, run: RunId, store: &Store, blobs: &Blobs) -> Result<Model> {
         let mut newest: Option<(ModelState, Checkpoint)> = None;
         let mut merges: Vec<Entry> = Vec::new();
+        // As of the merge that the newest stored model follows.
+        let mut standings = Standings::default();
         let mut from = 0;
         loop {
             let entries = store.entries(run, from, REPLAY_PAGE).await?;
@@ -173,7 +189,9 @@ impl Arithmetic {
                             bail!("a checkpoint stands before its merge");
                         };
                         newest = merge_of(&merges[place]).map(|model| (model, *checkpoint));
-                        merges.drain(..=place);
+                        for merge in merges.drain(..=place) {
+                            standings.count(merged_updates(&merge.event));
+                        }
                     }
                     Event::RoundMerged { .. } => merges.push(entry),
                     _ => {}
@@ -183,13 +201,20 @@ impl Arithmetic {
         let (state, stored) = newest.context("the log has no checkpoint")?;
         let mut model = self.load(state, &stored, blobs).await?;
         for entry in merges {
-            model = self.redo(&model, &entry, blobs).await?;
+            model = self.redo(&model, &entry, &standings, blobs).await?;
+            standings.count(merged_updates(&entry.event));
         }
         Ok(model)
     }
 
     /// Does a logged merge again from the updates it names.
-    async fn redo(&self, model: &Model, entry: &Entry, blobs: &Blobs) -> Result<Model> {
+    async fn redo(
+        &self,
+        model: &Model,
+        entry: &Entry,
+        standings: &Standings,
+        blobs: &Blobs,
+    ) -> Result<Model> {
         let Event::RoundMerged {
             round,
             rate_q16,
@@ -208,6 +233,8 @@ impl Arithmetic {
             parts.push(Part {
                 hash: merged.update.hash,
                 weight: merged.weight,
+                tokens: merged.tokens,
+                standing: standings.of(&merged.worker),
                 update: Arc::new(judged.map_err(|reason| anyhow::anyhow!(reason.sentence()))?),
             });
         }
@@ -217,6 +244,14 @@ impl Arithmetic {
             "round {round} merges to another model than the log names"
         );
         Ok(redone.model)
+    }
+}
+
+/// The updates that an event merges.
+fn merged_updates(event: &Event) -> &[MergedUpdate] {
+    match event {
+        Event::RoundMerged { updates, .. } => updates,
+        _ => &[],
     }
 }
 

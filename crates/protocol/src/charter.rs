@@ -160,7 +160,8 @@ pub struct Outer {
     pub momentum_q16: u32,
     /// Values kept of each chunk of the published delta (sparse codec).
     pub delta_kept: u32,
-    /// An update whose norm is more than this many times the round's median is refused, in units of 2^-16.
+    /// An update whose norm is more than this many times the round's median, or smaller by more than that, is refused,
+    /// in units of 2^-16.
     pub norm_ratio_max_q16: u32,
 }
 

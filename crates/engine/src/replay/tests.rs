@@ -74,6 +74,7 @@ fn a_merge_is_stored_and_read_back_and_a_flipped_bit_is_another_model() {
     let weighted = [Weighted {
         update: &decoded,
         weight: 64,
+        standing: 0,
     }];
     rules
         .merge(&mut model, 1, rules.rate_q16(), &weighted)
@@ -138,16 +139,4 @@ fn an_update_must_be_the_one_committed_to_and_change_something() {
         rules.judge_inner_state(b"AHim"),
         Err(RefusalReason::Payload(_))
     ));
-}
-
-#[test]
-fn an_outlier_is_named_by_its_place() {
-    let named = |norms: &[u64]| -> Vec<usize> {
-        let outliers = rules().outliers(norms);
-        outliers.into_iter().map(|(place, _)| place).collect()
-    };
-    assert_eq!(named(&[10, 11, 12, 1_000]), [3]);
-    assert_eq!(named(&[10, 200]), [0; 0], "twenty times is allowed");
-    assert_eq!(named(&[10, 201]), [1]);
-    assert_eq!(named(&[]), [0; 0]);
 }

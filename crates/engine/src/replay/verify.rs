@@ -15,13 +15,16 @@ use protocol::{
     event::{Checkpoint, Event, MergedUpdate, ModelState, RefusalReason},
     log::Entry,
     state::{State, apply::ApplyError},
-    units::BlobReference,
+    units::{BlobReference, WorkerId},
 };
 use thiserror::Error;
 
 pub use report::{Finding, LISTED_MAX, Report, Unchecked};
 
-use super::{Rules, RunModel};
+use super::{
+    Rules, RunModel,
+    proportion::{Measured, Standings},
+};
 use crate::{
     charter::CharterSettingsError,
     checkpoint, initial_parameters,
@@ -51,6 +54,14 @@ pub enum VerifyError {
     Charter(#[from] CharterSettingsError),
 }
 
+/// An update that counts in a merge to come.
+struct Accepted {
+    /// `None` if the bytes don't hold.
+    update: Option<DecodedUpdate>,
+    worker: WorkerId,
+    tokens: u64,
+}
+
 /// A verification under way.
 pub struct Verifier {
     state: State,
@@ -59,8 +70,10 @@ pub struct Verifier {
     model: Option<RunModel>,
     /// The newest models as the log names them.
     states: VecDeque<ModelState>,
-    /// Accepted updates that wait for their merge, by round and slot; `None` if the bytes don't hold.
-    accepted: BTreeMap<(u64, u32), Option<DecodedUpdate>>,
+    /// Accepted updates that wait for their merge, by round and slot.
+    accepted: BTreeMap<(u64, u32), Accepted>,
+    /// What everyone's word weighs, as of the last merge.
+    standings: Standings,
     /// Slots of a round whose norm the hub may refuse, while it does.
     outliers: Option<(u64, BTreeSet<u32>)>,
     report: Report,
@@ -80,6 +93,7 @@ impl Verifier {
             rules,
             model: None,
             accepted: BTreeMap::new(),
+            standings: Standings::default(),
             outliers: None,
             report: Report {
                 entries: 1,
@@ -105,7 +119,12 @@ impl Verifier {
                 self.outliers = None;
                 if let Some((slot, commitment)) = judged {
                     let update = self.accept(entry.index, &commitment, blobs);
-                    self.accepted.insert((*round, slot), update);
+                    let accepted = Accepted {
+                        update,
+                        worker: commitment.header.worker,
+                        tokens: commitment.header.tokens,
+                    };
+                    self.accepted.insert((*round, slot), accepted);
                 }
             }
             Event::UpdateRefused { round, reason, .. } => {
@@ -252,9 +271,9 @@ impl Verifier {
     ) {
         let what = named(commitment);
         let is_deserved = if self.accepted.contains_key(&(round, slot)) {
-            let outliers = self.outliers_of(round);
+            let is_outlier = self.is_outlier(round, slot);
             self.accepted.remove(&(round, slot));
-            outliers.is_none_or(|it| it.contains(&slot))
+            is_outlier
         } else {
             if matches!(reason, RefusalReason::NotRevealed) {
                 return;
@@ -299,6 +318,17 @@ impl Verifier {
         Some(is_refused || is_inner_refused)
     }
 
+    /// Whether a slot's norm is out of proportion, as far as it can be known; what the hub refused before stands aside.
+    fn is_outlier(&mut self, round: u64, slot: u32) -> bool {
+        let is_among =
+            |outliers: Option<BTreeSet<u32>>| outliers.is_none_or(|it| it.contains(&slot));
+        if is_among(self.outliers_of(round)) {
+            return true;
+        }
+        self.outliers = None;
+        is_among(self.outliers_of(round))
+    }
+
     /// The slots of this round whose norms are out of proportion; `None` if not all its updates are known. Computed at the
     /// first refusal of several in a row: the hub found them together.
     fn outliers_of(&mut self, round: u64) -> Option<BTreeSet<u32>> {
@@ -308,12 +338,16 @@ impl Verifier {
             return Some(slots.clone());
         }
         let mut slots = Vec::new();
-        let mut norms = Vec::new();
-        for ((_, slot), update) in self.accepted.range((round, 0)..=(round, u32::MAX)) {
+        let mut measured = Vec::new();
+        for ((_, slot), accepted) in self.accepted.range((round, 0)..=(round, u32::MAX)) {
             slots.push(*slot);
-            norms.push(update.as_ref()?.norm());
+            measured.push(Measured {
+                norm: accepted.update.as_ref()?.norm(),
+                tokens: accepted.tokens,
+                standing: self.standings.of(&accepted.worker),
+            });
         }
-        let outliers = self.rules.outliers(&norms).into_iter();
+        let outliers = self.rules.outliers(&measured).into_iter();
         let outliers: BTreeSet<u32> = outliers.map(|(place, _)| slots[place]).collect();
         self.outliers = Some((round, outliers.clone()));
         Some(outliers)
@@ -346,11 +380,17 @@ impl Verifier {
         let weighted: Option<Vec<Weighted<'_>>> = updates
             .iter()
             .map(|it| {
-                let update = accepted.get(&(round, it.slot))?.as_ref()?;
+                let update = accepted.get(&(round, it.slot))?.update.as_ref()?;
                 let weight = it.weight;
-                Some(Weighted { update, weight })
+                let standing = self.standings.of(&it.worker);
+                Some(Weighted {
+                    update,
+                    weight,
+                    standing,
+                })
             })
             .collect();
+        self.standings.count(updates);
         let (Some(weighted), Some(mut model)) = (weighted, self.model.take()) else {
             self.report.not_checked(entry, None, what);
             return;

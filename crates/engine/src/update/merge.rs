@@ -30,6 +30,8 @@ pub struct Weighted<'a> {
     pub update: &'a DecodedUpdate,
     /// Its weight: accepted tokens × what its lateness leaves; any unit, at least 1.
     pub weight: u64,
+    /// Its maker's accepted tokens before this merge; 0 for all where nobody knows or asks.
+    pub standing: u64,
 }
 
 /// What the merge made of one update.
@@ -112,7 +114,8 @@ pub fn merge(
                 .collect()
         })
         .collect();
-    let clips_q24 = norms::clip_factors_q24(&norms);
+    let standings: Vec<u64> = updates.iter().map(|it| it.standing).collect();
+    let clips_q24 = norms::clip_factors_q24(&norms, &standings);
 
     let mut accumulator = Accumulator::new();
     let mut saturated = 0;

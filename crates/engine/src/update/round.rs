@@ -19,7 +19,7 @@ pub struct MergedRound {
     pub saturated: u64,
 }
 
-/// Merges the updates of a round (each with its weight), takes the delta out of the residual and applies it.
+/// Merges the updates of a round (each with its weight; all with the same standing), takes the delta out of the residual and applies it.
 ///
 /// A pure function of its arguments, the same bits on every machine; only the order of [`MergedRound::updates`] follows
 /// that of the updates. Hash `theta` with [`super::hash::parameters_hash`] and `outer` with [`OuterState::hash`] for the
@@ -38,6 +38,7 @@ pub fn merge_round(
         .map(|(update, weight)| Weighted {
             update,
             weight: *weight,
+            standing: 0,
         })
         .collect();
     merge_weighted(theta, outer, &weighted, settings)

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use engine::{
     ModelConfig, initial_parameters,
-    replay::{Rules, RunModel, verify::Blobs},
+    replay::{Rules, RunModel, proportion::Measured, verify::Blobs},
     update::{codec, decoded::DecodedUpdate, merge::Weighted},
 };
 use protocol::{
@@ -15,7 +15,7 @@ use protocol::{
         Baselines, Charter, Codec, Data, Income, Inner, Model, Outer, RoundRules, ShardReference,
     },
     command::{Command, Commitment, Device, SignedCommand},
-    event::{Checkpoint, Event, RefusalReason},
+    event::{Checkpoint, Event, MergedUpdate, RefusalReason},
     log::{Entry, Head},
     state::{
         SlotProgress, State,
@@ -49,6 +49,8 @@ pub(crate) enum Kind {
     Garbage,
     /// Far larger than the others.
     Huge,
+    /// Far smaller than the others.
+    Tiny,
 }
 
 /// A run's log and blobs.
@@ -69,6 +71,15 @@ impl Blobs for Recorded {
 /// The hub's key.
 pub(crate) fn hub_key() -> SecretKey {
     SecretKey::from_entropy([1; 32])
+}
+
+/// The id of the worker of this number.
+pub(crate) fn worker(number: u8) -> WorkerId {
+    WorkerId(worker_key(number).public())
+}
+
+fn worker_key(number: u8) -> SecretKey {
+    SecretKey::from_entropy([number + 10; 32])
 }
 
 /// Makes a run; `kind` says of each round and worker what its update is like.
@@ -119,9 +130,7 @@ impl Recorder {
         recorded.entries.push(entry);
         Self {
             key,
-            workers: (0..size.workers)
-                .map(|number| SecretKey::from_entropy([number + 10; 32]))
-                .collect(),
+            workers: (0..size.workers).map(worker_key).collect(),
             now_ms: 1_000,
             state,
             rules,
@@ -215,6 +224,7 @@ impl Recorder {
             Kind::Garbage => return vec![7; 100],
             Kind::Honest => 1e-5,
             Kind::Huge => 1e-2,
+            Kind::Tiny => 1e-8,
         };
         let values = values(
             round * 256 + u64::from(number),
@@ -251,13 +261,18 @@ impl Recorder {
         };
         let (number, rate_q16) = (round.round, round.rate_q16(&self.state.charter));
         let updates = round.merged_updates(&self.state.charter);
-        let norms: Vec<u64> = updates
+        let standing = |it: &MergedUpdate| self.state.workers[&it.worker].tokens;
+        let measured: Vec<Measured> = updates
             .iter()
-            .map(|it| self.decoded[&it.update.hash].norm())
+            .map(|it| Measured {
+                norm: self.decoded[&it.update.hash].norm(),
+                tokens: it.tokens,
+                standing: standing(it),
+            })
             .collect();
         let outliers: Vec<(Hash, RefusalReason)> = self
             .rules
-            .outliers(&norms)
+            .outliers(&measured)
             .into_iter()
             .map(|(place, reason)| (updates[place].update.hash, reason))
             .collect();
@@ -275,6 +290,7 @@ impl Recorder {
             .map(|it| Weighted {
                 update: &self.decoded[&it.update.hash],
                 weight: it.weight,
+                standing: standing(it),
             })
             .collect();
         let merged = self

@@ -3,7 +3,7 @@
 use engine::replay::verify::{Finding, Report, Verifier, VerifyError};
 use protocol::{Hash, event::Event, log::Entry, state::State, units::BlobReference};
 
-use crate::recorded::{Kind, Recorded, Size, hub_key, record};
+use crate::recorded::{Kind, Recorded, Size, hub_key, record, worker};
 
 const SMALL: Size = Size {
     width: 32,
@@ -169,6 +169,37 @@ fn a_checkpoint_of_another_model_is_found() {
     assert_eq!(report.findings_count, 1, "{report:#?}");
     assert_eq!(report.findings[0].blob, Some(older.hash));
     assert!(report.findings[0].problem.contains("another model"));
+}
+
+/// Refused and accepted updates of each of two workers.
+fn verdicts_of_two(kind: impl Fn(u64, u8) -> Kind) -> Vec<(u64, u64)> {
+    let size = Size {
+        workers: 2,
+        ..SMALL
+    };
+    let recorded = record(size, kind);
+    let (report, state) = verify(&recorded).unwrap();
+    assert!(report.holds(), "{report:#?}");
+    let workers = (0..2).map(|number| &state.workers[&worker(number)]);
+    let verdicts = workers.map(|it| (it.updates_refused, it.updates_accepted));
+    verdicts.collect()
+}
+
+#[test]
+fn a_tiny_update_gets_itself_refused_and_nobody_else() {
+    // Who brought nothing that counts in rounds 1 and 2 is refused for a tiny update in round 3.
+    let verdicts = verdicts_of_two(|round, number| match (round, number) {
+        (1 | 2, 1) => Kind::Garbage,
+        (3 | 4, 1) => Kind::Tiny,
+        _ => Kind::Honest,
+    });
+    assert_eq!(verdicts, [(0, 4), (4, 0)]);
+    // Of two who brought as much, neither is.
+    let verdicts = verdicts_of_two(|_, number| match number {
+        1 => Kind::Tiny,
+        _ => Kind::Honest,
+    });
+    assert_eq!(verdicts, [(0, 4), (0, 4)]);
 }
 
 #[test]

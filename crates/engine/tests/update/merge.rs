@@ -38,6 +38,7 @@ fn weighted(updates: &[(DecodedUpdate, u64)]) -> Vec<Weighted<'_>> {
         .map(|(update, weight)| Weighted {
             update,
             weight: *weight,
+            standing: 0,
         })
         .collect()
 }
@@ -297,16 +298,30 @@ fn norms_are_exact_and_large_updates_are_clipped() {
     ] {
         assert_eq!(u128::from(norm(square)), root(square));
     }
-    assert_eq!(median([]), 0);
-    assert_eq!(median([0, 0]), 0);
-    assert_eq!(median([7, 0, 0]), 7);
-    assert_eq!(median([9, 3]), 3, "the lower of two");
-    assert_eq!(median([9, 3, 5, 0]), 5);
+    let newcomers = |norms: &[u64]| median(norms.iter().map(|&norm| (norm, 0)));
+    assert_eq!(newcomers(&[]), 0);
+    assert_eq!(newcomers(&[0, 0]), 0);
+    assert_eq!(newcomers(&[7, 0, 0]), 7);
+    assert_eq!(newcomers(&[9, 3]), 3, "the lower of two");
+    assert_eq!(newcomers(&[9, 3, 5, 0]), 5);
+    assert_eq!(median([(9, 1), (3, 0)]), 9, "the known one's");
+    assert_eq!(median([(9, 5), (3, 3)]), 3, "not clearly more known");
+    assert_eq!(median([(9, 0), (3, 1)]), 3);
+    assert_eq!(
+        median([(9, 4), (3, 4), (5, 1), (8, 6)]),
+        8,
+        "the upper half's"
+    );
+    assert_eq!(
+        median([(9, 9), (3, 0), (5, 0)]),
+        5,
+        "no half: the middle one"
+    );
     assert_eq!(clip_factor_q24(0, 5), ONE_Q24);
     assert_eq!(clip_factor_q24(5, 5), ONE_Q24);
     assert_eq!(clip_factor_q24(15, 5), ONE_Q24 / 3);
     assert_eq!(clip_factor_q24(u64::MAX, 1), 0);
-    let factors = clip_factors_q24(&[vec![4, 0], vec![2, 8], vec![1, 4]]);
+    let factors = clip_factors_q24(&[vec![4, 0], vec![2, 8], vec![1, 4]], &[0; 3]);
     assert_eq!(
         factors,
         [
@@ -372,6 +387,7 @@ fn saturation_is_counted_and_bounded() {
         &[Weighted {
             update: &update,
             weight: 1,
+            standing: 0,
         }],
         &full,
         &mut outer,

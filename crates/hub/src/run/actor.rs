@@ -342,6 +342,7 @@ impl Actor {
             .into_iter()
             .map(|it| jobs::MergePart {
                 decoded: self.decoded.get(&it.update.hash).cloned(),
+                standing: state.workers.get(&it.worker).map_or(0, |it| it.tokens),
                 merged: it,
             })
             .collect();

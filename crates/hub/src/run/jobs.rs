@@ -50,6 +50,8 @@ pub(super) enum Job {
 /// One accepted update; decoded already unless the hub was restarted since.
 pub(super) struct MergePart {
     pub(super) merged: MergedUpdate,
+    /// Its maker's accepted tokens before the merge.
+    pub(super) standing: u64,
     pub(super) decoded: Option<Arc<DecodedUpdate>>,
 }
 
@@ -228,6 +230,8 @@ fn decoded_part(arithmetic: &Arithmetic, part: MergePart, bytes: Option<&[u8]>) 
     Ok(Part {
         hash: part.merged.update.hash,
         weight: part.merged.weight,
+        tokens: part.merged.tokens,
+        standing: part.standing,
         update,
     })
 }

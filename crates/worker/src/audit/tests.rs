@@ -123,6 +123,7 @@ impl Run {
         let weighted = [Weighted {
             update: &update,
             weight: 1,
+            standing: 0,
         }];
         let rate_q16 = self.rules.rate_q16();
         let merged = self
