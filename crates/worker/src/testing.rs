@@ -47,8 +47,6 @@ pub(crate) struct Host {
     pub(crate) named: Option<&'static str>,
     /// Takeovers that it shows.
     pub(crate) statements: Vec<Succession>,
-    /// The answer to commands: a log length, or a refusal's code.
-    pub(crate) commands: Result<u64, &'static str>,
 }
 
 /// A request.
@@ -58,7 +56,6 @@ pub(crate) struct Asked {
     pub(crate) method: http::Method,
     pub(crate) path: String,
     pub(crate) headers: http::HeaderMap,
-    pub(crate) body: Bytes,
 }
 
 impl Hosts {
@@ -91,7 +88,6 @@ impl Host {
             }),
             named: None,
             statements: statements.to_vec(),
-            commands: Ok(1),
         }
     }
 
@@ -119,26 +115,7 @@ impl Host {
             };
             return json(421, self.named, &error);
         };
-        if path.ends_with("/work") {
-            return json(200, None, work);
-        }
-        match self.commands {
-            Ok(log_length) => {
-                let token = Some("the token".to_owned());
-                json(
-                    200,
-                    None,
-                    &protocol::api::CommandReply { log_length, token },
-                )
-            }
-            Err(code) => {
-                let error = ApiError {
-                    code: code.into(),
-                    message: "no".into(),
-                };
-                json(409, None, &error)
-            }
-        }
+        json(200, None, work)
     }
 
     fn head(&self) -> RunHead {
@@ -178,13 +155,12 @@ impl Transport for Hosts {
         &self,
         request: http::Request<Bytes>,
     ) -> BoxFuture<'_, Result<http::Response<reqwest::Body>, TransportError>> {
-        let (parts, body) = request.into_parts();
+        let (parts, _) = request.into_parts();
         let asked = Asked {
             host: parts.uri.host().unwrap_or_default().to_owned(),
             method: parts.method,
             path: parts.uri.to_string(),
             headers: parts.headers,
-            body,
         };
         let mut inner = self.lock();
         let host = inner.hosts.get(asked.host.as_str()).cloned();
