@@ -18,9 +18,14 @@ use std::{
 
 use tokio::task::{JoinError, JoinHandle};
 
+/// What a simulated node says when it stops itself.
+pub const ABORTED: &str = "the node stops itself";
+
 thread_local! {
     /// The state of the simulated chance; `None` on every thread of a real process.
     static SIMULATED: Cell<Option<u64>> = const { Cell::new(None) };
+    /// Whether a node of the simulated world stopped itself.
+    static STOPPED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Makes the calling thread a simulated world: what runs on it depends on `seed` and its inputs alone.
@@ -70,10 +75,20 @@ pub async fn settled<F: Future>(work: F) -> F::Output {
     work.await
 }
 
-/// Ends the process: going on would do harm. In the simulated world, a panic of the node that calls it.
+/// Ends the process: going on would do harm. In the simulated world, a panic of the node that calls it, of which
+/// [`take_abort`] tells.
 pub fn abort() -> ! {
-    assert!(!is_simulated(), "the node stops itself");
+    if is_simulated() {
+        STOPPED.set(true);
+        panic!("{ABORTED}");
+    }
     std::process::abort()
+}
+
+/// Whether a node of the simulated world stopped itself since this was asked last.
+#[must_use]
+pub fn take_abort() -> bool {
+    STOPPED.take()
 }
 
 /// A number in 0..1; one half if the system has no entropy, because callers want no more than to be unlike each other.
