@@ -1,4 +1,4 @@
-//! The repository's tasks: `up`, `test`, `bench`, `fuzz`, `setup`, `tidy`.
+//! The repository's tasks: `up`, `test`, `bench`, `fuzz`, `sim`, `setup`, `tidy`.
 //!
 //! Everything that a shell script or a Makefile would do elsewhere is done here, in the project's one language.
 //! It depends on few crates, so that the first `cargo xtask` of a fresh clone starts soon,
@@ -19,6 +19,7 @@ mod setup;
 
 mod bench;
 mod fuzz;
+mod sim;
 mod test;
 mod tidy;
 mod up;
@@ -47,6 +48,8 @@ enum Task {
     Setup,
     /// Fuzz the decoders of strangers' bytes (nightly compiler and cargo-fuzz).
     Fuzz(fuzz::Options),
+    /// Simulate a run from a seed: production hub and workers, seeded network, disks, clocks and faults.
+    Sim(sim::Options),
     /// Check layering, names, licences, purity and documents.
     Tidy,
 }
@@ -57,6 +60,10 @@ fn main() -> ExitCode {
         Task::Test(options) => test::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
+        Task::Sim(options) => match sim::run(&options) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         Task::Setup => setup::everything(),
         Task::Tidy => tidy::run(),
     };

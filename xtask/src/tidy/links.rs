@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use crate::documents::{self, Document};
 
 /// The tasks that `cargo xtask` has.
-const TASKS: [&str; 6] = ["up", "test", "bench", "fuzz", "setup", "tidy"];
+const TASKS: [&str; 7] = ["up", "test", "bench", "fuzz", "sim", "setup", "tidy"];
 
 /// What does not hold.
 pub(super) fn check(documents: &[Document]) -> Vec<String> {
