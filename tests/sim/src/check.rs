@@ -11,10 +11,13 @@ use protocol::{
     event::{Event, RefusalReason},
     log::Entry,
     succession::Chain,
-    units::BlobReference,
+    units::{BlobReference, WorkerId},
 };
 
 use crate::{disk::SimDisk, machine, simulation::Simulation};
+
+/// Merged rounds after which the model must be nearer to where honest work leads than it was at first.
+const ROUNDS_TO_LEARN: u64 = 3;
 
 /// What came of a simulation.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,6 +40,8 @@ pub struct Outcome {
     pub updates_not_revealed: u64,
     /// Mean distance of the first and of the last model from where honest work leads.
     pub distance: (f64, f64),
+    /// Lies told, by liars.
+    pub lies: u64,
     /// Answers of the hub.
     pub answers: u64,
     /// What does not hold; empty if all is well.
@@ -85,6 +90,14 @@ pub(crate) async fn check(
         machine::distance(&it.parameters, &simulation.target)
     });
     check_promises(simulation, &entries, &mut broken);
+    check_liars(simulation, &entries, &mut broken);
+    let rounds_merged = verifier.state().rounds_merged;
+    if rounds_merged >= ROUNDS_TO_LEARN && after.total_cmp(&before).is_ge() {
+        broken.push(format!(
+            "the model did not come nearer in {rounds_merged} rounds: {before} to {after}"
+        ));
+    }
+    broken.extend_from_slice(simulation.stalls());
     let counted =
         |wanted: fn(&Event) -> bool| entries.iter().filter(|it| wanted(&it.event)).count() as u64;
     Ok(Outcome {
@@ -101,6 +114,11 @@ pub(crate) async fn check(
             |it| matches!(it, Event::UpdateRefused { reason, .. } if *reason == RefusalReason::NotRevealed),
         ),
         distance: (before, after),
+        lies: simulation
+            .liars
+            .iter()
+            .map(|it| it.told().times.values().sum::<u64>())
+            .sum(),
         answers: simulation.network.promises().answers,
         broken,
         failures: simulation
@@ -161,6 +179,42 @@ fn check_promises(simulation: &Simulation, entries: &[Entry], broken: &mut Vec<S
             Some(bytes) if Hash::of_blob(&bytes) == *blob => {}
             Some(_) => broken.push(format!("the acknowledged blob {blob} is damaged")),
             None => broken.push(format!("the acknowledged blob {blob} is gone")),
+        }
+    }
+}
+
+/// Lies earn nothing, and do nothing to others: what honest workers made is refused for coming too late at most.
+fn check_liars(simulation: &Simulation, entries: &[Entry], broken: &mut Vec<String>) {
+    let liars: BTreeSet<WorkerId> = simulation.liars.iter().map(|it| it.id).collect();
+    for liar in &simulation.liars {
+        for (lie, worker) in liar.told().granted {
+            broken.push(format!("the hub granted the lie {lie:?} of {worker}"));
+        }
+    }
+    for entry in entries {
+        let index = entry.index;
+        match &entry.event {
+            Event::UpdateAccepted { worker, .. } if liars.contains(worker) => {
+                broken.push(format!("entry {index} accepts what {worker} made up"));
+            }
+            Event::RoundMerged { updates, .. } => {
+                let lies = updates.iter().filter(|it| liars.contains(&it.worker));
+                broken.extend(lies.map(|it| {
+                    format!(
+                        "entry {index} pays {} for lies of {}",
+                        it.credits.0, it.worker
+                    )
+                }));
+            }
+            Event::UpdateRefused { worker, reason, .. }
+                if !liars.contains(worker) && *reason != RefusalReason::NotRevealed =>
+            {
+                broken.push(format!(
+                    "entry {index} refuses an honest update of {worker}: {}",
+                    reason.sentence()
+                ));
+            }
+            _ => {}
         }
     }
 }

@@ -115,6 +115,12 @@ impl SimDisk {
         self.lock_inner().is_full = is_full;
     }
 
+    /// Whether no file grows.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.lock_inner().is_full
+    }
+
     /// The power fails in the middle of the writing operation after so many more.
     pub fn fail_power_after(&self, operations: u64) {
         self.lock_inner().power_left = Some(operations);

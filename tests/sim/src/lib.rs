@@ -7,13 +7,15 @@
 pub mod chance;
 pub mod check;
 pub mod disk;
+pub mod liar;
 pub mod machine;
 pub mod network;
 pub mod nodes;
 pub mod profile;
 pub mod run;
 pub mod simulation;
+mod stall;
 
 pub use check::Outcome;
 pub use profile::Profile;
-pub use simulation::{Simulation, in_simulated_world, simulate};
+pub use simulation::{Simulation, hush_planned_panics, in_simulated_world, simulate};

@@ -107,6 +107,11 @@ impl HubNode {
             requests_in_progress_max: 1 << 20,
             requests_in_progress_per_address_max: 1 << 20,
             streams_max: 1 << 20,
+            // Those limits count by the system's clock.
+            new_workers_per_hour: u32::MAX,
+            new_workers_per_hour_per_address: u32::MAX,
+            commands_per_minute_per_worker: u32::MAX,
+            upload_mib_per_hour_per_worker: u32::MAX,
             sample_prompt: "a".to_owned(),
             sample_tokens: 1,
             ..hub::Config::default()

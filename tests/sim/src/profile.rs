@@ -131,11 +131,15 @@ impl Profile {
         }
     }
 
+    /// Every profile.
+    #[must_use]
+    pub fn all() -> [Self; 3] {
+        [Self::calm(), Self::churn(), Self::storm()]
+    }
+
     /// The profile of a name.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
-        [Self::calm(), Self::churn(), Self::storm()]
-            .into_iter()
-            .find(|it| it.name == name)
+        Self::all().into_iter().find(|it| it.name == name)
     }
 }

@@ -15,11 +15,13 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     chance::Chance,
     check::{self, Outcome},
+    liar::LiarNode,
     machine,
     network::{Link, Network, Weather},
     nodes::{Death, HubNode, Surroundings, WorkerNode},
     profile::Profile,
     run::Plan,
+    stall::StallWatch,
 };
 
 /// The driver looks after its nodes this often.
@@ -57,8 +59,10 @@ pub struct Simulation {
     pub network: Network,
     /// The hub.
     pub hub: HubNode,
-    /// The workers.
+    /// The honest workers.
     pub workers: Vec<WorkerNode>,
+    /// The others.
+    pub liars: Vec<LiarNode>,
     /// The run.
     pub run: RunId,
     /// Its charter.
@@ -71,6 +75,7 @@ pub struct Simulation {
     noted: u64,
     begun: Instant,
     rounds_merged: u64,
+    stalls: StallWatch,
     /// Why worker processes ended by themselves.
     pub failures: BTreeMap<String, u64>,
 }
@@ -83,8 +88,26 @@ pub fn simulate(seed: u64, profile: Profile) -> Result<Outcome> {
     in_simulated_world(seed, move || async move {
         let mut simulation = Simulation::begin(seed, profile).await?;
         simulation.live().await?;
-        simulation.end().await
+        let wanted = simulation.profile.rounds;
+        let mut outcome = simulation.end().await?;
+        if outcome.rounds_merged < wanted {
+            let merged = outcome.rounds_merged;
+            outcome.broken.push(format!(
+                "only {merged} of {wanted} rounds were merged in all the time there was"
+            ));
+        }
+        Ok(outcome)
     })
+}
+
+/// Keeps the panics by which simulated nodes stop themselves off the screen: they are part of the plan.
+pub fn hush_planned_panics() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if panic.payload_as_str() != Some(world::ABORTED) {
+            usual(panic);
+        }
+    }));
 }
 
 /// Runs `work` on a thread whose world is simulated.
@@ -139,7 +162,9 @@ impl Simulation {
             hub: hub.address(),
         };
         let mut chance = Chance::of(seed, "faults", 0);
-        let workers = (1..=profile.workers)
+        let liars = profile.workers * profile.liars_per_mille / 1_000;
+        let honest = profile.workers - liars;
+        let workers = (1..=honest)
             .map(|number| {
                 let mut own = Chance::of(seed, "machine", number);
                 let (fast, slow) = profile.step_ms;
@@ -151,15 +176,17 @@ impl Simulation {
             network,
             hub,
             run,
-            charter: plan.charter,
             target,
             client,
             agenda: BTreeMap::new(),
             noted: 0,
             begun: Instant::now(),
             rounds_merged: 0,
+            stalls: StallWatch::new(&plan.charter),
             failures: BTreeMap::new(),
             workers,
+            liars: Vec::new(),
+            charter: plan.charter,
             profile,
             chance: chance.clone(),
         };
@@ -170,6 +197,12 @@ impl Simulation {
             simulation.plan_mean(simulation.profile.worker_dies_every, || {
                 Action::WorkerDies(index)
             });
+        }
+        let charter = Arc::new(simulation.charter.clone());
+        for number in honest + 1..=honest + liars {
+            let after = Duration::from_millis(chance.below(within.max(1)));
+            let liar = LiarNode::start(&around, number, run, Arc::clone(&charter), after);
+            simulation.liars.push(liar);
         }
         simulation.chance = chance;
         let profile = simulation.profile.clone();
@@ -220,6 +253,9 @@ impl Simulation {
         let simulated = self.elapsed();
         for worker in &mut self.workers {
             worker.die(Death::Process).await;
+        }
+        for liar in &mut self.liars {
+            liar.stop().await;
         }
         self.hub.disk.set_full(false);
         self.hub.die(Death::Process).await;
@@ -355,8 +391,13 @@ impl Simulation {
 
     /// Restarts what ended by itself, and looks how far the run is.
     async fn look(&mut self) {
-        if self.hub.is_running() && self.hub.disk.is_dead() {
-            self.hub.die(Death::Power).await;
+        let has_stopped = world::take_abort();
+        if self.hub.is_running() && (self.hub.disk.is_dead() || has_stopped) {
+            let death = match self.hub.disk.is_dead() {
+                true => Death::Power,
+                false => Death::Process,
+            };
+            self.hub.die(death).await;
             self.plan_within(HUB_AWAY_MS_MAX, Action::StartHub);
         }
         for index in 0..self.workers.len() {
@@ -366,9 +407,17 @@ impl Simulation {
                 self.plan_within(30_000, Action::StartWorker(index));
             }
         }
-        if let Ok(run) = self.client.run("simulated").await {
-            self.rounds_merged = run.rounds_merged;
-        }
+        let run = self.client.run("simulated").await.ok();
+        self.rounds_merged = run
+            .as_ref()
+            .map_or(self.rounds_merged, |it| it.rounds_merged);
+        self.stalls
+            .look(run.filter(|_| !self.hub.disk.is_full()).as_ref());
+    }
+
+    /// Rounds that stood still for longer than the rules permit.
+    pub(crate) fn stalls(&self) -> &[String] {
+        self.stalls.found()
     }
 }
 
