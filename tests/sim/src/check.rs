@@ -1,6 +1,7 @@
 //! What must hold after a simulation, whatever happened in it.
 
-use std::{collections::BTreeSet, path::Path, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet}, path::Path, time::Duration};
 
 use anyhow::{Context, Result};
 use engine::replay::verify::{Blobs, Verifier};
@@ -34,6 +35,10 @@ pub struct Outcome {
     pub rounds_empty: u64,
     /// Updates merged.
     pub updates_merged: u64,
+    /// Those of them that came too late for the round that they were made in.
+    pub updates_late: u64,
+    /// The rounds that merged something of each worker.
+    pub rounds_of: BTreeMap<WorkerId, BTreeSet<u64>>,
     /// Updates refused, other than for not being revealed.
     pub updates_refused: u64,
     /// Updates committed to and not revealed in time.
@@ -98,6 +103,16 @@ pub(crate) async fn check(
         ));
     }
     broken.extend_from_slice(simulation.stalls());
+    let mut rounds_of = BTreeMap::<WorkerId, BTreeSet<u64>>::new();
+    let mut updates_late = 0;
+    for entry in &entries {
+        if let Event::RoundMerged { round, updates, .. } = &entry.event {
+            for update in updates {
+                rounds_of.entry(update.worker).or_default().insert(*round);
+                updates_late += u64::from(update.of_round < *round);
+            }
+        }
+    }
     let counted =
         |wanted: fn(&Event) -> bool| entries.iter().filter(|it| wanted(&it.event)).count() as u64;
     Ok(Outcome {
@@ -107,6 +122,8 @@ pub(crate) async fn check(
         rounds_merged: counted(|it| matches!(it, Event::RoundMerged { .. })),
         rounds_empty: counted(|it| matches!(it, Event::RoundEmpty { .. })),
         updates_merged: report.updates,
+        updates_late,
+        rounds_of,
         updates_refused: counted(
             |it| matches!(it, Event::UpdateRefused { reason, .. } if *reason != RefusalReason::NotRevealed),
         ),

@@ -131,10 +131,41 @@ impl Profile {
         }
     }
 
+    /// Ten thousand workers at once, of which a tenth is away at any time, with a hub that dies, partitions and liars.
+    #[must_use]
+    pub fn crowd() -> Self {
+        Self {
+            name: "crowd",
+            workers: 10_000,
+            rounds: 50,
+            window_ms: 15_000,
+            slots_max: 16_384,
+            quorum: 10,
+            weather: Weather {
+                latency_ms: (10, 400),
+                up_bytes_per_s: 125_000,
+                down_bytes_per_s: 625_000,
+                lost: 10_000,
+                answer_lost: 10_000,
+                body_cut: 10_000,
+                twice: 10_000,
+            },
+            step_ms: (1_000, 8_000),
+            start_within: MINUTE,
+            worker_dies_every: Some(10 * MINUTE),
+            worker_away_max: 2 * MINUTE,
+            hub_dies_every: Some(4 * MINUTE),
+            partition_every: Some(5 * MINUTE),
+            partition_max: MINUTE,
+            liars_per_mille: 10,
+            ..Self::calm()
+        }
+    }
+
     /// Every profile.
     #[must_use]
-    pub fn all() -> [Self; 3] {
-        [Self::calm(), Self::churn(), Self::storm()]
+    pub fn all() -> [Self; 4] {
+        [Self::calm(), Self::churn(), Self::storm(), Self::crowd()]
     }
 
     /// The profile of a name.

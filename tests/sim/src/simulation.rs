@@ -28,6 +28,8 @@ use crate::{
 const LOOK: Duration = Duration::from_secs(2);
 /// How long a hub that died stays away, at most.
 const HUB_AWAY_MS_MAX: u64 = 30_000;
+/// How long a worker whose process ended by itself, or whose machine lost power, stays away, at most.
+const WORKER_AWAY_MS_MAX: u64 = 30_000;
 /// How long a disk stays full, at most.
 const FULL_MS_MAX: u64 = 60_000;
 /// A power cut of the hub comes within so many writes to its disk.
@@ -230,6 +232,36 @@ impl Simulation {
             .await
     }
 
+    /// For so much simulated time.
+    ///
+    /// # Errors
+    /// The driver's own.
+    pub async fn live_for(&mut self, time: Duration) -> Result<()> {
+        self.live_until(self.elapsed() + time, u64::MAX).await
+    }
+
+    /// Until so many rounds are merged.
+    ///
+    /// # Errors
+    /// The driver's own, and if the profile's longest time passes before that.
+    pub async fn live_to_round(&mut self, rounds: u64) -> Result<()> {
+        self.live_until(self.elapsed() + self.profile.longest, rounds)
+            .await?;
+        let merged = self.rounds_merged;
+        anyhow::ensure!(
+            merged >= rounds,
+            "only {merged} of {rounds} rounds were merged in {} s",
+            self.profile.longest.as_secs()
+        );
+        Ok(())
+    }
+
+    /// Rounds merged when the driver looked last.
+    #[must_use]
+    pub fn rounds_merged(&self) -> u64 {
+        self.rounds_merged
+    }
+
     /// Until so much simulated time has passed since the beginning, or so many rounds are merged.
     ///
     /// # Errors
@@ -401,10 +433,14 @@ impl Simulation {
             self.plan_within(HUB_AWAY_MS_MAX, Action::StartHub);
         }
         for index in 0..self.workers.len() {
+            if self.workers[index].disk.is_dead() {
+                self.workers[index].die(Death::Power).await;
+                self.plan_within(WORKER_AWAY_MS_MAX, Action::StartWorker(index));
+            }
             if let Some(failure) = self.workers[index].take_failure().await {
                 tracing::debug!(worker = index + 1, "ended: {failure}");
                 *self.failures.entry(failure).or_default() += 1;
-                self.plan_within(30_000, Action::StartWorker(index));
+                self.plan_within(WORKER_AWAY_MS_MAX, Action::StartWorker(index));
             }
         }
         let run = self.client.run("simulated").await.ok();

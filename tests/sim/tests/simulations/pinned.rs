@@ -1,0 +1,4 @@
+//! Seeds that failed once.
+
+use sim::{Outcome, Profile, simulate};
+
