@@ -197,6 +197,7 @@ impl Stranger {
             carried_after: Hash([1; 32]),
             carried_if_refused: Hash([2; 32]),
             steps_root: Hash([3; 32]),
+            payload: Hash::of_blob(&self.id().0.0),
             inner_state: None,
         })
     }

@@ -281,6 +281,7 @@ async fn made_up(
         carried_after: Hash([1; 32]),
         carried_if_refused: Hash([2; 32]),
         steps_root: Hash([3; 32]),
+        payload: Hash::of_blob(&payload),
         inner_state: None,
     };
     Ok(seal(&header, &payload))

@@ -4,6 +4,7 @@
 //! update's bytes, the rule for norms, the merge, the hashes, the stored checkpoint. One place, so that there is nothing
 //! to disagree about. Pure functions of charter, log and bytes (design, "a run is a log").
 
+pub mod copies;
 pub mod proportion;
 pub mod verify;
 
@@ -168,6 +169,11 @@ impl Rules {
         let decoded = self
             .decode(payload)
             .map_err(|error| RefusalReason::Payload(error.to_string()))?;
+        if header.payload != Hash::of_blob(payload) {
+            return Err(RefusalReason::Envelope(
+                "its payload is not the one that its header names".to_owned(),
+            ));
+        }
         if decoded.norm() == 0 {
             return Err(RefusalReason::Norm("the update changes nothing".to_owned()));
         }

@@ -9,6 +9,7 @@ use engine::{
     ModelConfig,
     replay::{
         Rules, RunModel,
+        copies::Compared,
         proportion::{Measured, Standings},
     },
     update::{decoded::DecodedUpdate, merge::Weighted},
@@ -100,6 +101,28 @@ impl Arithmetic {
         outliers
             .map(|(place, reason)| (parts[place].hash, reason))
             .collect()
+    }
+
+    /// Why a late update does not count beside what others had shown before (hash and file of each), if it does not.
+    pub(crate) fn copied(
+        &self,
+        late: &Hash,
+        bytes: &[u8],
+        earlier: &[(Hash, bytes::Bytes)],
+    ) -> Result<Option<RefusalReason>> {
+        let decoded = |bytes| -> Result<DecodedUpdate> {
+            let (_, payload) = update::open(bytes)?;
+            Ok(self.rules.decode(payload)?)
+        };
+        let update = decoded(bytes)?;
+        let compared = Compared::of(late, update.chunks().count());
+        for (hash, bytes) in earlier {
+            let copied = compared.copied(&update, &decoded(bytes)?, hash);
+            if copied.is_some() {
+                return Ok(copied);
+            }
+        }
+        Ok(None)
     }
 
     /// The first model of a run.

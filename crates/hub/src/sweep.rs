@@ -259,6 +259,7 @@ mod tests {
                 carried_after: Hash::default(),
                 carried_if_refused: Hash::default(),
                 steps_root: Hash::default(),
+                payload: Hash::default(),
                 inner_state: Some(blob(inner)),
             };
             let update = blob(update);

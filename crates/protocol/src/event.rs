@@ -231,6 +231,8 @@ pub enum RefusalReason {
     Payload(String),
     /// The norm is far from the round's median, or zero.
     Norm(String),
+    /// It keeps the same values as an update that was public when it was committed to.
+    Copied(String),
 }
 
 impl RefusalReason {
@@ -242,6 +244,7 @@ impl RefusalReason {
             Self::Envelope(detail) => format!("the update's envelope was refused: {detail}"),
             Self::Payload(detail) => format!("the update's content was refused: {detail}"),
             Self::Norm(detail) => format!("the update's size is out of range: {detail}"),
+            Self::Copied(detail) => format!("the update is a copy: {detail}"),
         }
     }
 }

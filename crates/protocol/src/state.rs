@@ -25,6 +25,9 @@ pub use round::{Round, Slot, SlotProgress};
 pub const MODELS_KEPT: usize = 8;
 /// Most workers that one run's log admits.
 pub const WORKERS_MAX: usize = 1 << 20;
+/// Payloads remembered, newest first, so that nobody commits to one again: far more than those of the rounds that an
+/// update may be late.
+pub const PAYLOADS_KEPT: usize = 1 << 17;
 
 /// A run as it stands after some entry of its log.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,6 +52,10 @@ pub struct State {
     pub revealing: Option<Round>,
     /// Rounds closed lately, in which late commitments are still taken; oldest first.
     pub closed: VecDeque<Closed>,
+    /// Updates merged in the last rounds, oldest round first: what a late update may be a copy of.
+    pub merged: VecDeque<(u64, Vec<Shown>)>,
+    /// Payloads that were committed to.
+    pub payloads: Payloads,
     /// Whether all tokens are spent and nothing more follows.
     pub finished: bool,
     /// Seeds of the next two rounds: everyone knows two rounds ahead what to train on.
@@ -84,6 +91,43 @@ pub struct Closed {
     pub opened_ms: u64,
     /// Who has a slot in it and has not committed: worker and slot.
     pub missing: BTreeMap<WorkerId, u32>,
+}
+
+/// An update that others have seen, or may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// The update file.
+    pub update: BlobReference,
+    /// Its maker.
+    pub worker: WorkerId,
+    /// The round that was open when it was committed to: it is private until that round is closed.
+    pub taken_up: u64,
+}
+
+/// The payloads that were committed to lately, and in which round.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Payloads {
+    rounds: BTreeMap<Hash, u64>,
+    order: VecDeque<Hash>,
+}
+
+impl Payloads {
+    /// The round in which a payload was committed to.
+    #[must_use]
+    pub fn round_of(&self, payload: &Hash) -> Option<u64> {
+        self.rounds.get(payload).copied()
+    }
+
+    fn add(&mut self, payload: Hash, round: u64) {
+        if self.rounds.insert(payload, round).is_none() {
+            self.order.push_back(payload);
+        }
+        if self.order.len() > PAYLOADS_KEPT
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.rounds.remove(&oldest);
+        }
+    }
 }
 
 /// A worker's record.
@@ -147,6 +191,26 @@ impl State {
             let commitment = round.slots()[slot as usize].commitment()?;
             Some((round, slot, commitment))
         })
+    }
+
+    /// The updates of a round in progress that were committed to late, by slot, each with those of others that it may be a
+    /// copy of: committed to in an earlier round than it, and merged lately or to be merged with it.
+    #[must_use]
+    pub fn late_with_earlier(&self, round: &Round) -> Vec<(u32, Vec<Shown>)> {
+        let beside: Vec<(u32, u64, Shown)> = (0..)
+            .zip(round.slots())
+            .filter(|(_, it)| matches!(it.progress, SlotProgress::Accepted { .. }))
+            .filter_map(|(slot, it)| Some((slot, it.of_round, it.shown()?)))
+            .collect();
+        let late = beside.iter().filter(|it| it.2.taken_up > it.1);
+        late.map(|(slot, _, late)| {
+            let merged = self.merged.iter().flat_map(|it| &it.1);
+            let earlier = merged
+                .chain(beside.iter().map(|it| &it.2))
+                .filter(|it| it.worker != late.worker && it.taken_up < late.taken_up);
+            (*slot, earlier.copied().collect())
+        })
+        .collect()
     }
 
     /// Whether the run still warms up: one worker at a time, whose inner state is published.

@@ -1,7 +1,8 @@
 //! An update's envelope: who made it, of what, and what it commits to (`training.md` 1.5).
 //!
 //! The file that a worker uploads is `MAGIC`, the length of the header, the [`UpdateHeader`], the codec's payload.
-//! Its hash is what the worker commits to. The worker's own id stands inside, so a copied payload has another hash.
+//! Its hash is what the worker commits to. The worker's own id stands inside, so a copied payload has another hash; and so
+//! does the payload's own hash, so that a copy shows before a byte of it is sent.
 
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +48,9 @@ pub struct UpdateHeader {
     pub carried_if_refused: Hash,
     /// Merkle root over the inner steps.
     pub steps_root: Hash,
+    /// Plain hash of the payload, the codec's bytes after this header: what one worker committed to, no other can bring as
+    /// its own under another header.
+    pub payload: Hash,
     /// The optimiser's m and v that the worker carries out, uploaded beside the update while the run warms up: what others start from.
     pub inner_state: Option<BlobReference>,
 }
@@ -112,6 +116,7 @@ pub(crate) mod tests {
             carried_after: Hash([8; 32]),
             carried_if_refused: Hash([10; 32]),
             steps_root: Hash([9; 32]),
+            payload: Hash::of_blob(b"payload"),
             inner_state: None,
         }
     }
@@ -122,7 +127,7 @@ pub(crate) mod tests {
         let (header, payload) = open(&bytes).unwrap();
         assert_eq!(header, sample_header());
         assert_eq!(payload, b"payload");
-        expect_test::expect!["db22619ad3f0e6fdcc0c562a10044cac8299971bcd2875cbcd138b25cd03acb7"]
+        expect_test::expect!["b583a80b5ad5dfb8ff2f437966022bd5fcdcfd13aa00de1611f4a0d650cdaff4"]
             .assert_eq(&Hash::of_blob(&bytes).to_string());
     }
 

@@ -214,6 +214,7 @@ async fn prepare(
         carried_after: Hash([1; 32]),
         carried_if_refused: Hash([2; 32]),
         steps_root: Hash([3; 32]),
+        payload: update.hash,
         inner_state: None,
     };
     let commitment = Command::Commit(Box::new(Commitment { update, header }));

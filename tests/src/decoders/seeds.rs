@@ -161,6 +161,7 @@ fn header() -> UpdateHeader {
         carried_after: Hash([9; 32]),
         carried_if_refused: Hash([10; 32]),
         steps_root: Hash([11; 32]),
+        payload: Hash([13; 32]),
         inner_state: Some(blob(12)),
     }
 }

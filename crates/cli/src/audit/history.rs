@@ -279,6 +279,7 @@ mod tests {
             carried_after: Hash([after; 32]),
             carried_if_refused: Hash([if_refused; 32]),
             steps_root: Hash([7; 32]),
+            payload: Hash::of_blob(&entry.to_le_bytes()),
             inner_state: None,
         };
         Record {

@@ -51,6 +51,7 @@ fn header(slot: u32) -> UpdateHeader {
         carried_after: Hash([5; 32]),
         carried_if_refused: Hash([6; 32]),
         steps_root: Hash([7; 32]),
+        payload: Hash::of_blob(&[]),
         inner_state: None,
     }
 }
@@ -60,7 +61,16 @@ fn update(rules: &Rules, scale: f32) -> Vec<u8> {
         .map(|at| scale * ((at * 37 % 101) as f32 - 50.0))
         .collect();
     let payload = codec::encode(&rules.lengths, &rules.update, &values).unwrap();
-    seal(&header(0), &payload)
+    let header = UpdateHeader {
+        payload: Hash::of_blob(&payload),
+        ..header(0)
+    };
+    seal(&header, &payload)
+}
+
+/// What the file says of itself, as it was committed to.
+fn committed(file: &[u8]) -> UpdateHeader {
+    protocol::update::open(file).unwrap().0
 }
 
 #[test]
@@ -69,7 +79,7 @@ fn a_merge_is_stored_and_read_back_and_a_flipped_bit_is_another_model() {
     let first = rules.first_model(initial_parameters(rules.config(), 1));
     let file = update(&rules, 1e-4);
     assert!(file.len() as u64 <= rules.update_bytes_max());
-    let decoded = rules.judge(&file, &header(0)).unwrap();
+    let decoded = rules.judge(&file, &committed(&file)).unwrap();
     let mut model = first.clone();
     let weighted = [Weighted {
         update: &decoded,
@@ -128,11 +138,20 @@ fn an_update_must_be_the_one_committed_to_and_change_something() {
         Err(RefusalReason::Envelope(_))
     ));
     assert!(matches!(
-        rules.judge(&file[..file.len() - 1], &header(0)),
+        rules.judge(&file[..file.len() - 1], &committed(&file)),
         Err(RefusalReason::Payload(_))
     ));
+    // Another worker's payload under a header that names its own.
+    let (_, payload) = protocol::update::open(&file).unwrap();
+    assert_eq!(
+        rules.judge(&seal(&header(0), payload), &header(0)),
+        Err(RefusalReason::Envelope(
+            "its payload is not the one that its header names".to_owned()
+        ))
+    );
+    let nothing = update(&rules, 0.0);
     assert!(matches!(
-        rules.judge(&update(&rules, 0.0), &header(0)),
+        rules.judge(&nothing, &committed(&nothing)),
         Err(RefusalReason::Norm(_))
     ));
     assert!(matches!(

@@ -11,10 +11,11 @@ mod report;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use protocol::{
+    Hash,
     command::Commitment,
     event::{Checkpoint, Event, MergedUpdate, ModelState, RefusalReason},
     log::Entry,
-    state::{State, apply::ApplyError},
+    state::{Shown, State, apply::ApplyError},
     units::{BlobReference, WorkerId},
 };
 use thiserror::Error;
@@ -23,6 +24,7 @@ pub use report::{Finding, LISTED_MAX, Report, Unchecked};
 
 use super::{
     Rules, RunModel,
+    copies::Compared,
     proportion::{Measured, Standings},
 };
 use crate::{
@@ -58,8 +60,19 @@ pub enum VerifyError {
 struct Accepted {
     /// `None` if the bytes don't hold.
     update: Option<DecodedUpdate>,
+    hash: Hash,
     worker: WorkerId,
     tokens: u64,
+}
+
+/// A refusal of the log.
+struct Refused<'a> {
+    /// Round and slot.
+    slot: (u64, u32),
+    commitment: &'a Commitment,
+    reason: &'a RefusalReason,
+    /// What it may be a copy of, if it is late.
+    earlier: &'a [Shown],
 }
 
 /// A verification under way.
@@ -112,6 +125,7 @@ impl Verifier {
     /// The entry can't follow; the verifier stands where it stood and nothing after the entry can be checked.
     pub fn next(&mut self, entry: &Entry, blobs: &mut dyn Blobs) -> Result<(), VerifyError> {
         let judged = self.judged(&entry.event);
+        let late = self.late(&entry.event);
         self.state.apply(entry)?;
         self.report.entries += 1;
         match &entry.event {
@@ -121,6 +135,7 @@ impl Verifier {
                     let update = self.accept(entry.index, &commitment, blobs);
                     let accepted = Accepted {
                         update,
+                        hash: commitment.update.hash,
                         worker: commitment.header.worker,
                         tokens: commitment.header.tokens,
                     };
@@ -129,7 +144,13 @@ impl Verifier {
             }
             Event::UpdateRefused { round, reason, .. } => {
                 if let Some((slot, commitment)) = judged {
-                    self.refuse(entry.index, *round, slot, &commitment, reason, blobs);
+                    let refused = Refused {
+                        slot: (*round, slot),
+                        commitment: &commitment,
+                        reason,
+                        earlier: late.get(&slot).map_or(&[], |it| &it[..]),
+                    };
+                    self.refuse(entry.index, &refused, blobs);
                 }
             }
             Event::RoundMerged {
@@ -146,6 +167,9 @@ impl Verifier {
                     &format!("the delta of round {round}"),
                     blobs,
                 );
+                for (slot, earlier) in &late {
+                    self.check_late(entry.index, *round, *slot, earlier, blobs);
+                }
                 self.merge(entry.index, *rate_q16, updates, delta, model);
             }
             Event::RoundEmpty { round } => self.accepted.retain(|(of, _), _| of != round),
@@ -223,6 +247,61 @@ impl Verifier {
         Some((*slot, part.commitment()?.clone()))
     }
 
+    /// The late updates of the round that an event merges, or refuses one of, by slot, and what each may be a copy of;
+    /// before it is folded.
+    fn late(&self, event: &Event) -> BTreeMap<u32, Vec<Shown>> {
+        let round = match event {
+            Event::RoundMerged { round, .. }
+            | Event::UpdateRefused {
+                round,
+                reason: RefusalReason::Copied(_),
+                ..
+            } => self.state.round_in_progress(*round),
+            _ => None,
+        };
+        let late = round.map(|it| self.state.late_with_earlier(it));
+        late.into_iter().flatten().collect()
+    }
+
+    /// What a late update is a copy of, if it is; `None` as long as the bytes don't show it.
+    fn copied(
+        &mut self,
+        entry: u64,
+        slot: (u64, u32),
+        earlier: &[Shown],
+        blobs: &mut dyn Blobs,
+    ) -> Option<RefusalReason> {
+        let accepted = self.accepted.get(&slot)?;
+        let late = accepted.update.as_ref()?;
+        let compared = Compared::of(&accepted.hash, late.chunks().count());
+        earlier.iter().find_map(|it| {
+            let what = "an update that a late one is compared with";
+            let bytes = self.report.fetch_if_there(entry, &it.update, what, blobs)?;
+            let (_, payload) = protocol::update::open(&bytes).ok()?;
+            let decoded = self.rules.decode(payload).ok()?;
+            compared.copied(late, &decoded, &it.update.hash)
+        })
+    }
+
+    /// A late update that is merged must not be a copy.
+    fn check_late(
+        &mut self,
+        entry: u64,
+        round: u64,
+        slot: u32,
+        earlier: &[Shown],
+        blobs: &mut dyn Blobs,
+    ) {
+        if let Some(reason) = self.copied(entry, (round, slot), earlier, blobs) {
+            let problem = format!(
+                "slot {slot} was merged, but it is late, and {}",
+                reason.sentence()
+            );
+            let what = format!("the merge of round {round}");
+            self.report.wrong(entry, None, what, problem);
+        }
+    }
+
     fn accept(
         &mut self,
         entry: u64,
@@ -260,20 +339,24 @@ impl Verifier {
     }
 
     /// A refusal must be deserved as far as the bytes are there to say.
-    fn refuse(
-        &mut self,
-        entry: u64,
-        round: u64,
-        slot: u32,
-        commitment: &Commitment,
-        reason: &RefusalReason,
-        blobs: &mut dyn Blobs,
-    ) {
+    fn refuse(&mut self, entry: u64, refused: &Refused<'_>, blobs: &mut dyn Blobs) {
+        let Refused {
+            slot,
+            commitment,
+            reason,
+            earlier,
+        } = *refused;
         let what = named(commitment);
-        let is_deserved = if self.accepted.contains_key(&(round, slot)) {
-            let is_outlier = self.is_outlier(round, slot);
-            self.accepted.remove(&(round, slot));
-            is_outlier
+        let is_deserved = if self.accepted.contains_key(&slot) {
+            let is_deserved = if matches!(reason, RefusalReason::Copied(_)) {
+                // The others are judged without it.
+                self.outliers = None;
+                self.copied(entry, slot, earlier, blobs).is_some()
+            } else {
+                self.is_outlier(slot.0, slot.1)
+            };
+            self.accepted.remove(&slot);
+            is_deserved
         } else {
             if matches!(reason, RefusalReason::NotRevealed) {
                 return;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use engine::{
     ModelConfig, initial_parameters,
-    replay::{Rules, RunModel, proportion::Measured, verify::Blobs},
+    replay::{Rules, RunModel, copies::Compared, proportion::Measured, verify::Blobs},
     update::{codec, decoded::DecodedUpdate, merge::Weighted},
 };
 use protocol::{
@@ -51,6 +51,10 @@ pub(crate) enum Kind {
     Huge,
     /// Far smaller than the others.
     Tiny,
+    /// Committed to in the next round: the first worker's of this one, with every fourth value made anew.
+    LateCopy,
+    /// Committed to in the next round, and one's own.
+    Late,
 }
 
 /// A run's log and blobs.
@@ -83,8 +87,18 @@ fn worker_key(number: u8) -> SecretKey {
 }
 
 /// Makes a run; `kind` says of each round and worker what its update is like.
-pub(crate) fn record(size: Size, mut kind: impl FnMut(u64, u8) -> Kind) -> Recorded {
+pub(crate) fn record(size: Size, kind: impl FnMut(u64, u8) -> Kind) -> Recorded {
+    record_of(Recorder::create(size), size, kind)
+}
+
+/// As [`record`], by a hub that looks for no copies.
+pub(crate) fn record_blindly(size: Size, kind: impl FnMut(u64, u8) -> Kind) -> Recorded {
     let mut hub = Recorder::create(size);
+    hub.is_blind = true;
+    record_of(hub, size, kind)
+}
+
+fn record_of(mut hub: Recorder, size: Size, mut kind: impl FnMut(u64, u8) -> Kind) -> Recorded {
     for number in 0..size.workers {
         hub.join(number);
     }
@@ -109,6 +123,10 @@ struct Recorder {
     /// Checked updates by round and slot of the merge.
     decoded: BTreeMap<Hash, DecodedUpdate>,
     recorded: Recorded,
+    /// Commitments that are sent when the next round is open.
+    put_off: Vec<(u8, Commitment)>,
+    /// Whether it merges copies.
+    is_blind: bool,
 }
 
 impl Recorder {
@@ -137,6 +155,8 @@ impl Recorder {
             model,
             decoded: BTreeMap::new(),
             recorded,
+            put_off: Vec::new(),
+            is_blind: false,
         }
     }
 
@@ -174,13 +194,16 @@ impl Recorder {
     /// Some time passes: enough for a step, not enough for the window.
     fn clock(&mut self, size: Size) {
         self.now_ms += 1_000;
-        let present = self.workers[..usize::from(size.workers)].iter();
-        let present = present.map(|it| WorkerId(it.public())).collect();
+        let is_there = |number: &u8| self.put_off.iter().all(|it| it.0 != *number);
+        let present = (0..size.workers).filter(is_there).map(worker).collect();
         self.ask(&Request::Clock { present });
         self.now_ms += 1_000;
     }
 
     fn commit_all(&mut self, kind: &mut impl FnMut(u64, u8) -> Kind) {
+        for (number, commitment) in std::mem::take(&mut self.put_off) {
+            self.command(number, Command::Commit(Box::new(commitment)));
+        }
         for number in 0..self.workers.len() as u8 {
             let worker = WorkerId(self.workers[usize::from(number)].public());
             let Some(round) = &self.state.training else {
@@ -193,6 +216,8 @@ impl Recorder {
                 Some(_) | None => continue,
             };
             let carried = self.state.workers[&worker].carried;
+            let kind = kind(round, number);
+            let payload = self.payload(round, number, kind);
             let header = UpdateHeader {
                 run: self.state.run,
                 worker,
@@ -208,29 +233,37 @@ impl Recorder {
                 carried_after: Hash::of_blob(&[1, number, round as u8]),
                 carried_if_refused: Hash::of_blob(&[2, number, round as u8]),
                 steps_root: Hash::of_blob(&[3, number, round as u8]),
+                payload: Hash::of_blob(&payload),
                 inner_state: None,
             };
-            let payload = self.payload(round, number, kind(round, number));
             let file = update::seal(&header, &payload);
             let update = BlobReference::of(&file);
             self.recorded.blobs.insert(update.hash, file);
-            let commitment = Box::new(Commitment { update, header });
-            self.command(number, Command::Commit(commitment));
+            let commitment = Commitment { update, header };
+            if matches!(kind, Kind::Late | Kind::LateCopy) {
+                self.put_off.push((number, commitment));
+            } else {
+                self.command(number, Command::Commit(Box::new(commitment)));
+            }
         }
     }
 
     fn payload(&self, round: u64, number: u8, kind: Kind) -> Vec<u8> {
         let scale = match kind {
-            Kind::Garbage => return vec![7; 100],
-            Kind::Honest => 1e-5,
+            Kind::Garbage => return [vec![7; 100], vec![round as u8, number]].concat(),
+            Kind::Honest | Kind::Late | Kind::LateCopy => 1e-5,
             Kind::Huge => 1e-2,
             Kind::Tiny => 1e-8,
         };
-        let values = values(
-            round * 256 + u64::from(number),
-            self.rules.parameters(),
-            scale,
-        );
+        let count = self.rules.parameters();
+        let mut values = values(round * 256 + u64::from(number), count, scale);
+        if kind == Kind::LateCopy {
+            let original = self::values(round * 256, count, scale);
+            let kept = (0..).zip(values.iter_mut().zip(&original));
+            for (_, (value, original)) in kept.filter(|(at, _)| at % 4 != 0) {
+                *value = *original;
+            }
+        }
         let settings = engine::charter::update_settings(&self.state.charter.outer);
         codec::encode(self.rules.lengths(), &settings, &values).expect("finite values")
     }
@@ -255,12 +288,37 @@ impl Recorder {
         }
     }
 
+    fn refuse(&mut self, size: Size, refused: Vec<(Hash, RefusalReason)>) {
+        for (update, reason) in refused {
+            self.ask(&Request::Judged {
+                update,
+                verdict: Err(reason),
+            });
+        }
+        self.merge(size);
+    }
+
     fn merge(&mut self, size: Size) {
         let Some(round) = round_to_merge(&self.state) else {
             return;
         };
         let (number, rate_q16) = (round.round, round.rate_q16(&self.state.charter));
         let updates = round.merged_updates(&self.state.charter);
+        let late = self.state.late_with_earlier(round);
+        let copies = late.iter().filter_map(|(slot, earlier)| {
+            let late = updates.iter().find(|it| it.slot == *slot)?.update.hash;
+            let update = &self.decoded[&late];
+            let compared = Compared::of(&late, update.chunks().count());
+            let reason = earlier.iter().find_map(|it| {
+                let (_, payload) = update::open(&self.recorded.blobs[&it.update.hash]).ok()?;
+                compared.copied(update, &self.rules.decode(payload).ok()?, &it.update.hash)
+            });
+            Some((late, reason?))
+        });
+        let copies: Vec<(Hash, RefusalReason)> = copies.collect();
+        if !copies.is_empty() && !self.is_blind {
+            return self.refuse(size, copies);
+        }
         let standing = |it: &MergedUpdate| self.state.workers[&it.worker].tokens;
         let measured: Vec<Measured> = updates
             .iter()
@@ -277,13 +335,7 @@ impl Recorder {
             .map(|(place, reason)| (updates[place].update.hash, reason))
             .collect();
         if !outliers.is_empty() {
-            for (update, reason) in outliers {
-                self.ask(&Request::Judged {
-                    update,
-                    verdict: Err(reason),
-                });
-            }
-            return self.merge(size);
+            return self.refuse(size, outliers);
         }
         let weighted: Vec<Weighted<'_>> = updates
             .iter()

@@ -3,7 +3,7 @@
 use engine::replay::verify::{Finding, Report, Verifier, VerifyError};
 use protocol::{Hash, event::Event, log::Entry, state::State, units::BlobReference};
 
-use crate::recorded::{Kind, Recorded, Size, hub_key, record, worker};
+use crate::recorded::{Kind, Recorded, Size, hub_key, record, record_blindly, worker};
 
 const SMALL: Size = Size {
     width: 32,
@@ -200,6 +200,30 @@ fn a_tiny_update_gets_itself_refused_and_nobody_else() {
         _ => Kind::Honest,
     });
     assert_eq!(verdicts, [(0, 4), (0, 4)]);
+}
+
+#[test]
+fn a_late_copy_is_refused_and_a_late_update_is_not() {
+    let late = |copied: bool| {
+        move |round: u64, number: u8| match (round, number) {
+            (2, 1) if copied => Kind::LateCopy,
+            (2, 1) => Kind::Late,
+            _ => Kind::Honest,
+        }
+    };
+    let (report, state) = verify(&record(SMALL, late(false))).unwrap();
+    assert!(report.holds(), "{report:#?}");
+    assert_eq!((report.updates, report.refusals), (11, 0));
+    assert_eq!(state.workers[&worker(1)].updates_accepted, 3);
+    let (report, state) = verify(&record(SMALL, late(true))).unwrap();
+    assert!(report.holds(), "{report:#?}");
+    assert_eq!((report.updates, report.refusals), (11, 1));
+    assert_eq!(state.workers[&worker(1)].updates_refused, 1);
+    // A hub that merges it all the same is found out.
+    let (report, _) = verify(&record_blindly(SMALL, late(true))).unwrap();
+    assert_eq!(report.findings_count, 1, "{report:#?}");
+    let problem = &report.findings[0].problem;
+    assert!(problem.contains("is a copy"), "{problem}");
 }
 
 #[test]

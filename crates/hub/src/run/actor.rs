@@ -17,7 +17,7 @@ use protocol::{
     event::Event,
     log::Entry,
     state::{
-        SlotProgress, State,
+        Shown, SlotProgress, State,
         decide::{Request, decide, next_moment_ms, round_to_merge},
     },
     succession::Succession,
@@ -337,12 +337,15 @@ impl Actor {
             tracing::error!("the model in memory is not the run's newest; stopping");
             world::abort();
         }
+        let mut late: HashMap<u32, Vec<Shown>> =
+            state.late_with_earlier(round).into_iter().collect();
         let parts = round
             .merged_updates(&state.charter)
             .into_iter()
             .map(|it| jobs::MergePart {
                 decoded: self.decoded.get(&it.update.hash).cloned(),
                 standing: state.workers.get(&it.worker).map_or(0, |it| it.tokens),
+                earlier: late.remove(&it.slot).unwrap_or_default(),
                 merged: it,
             })
             .collect();

@@ -1,13 +1,18 @@
 //! What a run computes aside from its log: judging, merging, storing, evaluating, sampling.
 
-use std::sync::Arc;
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::Arc,
+};
 
 use anyhow::{Context, Result};
+use bytes::Bytes;
 use engine::update::decoded::DecodedUpdate;
 use protocol::{
     Hash,
     command::Commitment,
     event::{Checkpoint, Evaluation, MergedUpdate, RefusalReason},
+    state::Shown,
     units::{BlobReference, RunId},
     update::UpdateHeader,
 };
@@ -52,6 +57,8 @@ pub(super) struct MergePart {
     pub(super) merged: MergedUpdate,
     /// Its maker's accepted tokens before the merge.
     pub(super) standing: u64,
+    /// What it may be a copy of, if it is late.
+    pub(super) earlier: Vec<Shown>,
     pub(super) decoded: Option<Arc<DecodedUpdate>>,
 }
 
@@ -178,6 +185,10 @@ async fn merge(
     arithmetic: Arc<Arithmetic>,
     blobs: Blobs,
 ) -> Result<Done> {
+    let copies = copies(&parts, &arithmetic, &blobs).await?;
+    if !copies.is_empty() {
+        return Ok(Done::Outliers { refused: copies });
+    }
     let mut read = Vec::with_capacity(parts.len());
     for part in parts {
         let bytes = match part.decoded {
@@ -213,6 +224,38 @@ async fn merge(
             delta: blobs.put(merge.delta).await?,
         }),
     }
+}
+
+/// The late updates that are copies of what others had shown before.
+async fn copies(
+    parts: &[MergePart],
+    arithmetic: &Arc<Arithmetic>,
+    blobs: &Blobs,
+) -> Result<Vec<(Hash, RefusalReason)>> {
+    let mut refused = Vec::new();
+    // Each is read once, however many are late.
+    let mut shown: HashMap<Hash, Bytes> = HashMap::new();
+    for part in parts.iter().filter(|it| !it.earlier.is_empty()) {
+        let mut earlier = Vec::with_capacity(part.earlier.len());
+        for other in &part.earlier {
+            let hash = other.update.hash;
+            if let Entry::Vacant(place) = shown.entry(hash) {
+                let Some(bytes) = blobs.read(&other.update).await? else {
+                    tracing::warn!(blob = %hash, "a merged update is gone: late ones are not compared with it");
+                    continue;
+                };
+                place.insert(bytes);
+            }
+            earlier.push((hash, shown[&hash].clone()));
+        }
+        let late = part.merged.update;
+        let bytes = blobs.read(&late).await?;
+        let bytes = bytes.context("an accepted update's bytes are missing")?;
+        let arithmetic = Arc::clone(arithmetic);
+        let copied = blocking(move || arithmetic.copied(&late.hash, &bytes, &earlier)).await?;
+        refused.extend(copied.map(|reason| (late.hash, reason)));
+    }
+    Ok(refused)
 }
 
 fn decoded_part(arithmetic: &Arithmetic, part: MergePart, bytes: Option<&[u8]>) -> Result<Part> {

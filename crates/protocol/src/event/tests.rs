@@ -176,7 +176,7 @@ fn golden_bytes_of_every_event() {
         identity_bound 226 fc6949362984b66b18279383a1250b6501c26804f09c71e67d8f21cca172d3a5
         round_opened 134 55b0aa0d999401f66f7c0cc51c1f66c195acd6143c2c3507bcdecec4eb61a496
         slot_added 35 0501018139770ea87d175f56a35466c34c7ecccb8d8a91b4ee37a25df60f5b8fc9b394
-        update_committed 400 3c6eb3aa57e2330408d4fbf21946fea29f21fb20cf7572f97b15d2ce53dbe2cb
+        update_committed 432 6e0c192c6333372a03d82d04ceed01279a658506c230ffa997f6c684ca0122cb
         round_extended 3 070109
         commitments_closed 3 08010a
         update_accepted 36 0901028139770ea87d175f56a35466c34c7ecccb8d8a91b4ee37a25df60f5b8fc9b3940b

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::{
-    Closed, MODELS_KEPT, Round, SlotProgress, State, WORKERS_MAX, Worker,
+    Closed, MODELS_KEPT, Payloads, Round, Slot, SlotProgress, State, WORKERS_MAX, Worker,
     decide::{Accepting, check_commitment, claimed_until, round_to_merge},
     round::{LATE_ROUNDS_MAX, Opening, Reveal},
 };
@@ -78,6 +78,8 @@ impl State {
             training: None,
             revealing: None,
             closed: VecDeque::new(),
+            merged: VecDeque::new(),
+            payloads: Payloads::default(),
             finished: false,
             ahead: [1, 2].map(|round| round_seed(charter, round, &model.parameters)),
             round: 0,
@@ -407,13 +409,15 @@ impl State {
                 open.opened_ms
             }
             Accepting::Late => {
-                open.commit_late(worker, commitment);
+                open.commit_late(worker, commitment, open.round);
                 let closed = self.closed.iter_mut().find(|it| it.round == header.round);
                 let closed = closed.expect("checked with the commitment");
                 closed.missing.remove(&worker);
                 closed.opened_ms
             }
         };
+        let taken_up = open.round;
+        self.payloads.add(header.payload, taken_up);
         let until = self
             .workers
             .get(&worker)
@@ -524,8 +528,8 @@ impl State {
         if to.round - of_round > LATE_ROUNDS_MAX {
             return Err("it is too late for the next round");
         }
-        let commitment = from.defer(slot)?;
-        to.commit_late(worker, commitment);
+        let (commitment, taken_up) = from.defer(slot)?;
+        to.commit_late(worker, commitment, taken_up);
         if let Some(record) = self.workers.get_mut(&worker) {
             record.missed_in_a_row += 1;
         }
@@ -555,6 +559,13 @@ impl State {
         let round = self.revealing.take().expect("it waited for its merge");
         for update in updates {
             self.credit(&round, update);
+        }
+        let accepted = round.slots().iter();
+        let accepted = accepted.filter(|it| matches!(it.progress, SlotProgress::Accepted { .. }));
+        let shown = accepted.filter_map(Slot::shown).collect();
+        self.merged.push_back((number, shown));
+        while (self.merged.front()).is_some_and(|it| it.0 + LATE_ROUNDS_MAX <= number) {
+            self.merged.pop_front();
         }
         self.merge_ms = round
             .reveal

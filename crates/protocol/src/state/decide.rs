@@ -99,6 +99,8 @@ pub enum RefusalCode {
     WrongBase,
     /// The claim of work is impossible.
     Claim,
+    /// Another commitment names the same payload.
+    Copied,
     /// The run is finished or full.
     Closed,
     /// Signature or statement does not hold.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::Shown;
 use crate::{
     Hash,
     charter::Charter,
@@ -74,6 +75,8 @@ pub struct Slot {
     pub worker: WorkerId,
     /// The round whose samples it is of; an earlier one if it is late.
     pub of_round: u64,
+    /// The round that was open when its commitment came; its own if that came in time, or did not come yet.
+    pub taken_up: u64,
     /// Whether the round waits for its bytes: not for late ones, and not for who promised in vain before.
     pub is_waited_for: bool,
     /// How far it is.
@@ -110,6 +113,16 @@ impl Slot {
             }
             SlotProgress::Assigned | SlotProgress::Deferred(_) | SlotProgress::Refused(_) => None,
         }
+    }
+
+    /// What others see of its update once its round is closed.
+    #[must_use]
+    pub fn shown(&self) -> Option<Shown> {
+        Some(Shown {
+            update: self.commitment()?.update,
+            worker: self.worker,
+            taken_up: self.taken_up,
+        })
     }
 
     /// Weight in the merge of `round`: tokens × exp(−0.5·rounds late), at least 1.
@@ -273,6 +286,7 @@ impl Round {
         let slot = self.push(Slot {
             worker,
             of_round: self.round,
+            taken_up: self.round,
             is_waited_for,
             progress: SlotProgress::Assigned,
         });
@@ -309,13 +323,19 @@ impl Round {
     }
 
     /// Takes up a late commitment as a further slot; nobody waits for it.
-    pub(super) fn commit_late(&mut self, worker: WorkerId, commitment: Commitment) -> u32 {
+    pub(super) fn commit_late(
+        &mut self,
+        worker: WorkerId,
+        commitment: Commitment,
+        taken_up: u64,
+    ) -> u32 {
         let slot = self.slots.len() as u32;
         self.name_blobs(&commitment, slot);
         self.unjudged += 1;
         self.push(Slot {
             worker,
             of_round: commitment.header.round,
+            taken_up,
             is_waited_for: false,
             progress: SlotProgress::Committed(Box::new(commitment)),
         })
@@ -356,16 +376,16 @@ impl Round {
         Ok(commitment)
     }
 
-    /// The bytes of a slot did not come: gives its commitment to the next round.
-    pub(super) fn defer(&mut self, slot: u32) -> Result<Commitment, &'static str> {
+    /// The bytes of a slot did not come: gives its commitment, and the round that it came in, to the next round.
+    pub(super) fn defer(&mut self, slot: u32) -> Result<(Commitment, u64), &'static str> {
         let part = self.part(slot)?;
         let SlotProgress::Committed(commitment) = &part.progress else {
             return Err("the update was not committed, or was judged already");
         };
-        let commitment = commitment.clone();
+        let (commitment, taken_up) = (commitment.clone(), part.taken_up);
         self.stop_waiting(slot);
         self.slots[slot as usize].progress = SlotProgress::Deferred(commitment.clone());
-        Ok(*commitment)
+        Ok((*commitment, taken_up))
     }
 
     fn part(&self, slot: u32) -> Result<&Slot, &'static str> {

@@ -128,6 +128,7 @@ impl Driver {
                 carried_after: Hash([number + round.round as u8 - 1; 32]),
                 carried_if_refused: Hash([number + 50; 32]),
                 steps_root: Hash::default(),
+                payload: Hash::of_blob(&[number, steps as u8, round.round as u8]),
                 inner_state: self
                     .state
                     .is_warming_up()
@@ -614,9 +615,9 @@ fn golden_hash_of_a_log_with_the_common_events() {
         run_created 22674580
         worker_joined 42bd2d07
         round_opened 90c2ba13
-        update_committed 767694d4
-        commitments_closed 44529016
-        update_accepted 25aafe2e
-        round_merged 43dac2cf"#]]
+        update_committed 0e3bd6d5
+        commitments_closed e1e8cab5
+        update_accepted 0ee70597
+        round_merged 85d8dcaa"#]]
     .assert_eq(&hashes.join("\n"));
 }

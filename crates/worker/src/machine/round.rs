@@ -221,6 +221,7 @@ impl Machine {
             carried_after: after,
             carried_if_refused: if_refused,
             steps_root,
+            payload: Hash::of_blob(&payload),
             inner_state: inner_state.as_deref().map(BlobReference::of),
         };
         let file = update::seal(&header, &payload);

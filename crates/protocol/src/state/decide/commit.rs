@@ -148,7 +148,8 @@ fn in_time(round: &Round, worker: WorkerId) -> Result<Assignment, Refusal> {
     })
 }
 
-/// Honest updates never share a hash: their maker's key stands inside.
+/// Honest updates never share a hash: their maker's key stands inside. Nor do they share a payload: no two are of the same
+/// samples. Who committed first is its maker.
 fn check_blobs(state: &State, commitment: &Commitment) -> Result<(), Refusal> {
     let update = commitment.update.hash;
     let inner_state = commitment.header.inner_state.map(|it| it.hash);
@@ -164,6 +165,12 @@ fn check_blobs(state: &State, commitment: &Commitment) -> Result<(), Refusal> {
         return refuse(
             RefusalCode::NotAssigned,
             "another commitment names the same bytes",
+        );
+    }
+    if let Some(round) = state.payloads.round_of(&commitment.header.payload) {
+        return refuse(
+            RefusalCode::Copied,
+            &format!("the update's payload is that of an update committed to in round {round}"),
         );
     }
     Ok(())

@@ -112,6 +112,7 @@ fn a_late_commitment_is_taken_up_by_the_open_round() {
     // In the same round it commits to that round's own slot; its time is not counted twice.
     let mut own = hub.commitment(2, 1);
     own.update = BlobReference::of(b"own");
+    own.header.payload = Hash::of_blob(b"own");
     own.header.base = hub.state.model.parameters;
     own.header.base_round = 1;
     own.header.carried_before = late.header.carried_after;
@@ -133,6 +134,87 @@ fn a_late_commitment_is_taken_up_by_the_open_round() {
     assert_eq!(updates.len(), 3);
     assert_eq!(updates.iter().filter(|it| it.of_round == 1).count(), 1);
     hub.merge().unwrap();
+    assert_eq!(hub.replayed(), hub.state);
+}
+
+#[test]
+fn what_was_seen_is_not_committed_to_under_another_name() {
+    let mut hub = Driver::new(|_| {});
+    hub.join(1);
+    hub.join(2);
+    hub.clock(&[1, 2]);
+    // Worker 2 leaves its slot, sees worker 1's update when the round is closed, and seals its payload under its own name.
+    let mut copied = hub.commitment(2, 1);
+    hub.commit(1, 1).unwrap();
+    let seen = hub.state.training.as_ref().unwrap().slots();
+    let seen = seen.iter().find_map(Slot::commitment).unwrap().clone();
+    copied.header.payload = seen.header.payload;
+    hub.clock(&[1]);
+    for round in 1..=4 {
+        hub.clock(&[1]);
+        hub.judge(1, Ok(())).unwrap();
+        hub.merge().unwrap();
+        hub.clock(&[1]);
+        let commit = |it: &Commitment| Command::Commit(Box::new(it.clone()));
+        let refusal = hub.command(2, commit(&copied)).unwrap_err();
+        let expected = match round {
+            // Late in round 2, 3 and 4; then too late.
+            1..=3 => RefusalCode::Copied,
+            _ => RefusalCode::Late,
+        };
+        assert_eq!(refusal.code, expected, "{refusal}");
+        // Nor does its own maker bring it twice.
+        let mut again = hub.commitment(1, 1);
+        again.header.payload = seen.header.payload;
+        again.header.base = hub.state.model.parameters;
+        let refusal = hub.command(1, commit(&again)).unwrap_err();
+        assert_eq!(refusal.code, RefusalCode::Copied, "{refusal}");
+        hub.now_ms += 100;
+        hub.commit(1, 1).unwrap();
+        hub.clock(&[1]);
+    }
+}
+
+#[test]
+fn a_late_update_is_compared_with_those_of_others_that_were_public_before() {
+    let mut hub = Driver::new(|_| {});
+    let all = [1, 2, 3, 4];
+    for number in all {
+        hub.join(number);
+    }
+    hub.clock(&all);
+    let late = hub.commitment(2, 1);
+    hub.commit(1, 1).unwrap();
+    hub.commit(3, 1).unwrap();
+    hub.commit(4, 1).unwrap();
+    // Worker 4's bytes do not come in time, worker 2 commits in round 2.
+    assert_eq!(hub.clock(&[1, 3, 4]), ["commitments_closed"]);
+    assert_eq!(hub.clock(&all), ["round_opened"]);
+    hub.judge(1, Ok(())).unwrap();
+    hub.judge(3, Ok(())).unwrap();
+    hub.now_ms += hub.state.charter.round.reveal_ms;
+    assert_eq!(hub.clock(&all), ["update_deferred"]);
+    let revealing = hub.state.revealing.as_ref().unwrap();
+    assert_eq!(hub.state.late_with_earlier(revealing), []);
+    hub.merge().unwrap();
+    hub.command(2, Command::Commit(Box::new(late))).unwrap();
+    hub.commit(1, 1).unwrap();
+    for number in [4, 2, 1] {
+        hub.judge(number, Ok(())).unwrap();
+    }
+    let training = hub.state.training.as_ref().unwrap();
+    let [(slot, earlier)] = &hub.state.late_with_earlier(training)[..] else {
+        panic!("one update is late: what was given up came in time");
+    };
+    assert_eq!(training.slots()[*slot as usize].worker, worker(2));
+    let mut makers: Vec<WorkerId> = earlier.iter().map(|it| it.worker).collect();
+    let mut expected = [1, 3, 4].map(worker);
+    makers.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(
+        makers, expected,
+        "not the one of worker 1 that is still private"
+    );
     assert_eq!(hub.replayed(), hub.state);
 }
 
