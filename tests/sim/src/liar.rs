@@ -278,6 +278,7 @@ impl Liar {
         }
         let mut header = self.header(work, slot);
         let payload = self.bytes();
+        header.payload = Hash::of_blob(&payload);
         match lie {
             Lie::TooManySteps => {
                 header.steps = self.charter.round.steps_max + 1;
@@ -362,6 +363,7 @@ impl Liar {
             carried_after: Hash(self.chance.key()),
             carried_if_refused: Hash(self.chance.key()),
             steps_root: Hash(self.chance.key()),
+            payload: Hash::default(),
             inner_state: None,
         }
     }
