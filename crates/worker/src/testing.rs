@@ -123,6 +123,7 @@ impl Host {
             run: String::new(),
             role: String::new(),
             key: String::new(),
+            process: String::new(),
             hub: String::new(),
             hub_address: None,
             generation: self.statements.len() as u64,

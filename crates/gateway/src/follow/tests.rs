@@ -182,6 +182,7 @@ async fn head(State(story): Told, Path(run): Path<String>) -> Result<Json<RunHea
         run,
         role: "hub".to_owned(),
         key: String::new(),
+        process: String::new(),
         hub: String::new(),
         hub_address: None,
         generation: statements.len() as u64,

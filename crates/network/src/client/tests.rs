@@ -413,6 +413,7 @@ async fn who_keeps_a_run_is_what_its_keys_signed() {
         run: run.to_string(),
         role: "hub".into(),
         key: String::new(),
+        process: String::new(),
         hub: String::new(),
         hub_address: None,
         generation,
