@@ -26,7 +26,10 @@ use axum::{
     routing::get,
 };
 use tokio_util::sync::CancellationToken;
-use tower_http::compression::{CompressionLayer, predicate::DefaultPredicate};
+use tower_http::compression::{
+    CompressionLayer,
+    predicate::{DefaultPredicate, NotForContentType, Predicate},
+};
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -130,10 +133,16 @@ fn limited(hub: Arc<Hub>, limits: Arc<Limits>) -> Router {
     .route("/metrics", get(runs::metrics))
     .fallback(web::file)
     .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-    .layer(CompressionLayer::new().compress_when(DefaultPredicate::new()))
+    .layer(CompressionLayer::new().compress_when(compressible()))
     .layer(middleware::from_fn_with_state(limits, limits::limit))
     .layer(middleware::from_fn_with_state(Arc::clone(&hub), finish))
     .with_state(hub)
+}
+
+/// What is worth compressing: not blobs and logs, whose bytes are as good as random. Compressed they would cost the hub its
+/// processor, and whoever asks the length and ranges by which a download goes on.
+fn compressible() -> impl Predicate {
+    DefaultPredicate::new().and(NotForContentType::const_new("application/octet-stream"))
 }
 
 /// Counts the answer and sets what every answer carries.
