@@ -22,10 +22,12 @@ use protocol::{
     units::{BlobReference, RunId},
 };
 
-use crate::{Hub, blobs::Stored, store::Store};
+use crate::{Hub, blobs::Stored, run::Run, store::Store};
 
 /// Time between two sweeps.
 const EVERY: Duration = Duration::from_secs(600);
+/// However much there is: a file as new as this may be about to be named by a log.
+const NEW: Duration = Duration::from_secs(600);
 /// Log entries read at once.
 const PAGE: u64 = 500;
 /// Inner states of commitments that may still be merged; older ones were lost with their rounds.
@@ -88,12 +90,13 @@ pub(crate) async fn keep_clean(hub: Arc<Hub>) {
 async fn sweep(hub: &Hub, named: &mut Named) -> Result<usize> {
     // No run is opened meanwhile on data that is about to go.
     let _turn = hub.creating.lock().await;
-    // Listed before the logs are read: what comes later is looked at the next time.
+    // Listed first: what comes later is looked at the next time. What is waited for may be merged while this goes on, and is
+    // then named by a log: the logs are read last.
     let mut stored = hub.blobs.stored().await?;
+    let waited_for = waited_for(&hub.all().await).await;
     for run in hub.all().await {
         named.read_on(&hub.store, run.id).await?;
     }
-    let waited_for = waited_for(hub).await;
     stored.retain(|it| !named.blobs.contains_key(&it.hash) && !waited_for.contains(&it.hash));
     stored.sort_by_key(|it| it.changed);
     let keep_for = Duration::from_secs(hub.config.unused_blob_minutes.saturating_mul(60));
@@ -111,7 +114,7 @@ async fn sweep(hub: &Hub, named: &mut Named) -> Result<usize> {
 }
 
 /// Which of the unused files go, of a list with the oldest first: those beyond their time, and more while they are too many
-/// bytes. Also gives the bytes that stay.
+/// bytes; new ones in no case. Also gives the bytes that stay.
 fn choose(
     stored: &[Stored],
     now: SystemTime,
@@ -123,7 +126,7 @@ fn choose(
     for file in stored {
         // A file from the future (a clock was wrong) is as good as new.
         let age = now.duration_since(file.changed).unwrap_or_default();
-        if age <= keep_for && bytes <= bytes_max {
+        if age <= NEW || age <= keep_for && bytes <= bytes_max {
             break;
         }
         bytes -= file.bytes;
@@ -207,9 +210,9 @@ impl Named {
 }
 
 /// What commitments of rounds in progress name, and the inner state that newcomers start from.
-async fn waited_for(hub: &Hub) -> HashSet<Hash> {
+async fn waited_for(runs: &[Run]) -> HashSet<Hash> {
     let mut found = HashSet::new();
-    for run in hub.all().await {
+    for run in runs {
         let state = run.state.read().await;
         found.extend(state.inner_start.map(|it| it.hash));
         for commitment in crate::commitments(&state) {
@@ -331,8 +334,8 @@ mod tests {
         check(60, 10_000, 0, 1_000);
         check(15, 10_000, 2, 700);
         check(60, 899, 2, 700);
-        check(60, 0, 4, 0);
-        // The file from the future stays until there is too much.
-        check(1, 10_000, 3, 400);
+        // What may be about to be named stays, and so does the file from the future: uploads wait meanwhile.
+        check(60, 0, 2, 700);
+        check(1, 10_000, 2, 700);
     }
 }
