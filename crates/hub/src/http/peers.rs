@@ -29,10 +29,11 @@ pub(super) async fn ask_for_peers(
     if question.run != run.id {
         return Err(Failure::bad("the question is for another run"));
     }
-    let is_joined = {
+    let (is_joined, is_proven) = {
         let state = run.state.read().await;
         let record = state.workers.get(&question.worker);
-        record.is_some_and(|it| it.joined)
+        let is_proven = record.is_some_and(|it| it.updates_accepted > 0);
+        (record.is_some_and(|it| it.joined), is_proven)
     };
     // Strangers get their blobs from the hub: memory is for those who joined.
     if !is_joined {
@@ -48,11 +49,12 @@ pub(super) async fn ask_for_peers(
     }
     question.address = question.address.map(|it| it.as_seen_from(from));
     let now = hub.clock.now_ms();
-    let named = run.presence.peers.ask(&question, from, now, |worker| {
-        run.presence
-            .of(worker, now)
-            .is_some_and(|(_, is_present)| is_present)
-    });
+    let is_present = |worker: &_| {
+        let seen = run.presence.of(worker, now);
+        seen.is_some_and(|(_, is_present)| is_present)
+    };
+    let peers = &run.presence.peers;
+    let named = peers.ask(&question, from, is_proven, now, is_present);
     if !named.is_empty() {
         hub.metrics.named_peers.inc();
     }

@@ -5,7 +5,7 @@
 //! yet. All of it is in memory, bounded, and forgotten with the hub: whoever comes next is then first again.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, VecDeque},
     net::IpAddr,
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -24,8 +24,11 @@ const CHILDREN_MAX: u32 = 3;
 const NAMED_MAX: usize = 3;
 /// After this long a peer is taken to have sent what it was asked for, and gets new ones to serve.
 const AGAIN_MS: u64 = 60_000;
-/// Different workers that must say that a peer can't be reached before it is named to nobody.
+/// Different workers that must say that a peer can't be reached before it is named to nobody. Identities cost nothing: only
+/// those count that have had an update accepted, and only about a peer that was named to them.
 const COMPLAINTS_MAX: usize = 2;
+/// Peers named to a worker lately, about which it may report.
+const REPORTABLE_MAX: usize = 16;
 /// Blobs remembered; those asked for longest ago go first.
 const BLOBS_MAX: usize = 4_096;
 /// Places in all orders of asking together: 64 bytes each.
@@ -46,6 +49,8 @@ struct Book {
     workers: HashMap<WorkerId, Reached>,
     endpoints: HashMap<PublicKey, WorkerId>,
     blobs: HashMap<Hash, Order>,
+    /// Who was named to whom lately, by the beginnings of endpoints; only of those whose word counts.
+    named: HashMap<WorkerId, VecDeque<u64>>,
     /// Places in all orders.
     places: usize,
     swept_ms: u64,
@@ -78,11 +83,13 @@ impl PeerBook {
     /// Whom to try for a blob, likeliest first; nobody for those who shall take it from the hub.
     ///
     /// The caller has checked the question, that its worker has joined, and that the blob is the run's. `from` is where the
-    /// question came from, `is_present` tells who is still there.
+    /// question came from, `is_present` tells who is still there; `is_proven` is whether its worker has had an update
+    /// accepted, so that its word on others counts.
     pub(crate) fn ask(
         &self,
         question: &PeersQuestion,
         from: IpAddr,
+        is_proven: bool,
         now_ms: u64,
         is_present: impl Fn(&WorkerId) -> bool,
     ) -> Vec<PeerAddress> {
@@ -91,7 +98,15 @@ impl PeerBook {
             book.sweep(now_ms, &is_present);
         }
         book.note(question);
+        if is_proven {
+            book.note_reports(question);
+        }
         let named = book.named(question, from, now_ms, &is_present);
+        if is_proven && !named.is_empty() {
+            let lately = book.named.entry(question.worker).or_default();
+            lately.extend(named.iter().map(|it| beginning(&it.endpoint)));
+            lately.drain(..lately.len().saturating_sub(REPORTABLE_MAX));
+        }
         book.place(question, now_ms);
         named
     }
@@ -103,7 +118,7 @@ impl PeerBook {
 }
 
 impl Book {
-    /// Takes over where the worker is and what it says of others.
+    /// Takes over where the worker is.
     fn note(&mut self, question: &PeersQuestion) {
         let worker = question.worker;
         let changed = self.workers.get(&worker).map(|it| &it.address) != question.address.as_ref();
@@ -125,6 +140,11 @@ impl Book {
                 );
             }
         }
+    }
+
+    /// Takes over what the worker says of others.
+    fn note_reports(&mut self, question: &PeersQuestion) {
+        let worker = question.worker;
         for endpoint in &question.failed {
             if let Some(reached) = self.reported(endpoint, &worker)
                 && reached.complaints.len() < COMPLAINTS_MAX
@@ -139,8 +159,10 @@ impl Book {
         }
     }
 
-    /// Somebody else, of whom `by` reports.
+    /// Somebody else, of whom `by` reports and who was named to it.
     fn reported(&mut self, endpoint: &PublicKey, by: &WorkerId) -> Option<&mut Reached> {
+        let lately = self.named.get(by)?;
+        lately.iter().find(|it| **it == beginning(endpoint))?;
         let worker = self.endpoints.get(endpoint).filter(|it| *it != by)?;
         self.workers.get_mut(worker)
     }
@@ -249,6 +271,7 @@ impl Book {
     fn sweep(&mut self, now_ms: u64, is_present: &impl Fn(&WorkerId) -> bool) {
         self.swept_ms = now_ms;
         self.workers.retain(|worker, _| is_present(worker));
+        self.named.retain(|worker, _| is_present(worker));
         let workers = &self.workers;
         self.endpoints
             .retain(|_, worker| workers.contains_key(worker));
@@ -261,6 +284,11 @@ impl Book {
         self.blobs.retain(|_, it| !it.places.is_empty());
         self.places = self.blobs.values().map(|it| it.places.len()).sum();
     }
+}
+
+/// Enough of an endpoint to know it again among a few.
+fn beginning(endpoint: &PublicKey) -> u64 {
+    u64::from_le_bytes(endpoint.0[..8].try_into().expect("8 of 32"))
 }
 
 /// A number that differs from worker to worker and blob to blob.

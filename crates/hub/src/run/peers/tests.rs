@@ -39,7 +39,7 @@ fn question(number: u32, blob: u8) -> PeersQuestion {
 
 /// Endpoints named to a worker when everyone is there.
 fn ask(book: &PeerBook, question: &PeersQuestion, now_ms: u64) -> Vec<PublicKey> {
-    let named = book.ask(question, HERE, now_ms, |_| true);
+    let named = book.ask(question, HERE, true, now_ms, |_| true);
     named.iter().map(|it| it.endpoint).collect()
 }
 
@@ -106,13 +106,13 @@ fn those_who_left_serve_nobody() {
     }
     // The first eight are gone.
     let present = |it: &WorkerId| ![0, 1, 2, 3, 4, 5, 6, 7].map(worker).contains(it);
-    let named = book.ask(&question(10, 1), HERE, 1_001, present);
+    let named = book.ask(&question(10, 1), HERE, true, 1_001, present);
     let named: HashSet<PublicKey> = named.iter().map(|it| it.endpoint).collect();
     assert!(!named.is_empty() && named.is_subset(&HashSet::from([8, 9].map(endpoint))));
     // With all of them gone, the hub is first again, and they are forgotten.
     let only = |it: &WorkerId| *it == worker(11);
     assert_eq!(
-        book.ask(&question(11, 1), HERE, 1_000 + 2 * AGAIN_MS, only),
+        book.ask(&question(11, 1), HERE, true, 1_000 + 2 * AGAIN_MS, only),
         []
     );
     assert_eq!(book.lock().workers.len(), 1);
@@ -133,20 +133,36 @@ fn two_complaints_are_enough_and_one_success_mends() {
         let named = ask(&book, &question(number, 1), 1_000);
         named.contains(&endpoint(0))
     };
-    ask(&book, &complaint(10), 1_000);
-    ask(&book, &complaint(10), 1_000);
-    assert!(is_named(20));
-    // Its own word counts for nothing.
+    // Its own word counts for nothing, nor does that of whoever it was never named to, or who has done nothing yet.
     ask(&book, &complaint(0), 1_000);
-    assert!(is_named(21));
-    ask(&book, &complaint(11), 1_000);
-    assert!(!is_named(22));
-    let thanks = PeersQuestion {
-        served: vec![endpoint(0)],
-        ..question(12, 3)
+    ask(&book, &complaint(30), 1_000);
+    ask(&book, &complaint(31), 1_000);
+    for number in [32, 33] {
+        let unproven = |it: &PeersQuestion| book.ask(it, HERE, false, 1_000, |_| true);
+        unproven(&question(number, 1));
+        unproven(&complaint(number));
+    }
+    let told: Vec<u32> = (10..20).filter(|it| is_named(*it)).collect();
+    let [one, other, third, ..] = told[..] else {
+        panic!("it is named to {told:?} only");
     };
-    ask(&book, &thanks, 1_000);
-    assert!((23..40).any(is_named));
+    ask(&book, &complaint(one), 1_000);
+    ask(&book, &complaint(one), 1_000);
+    assert!((40..50).any(is_named));
+    ask(&book, &complaint(other), 1_000);
+    assert!(!(50..60).any(is_named));
+    let thanks = |number: u32| PeersQuestion {
+        served: vec![endpoint(0)],
+        ..question(number, 3)
+    };
+    // A stranger's thanks are as cheap as its complaints.
+    ask(&book, &thanks(34), 1_000);
+    assert!(!(60..70).any(is_named));
+    ask(&book, &thanks(third), 1_000);
+    // Once those before it are no longer taken to be busy.
+    let later = 1_000 + 2 * AGAIN_MS;
+    let named = (70..90).flat_map(|it| ask(&book, &question(it, 1), later));
+    assert!(named.collect::<Vec<_>>().contains(&endpoint(0)));
 }
 
 #[test]
@@ -187,7 +203,10 @@ fn nobody_is_sent_where_it_cannot_go() {
     }
     let elsewhere = IpAddr::from([198, 51, 100, 1]);
     // All of them are on loopback.
-    assert_eq!(book.ask(&question(5, 1), elsewhere, 1_000, |_| true), []);
+    assert_eq!(
+        book.ask(&question(5, 1), elsewhere, true, 1_000, |_| true),
+        []
+    );
     assert!(!ask(&book, &question(6, 1), 1_000).is_empty());
 }
 
