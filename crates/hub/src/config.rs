@@ -42,6 +42,12 @@ pub struct Config {
     pub new_workers_per_hour_per_address: u32,
     /// Commands of one worker in a minute.
     pub commands_per_minute_per_worker: u32,
+    /// How often in an hour one worker may leave, join again, or join with another name or device.
+    pub moves_per_hour_per_worker: u32,
+    /// Keys that may be bound to one account in an hour.
+    pub bindings_per_hour_per_account: u32,
+    /// Keys that may be bound from one address in an hour.
+    pub bindings_per_hour_per_address: u32,
     /// MiB that one worker may upload in an hour.
     pub upload_mib_per_hour_per_worker: u32,
     /// MiB of uploads in memory at once.
@@ -94,6 +100,9 @@ impl Default for Config {
             new_workers_per_hour: 20_000,
             new_workers_per_hour_per_address: 1_000,
             commands_per_minute_per_worker: 120,
+            moves_per_hour_per_worker: 120,
+            bindings_per_hour_per_account: 20,
+            bindings_per_hour_per_address: 200,
             upload_mib_per_hour_per_worker: 4_096,
             upload_memory_mib: 256,
             unused_blob_minutes: 24 * 60,

@@ -1,12 +1,15 @@
-//! How fast the log may grow by what strangers send: new workers, and commands of each.
+//! How fast the log may grow by what strangers send: new workers, commands of each, and bindings.
 
 use std::{net::IpAddr, num::NonZeroU32};
 
+use axum::http::StatusCode;
 use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota};
 use network::server::share_of;
 use protocol::{
     command::{Command, SignedCommand},
-    units::WorkerId,
+    identity::Binding,
+    state::State,
+    units::{AccountId, WorkerId},
 };
 
 use super::errors::Failure;
@@ -17,6 +20,10 @@ pub(crate) struct Admission {
     newcomers: DefaultDirectRateLimiter,
     newcomers_of_address: DefaultKeyedRateLimiter<IpAddr>,
     commands_of_worker: DefaultKeyedRateLimiter<WorkerId>,
+    /// Joining with another name or device, and leaving.
+    moves_of_worker: DefaultKeyedRateLimiter<WorkerId>,
+    bindings_of_account: DefaultKeyedRateLimiter<AccountId>,
+    bindings_of_address: DefaultKeyedRateLimiter<IpAddr>,
     /// In KiB.
     uploads_of_worker: DefaultKeyedRateLimiter<WorkerId>,
 }
@@ -34,6 +41,15 @@ impl Admission {
             commands_of_worker: DefaultKeyedRateLimiter::keyed(Quota::per_minute(
                 commands.unwrap_or(NonZeroU32::MIN),
             )),
+            moves_of_worker: DefaultKeyedRateLimiter::keyed(per_hour(
+                config.moves_per_hour_per_worker,
+            )),
+            bindings_of_account: DefaultKeyedRateLimiter::keyed(per_hour(
+                config.bindings_per_hour_per_account,
+            )),
+            bindings_of_address: DefaultKeyedRateLimiter::keyed(per_hour(
+                config.bindings_per_hour_per_address,
+            )),
             uploads_of_worker: DefaultKeyedRateLimiter::keyed(Quota::per_hour(
                 uploads.unwrap_or(NonZeroU32::MIN),
             )),
@@ -47,16 +63,25 @@ impl Admission {
         command: &SignedCommand,
         client: IpAddr,
     ) -> Result<(), Failure> {
-        let is_known = run.state.read().await.workers.contains_key(&command.worker);
-        if is_known {
-            return self
-                .commands_of_worker
+        let state = run.state.read().await;
+        self.admit(&state, command, client)
+    }
+
+    fn admit(&self, state: &State, command: &SignedCommand, client: IpAddr) -> Result<(), Failure> {
+        if state.workers.contains_key(&command.worker) {
+            self.commands_of_worker
                 .check_key(&command.worker)
                 .map_err(|_| {
                     Failure::too_many(
                         "this worker sends more commands than the hub takes in a minute",
                     )
-                });
+                })?;
+            if is_move(state, command) && self.moves_of_worker.check_key(&command.worker).is_err() {
+                return Err(Failure::too_many(
+                    "this worker joined and left as often as the hub takes in an hour; try again later",
+                ));
+            }
+            return Ok(());
         }
         // Whoever never joined is refused by the rules, which costs the log nothing.
         if !matches!(command.command, Command::Join { .. }) {
@@ -76,6 +101,54 @@ impl Admission {
         })
     }
 
+    /// Refuses a binding of which nothing is known, or one too many: each is an entry of the log for ever.
+    pub(super) async fn check_binding(
+        &self,
+        run: &Run,
+        binding: &Binding,
+        client: IpAddr,
+    ) -> Result<(), Failure> {
+        let state = run.state.read().await;
+        self.admit_binding(&state, binding, client)
+    }
+
+    fn admit_binding(
+        &self,
+        state: &State,
+        binding: &Binding,
+        client: IpAddr,
+    ) -> Result<(), Failure> {
+        // The same again costs the log nothing.
+        if state.bindings.get(&binding.key) == Some(&binding.account) {
+            return Ok(());
+        }
+        let joined = |key| {
+            state
+                .workers
+                .get(&WorkerId(key))
+                .is_some_and(|it| it.joined)
+        };
+        if !joined(binding.key) && !joined(binding.account.0) {
+            return Err(Failure::new(
+                StatusCode::FORBIDDEN,
+                "not_joined",
+                "neither the key nor the account is a worker's that has joined the run",
+            ));
+        }
+        // Nobody uses up the share of an account that is not theirs.
+        binding
+            .check()
+            .map_err(|_| Failure::bad("the binding is not signed by both sides"))?;
+        let of_account = self.bindings_of_account.check_key(&binding.account);
+        let of_address = self.bindings_of_address.check_key(&share_of(client));
+        if of_account.is_err() || of_address.is_err() {
+            return Err(Failure::too_many(
+                "as many keys were bound to this account, or from this address, as the hub takes in an hour; try again later",
+            ));
+        }
+        Ok(())
+    }
+
     /// Refuses bytes beyond what one worker may upload in an hour.
     pub(super) fn check_upload(&self, worker: &WorkerId, bytes: usize) -> Result<(), Failure> {
         let kib = NonZeroU32::new(bytes.div_ceil(1024) as u32).unwrap_or(NonZeroU32::MIN);
@@ -93,7 +166,33 @@ impl Admission {
         self.newcomers_of_address.shrink_to_fit();
         self.commands_of_worker.retain_recent();
         self.commands_of_worker.shrink_to_fit();
+        self.moves_of_worker.retain_recent();
+        self.moves_of_worker.shrink_to_fit();
+        self.bindings_of_account.retain_recent();
+        self.bindings_of_account.shrink_to_fit();
+        self.bindings_of_address.retain_recent();
+        self.bindings_of_address.shrink_to_fit();
         self.uploads_of_worker.retain_recent();
         self.uploads_of_worker.shrink_to_fit();
     }
 }
+
+/// Whether the log gets an entry of a worker that comes, changes or goes; the same join again costs it nothing.
+fn is_move(state: &State, command: &SignedCommand) -> bool {
+    let Some(record) = state.workers.get(&command.worker) else {
+        return false;
+    };
+    if command.sequence <= record.sequence {
+        return false;
+    }
+    match &command.command {
+        Command::Join { name, device } => {
+            !record.joined || record.name != *name || record.device != *device
+        }
+        Command::Leave { .. } => record.joined,
+        Command::Commit(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests;

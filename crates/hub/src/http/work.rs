@@ -75,12 +75,14 @@ async fn is_fresh(run: &Run, command: &SignedCommand) -> bool {
 pub(super) async fn bind_identity(
     State(hub): Shared,
     Path(run): Path<String>,
+    Extension(Client(client)): Extension<Client>,
     body: Bytes,
 ) -> Result<Json<CommandReply>, Failure> {
     let run = find(&hub, &run).await?;
     run.must_be_hub()?;
     let binding: Binding = canonical::decode(&body, BINDING_BYTES_MAX)
         .map_err(|error| Failure::bad(error.to_string()))?;
+    hub.admission.check_binding(&run, &binding, client).await?;
     let log_length = run.bind(binding).await?;
     Ok(Json(CommandReply {
         log_length,

@@ -1,0 +1,142 @@
+//! What strangers may add to a log, and how often.
+
+use protocol::{SecretKey, command::Device, event::Event, identity::KeyRole};
+
+use super::*;
+use crate::store::tests::created;
+
+const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+fn key(seed: u8) -> SecretKey {
+    SecretKey::from_entropy([seed; 32])
+}
+
+struct Hub {
+    key: SecretKey,
+    state: State,
+    admission: Admission,
+}
+
+impl Hub {
+    fn new(config: &Config) -> Self {
+        let key = key(1);
+        let (_, state) = created(&key, "one");
+        let admission = Admission::new(config);
+        Self {
+            key,
+            state,
+            admission,
+        }
+    }
+
+    fn command(&self, worker: &SecretKey, sequence: u64, command: Command) -> SignedCommand {
+        SignedCommand::sign(worker, self.state.run, sequence, command)
+    }
+
+    /// Admits a command and, if it was, folds it.
+    fn send(&mut self, worker: &SecretKey, sequence: u64, command: Command) -> bool {
+        let command = self.command(worker, sequence, command);
+        let is_admitted = self.admission.admit(&self.state, &command, HERE).is_ok();
+        if is_admitted {
+            let event = match command.command {
+                Command::Join { .. } => Event::WorkerJoined { command },
+                Command::Leave { .. } => Event::WorkerLeft { command },
+                Command::Commit(_) => unreachable!("nobody commits here"),
+            };
+            let entry = self
+                .state
+                .head
+                .next(&self.key, self.state.run, 2_000, event);
+            self.state.apply_decided(&entry).unwrap();
+        }
+        is_admitted
+    }
+
+    fn bind(&mut self, account: &SecretKey, key: &SecretKey) -> Result<(), String> {
+        let binding = Binding::sign(self.state.run, account, key, KeyRole::Session);
+        let admitted = self.admission.admit_binding(&self.state, &binding, HERE);
+        admitted.map_err(|failure| failure.code().to_owned())?;
+        let event = Event::IdentityBound { binding };
+        let entry = self
+            .state
+            .head
+            .next(&self.key, self.state.run, 2_000, event);
+        // What was bound before is decided on as nothing to do.
+        let _ = self.state.apply_decided(&entry);
+        Ok(())
+    }
+}
+
+fn join(threads: u32) -> Command {
+    let device = Device {
+        arithmetic: "none".into(),
+        threads,
+        memory_mib: 1,
+        tokens_per_s: 1,
+    };
+    let name = "a worker".into();
+    Command::Join { name, device }
+}
+
+fn leave() -> Command {
+    let reason = String::new();
+    Command::Leave { reason }
+}
+
+#[test]
+fn a_worker_comes_and_goes_so_often_an_hour() {
+    let mut hub = Hub::new(&Config {
+        moves_per_hour_per_worker: 3,
+        ..Config::default()
+    });
+    let (one, other) = (key(2), key(3));
+    assert!(
+        hub.send(&one, 1, join(1)),
+        "a newcomer has a limit of its own"
+    );
+    assert!(hub.send(&one, 2, leave()));
+    assert!(hub.send(&one, 3, join(1)));
+    assert!(hub.send(&one, 4, join(2)));
+    for sequence in 5..10 {
+        let again = hub.command(&one, sequence, join(2));
+        assert!(
+            hub.admission.admit(&hub.state, &again, HERE).is_ok(),
+            "what changes nothing is free"
+        );
+    }
+    assert!(!hub.send(&one, 10, leave()));
+    assert!(!hub.send(&one, 10, join(3)));
+    assert!(hub.send(&other, 1, join(1)));
+    assert!(hub.send(&other, 2, leave()));
+}
+
+#[test]
+fn keys_are_bound_for_workers_and_few_of_them() {
+    let mut hub = Hub::new(&Config {
+        bindings_per_hour_per_account: 2,
+        bindings_per_hour_per_address: 3,
+        ..Config::default()
+    });
+    let (worker, account) = (key(2), key(4));
+    assert_eq!(hub.bind(&account, &worker), Err("not_joined".into()));
+    assert!(hub.send(&worker, 1, join(1)));
+    assert_eq!(hub.bind(&account, &worker), Ok(()));
+    assert_eq!(
+        hub.bind(&account, &worker),
+        Ok(()),
+        "the same again is free"
+    );
+    assert_eq!(hub.bind(&account, &key(5)), Err("not_joined".into()));
+    assert_eq!(hub.bind(&worker, &key(5)), Ok(()));
+    assert_eq!(hub.bind(&worker, &key(6)), Ok(()));
+    assert_eq!(hub.bind(&worker, &key(7)), Err("too_many".into()));
+    // Another account from here is one too many for the address.
+    let other = key(8);
+    assert!(hub.send(&other, 1, join(1)));
+    assert_eq!(hub.bind(&other, &key(9)), Err("too_many".into()));
+    // A binding that the account did not sign takes nothing from it.
+    let mut forged = Binding::sign(hub.state.run, &account, &key(10), KeyRole::Session);
+    forged.account = AccountId(other.public());
+    let refused = hub.admission.admit_binding(&hub.state, &forged, HERE);
+    assert_eq!(refused.unwrap_err().code(), "bad_request");
+}
