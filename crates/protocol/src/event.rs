@@ -233,6 +233,8 @@ pub enum RefusalReason {
     Norm(String),
     /// It keeps the same values as an update that was public when it was committed to.
     Copied(String),
+    /// The hub had accepted the bytes and lost them before the merge: no fault of the worker's.
+    Lost,
 }
 
 impl RefusalReason {
@@ -245,6 +247,7 @@ impl RefusalReason {
             Self::Payload(detail) => format!("the update's content was refused: {detail}"),
             Self::Norm(detail) => format!("the update's size is out of range: {detail}"),
             Self::Copied(detail) => format!("the update is a copy: {detail}"),
+            Self::Lost => "the hub lost the update's bytes after it had accepted them".to_owned(),
         }
     }
 }
