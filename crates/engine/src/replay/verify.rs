@@ -58,7 +58,9 @@ pub enum VerifyError {
 
 /// An update that counts in a merge to come.
 struct Accepted {
-    /// `None` if the bytes don't hold.
+    /// Position of the entry that accepted it.
+    entry: u64,
+    /// `None` if the bytes don't hold, or aren't there.
     update: Option<DecodedUpdate>,
     hash: Hash,
     worker: WorkerId,
@@ -134,6 +136,7 @@ impl Verifier {
                 if let Some((slot, commitment)) = judged {
                     let update = self.accept(entry.index, &commitment, blobs);
                     let accepted = Accepted {
+                        entry: entry.index,
                         update,
                         hash: commitment.update.hash,
                         worker: commitment.header.worker,
@@ -347,6 +350,15 @@ impl Verifier {
             earlier,
         } = *refused;
         let what = named(commitment);
+        if *reason == RefusalReason::Lost
+            && let Some(accepted) = self.accepted.remove(&slot)
+        {
+            // That its hub lost the bytes nobody can check; nothing follows from them, so nobody must have them.
+            self.outliers = None;
+            self.report.is_not_needed(accepted.entry);
+            self.report.refusals_gone += 1;
+            return;
+        }
         let is_deserved = if self.accepted.contains_key(&slot) {
             let is_deserved = if matches!(reason, RefusalReason::Copied(_)) {
                 // The others are judged without it.

@@ -55,6 +55,8 @@ pub(crate) enum Kind {
     LateCopy,
     /// Committed to in the next round, and one's own.
     Late,
+    /// As it should be, and lost by the hub once it is accepted.
+    Lost,
 }
 
 /// A run's log and blobs.
@@ -120,6 +122,8 @@ struct Recorder {
     state: State,
     rules: Rules,
     model: RunModel,
+    /// Updates that the hub is going to lose.
+    to_lose: Vec<Hash>,
     /// Checked updates by round and slot of the merge.
     decoded: BTreeMap<Hash, DecodedUpdate>,
     recorded: Recorded,
@@ -153,6 +157,7 @@ impl Recorder {
             state,
             rules,
             model,
+            to_lose: Vec::new(),
             decoded: BTreeMap::new(),
             recorded,
             put_off: Vec::new(),
@@ -238,6 +243,9 @@ impl Recorder {
             };
             let file = update::seal(&header, &payload);
             let update = BlobReference::of(&file);
+            if kind == Kind::Lost {
+                self.to_lose.push(update.hash);
+            }
             self.recorded.blobs.insert(update.hash, file);
             let commitment = Commitment { update, header };
             if matches!(kind, Kind::Late | Kind::LateCopy) {
@@ -251,7 +259,7 @@ impl Recorder {
     fn payload(&self, round: u64, number: u8, kind: Kind) -> Vec<u8> {
         let scale = match kind {
             Kind::Garbage => return [vec![7; 100], vec![round as u8, number]].concat(),
-            Kind::Honest | Kind::Late | Kind::LateCopy => 1e-5,
+            Kind::Honest | Kind::Lost | Kind::Late | Kind::LateCopy => 1e-5,
             Kind::Huge => 1e-2,
             Kind::Tiny => 1e-8,
         };
@@ -299,6 +307,11 @@ impl Recorder {
     }
 
     fn merge(&mut self, size: Size) {
+        for update in std::mem::take(&mut self.to_lose) {
+            self.recorded.blobs.remove(&update);
+            let verdict = Err(RefusalReason::Lost);
+            self.ask(&Request::Judged { update, verdict });
+        }
         let Some(round) = round_to_merge(&self.state) else {
             return;
         };

@@ -239,3 +239,27 @@ fn refusals_are_looked_at_again() {
     let refused: u64 = state.workers.values().map(|it| it.updates_refused).sum();
     assert_eq!(refused, 2);
 }
+
+#[test]
+fn what_the_hub_lost_before_the_merge_is_missed_by_nobody() {
+    let recorded = record(SMALL, |round, number| match (round, number) {
+        (2, 1) => Kind::Lost,
+        // Its norm is measured without the lost one.
+        (2, 2) => Kind::Huge,
+        _ => Kind::Honest,
+    });
+    let (report, state) = verify(&recorded).unwrap();
+    assert!(report.holds(), "{report:#?}");
+    assert_eq!((report.merges, report.merges_recomputed), (4, 4));
+    assert_eq!((report.refusals, report.refusals_gone), (1, 1));
+    assert_eq!(
+        state.tokens,
+        10 * state.charter.tokens_per_step(),
+        "only what was merged counts"
+    );
+    // A merge without its updates is no such thing.
+    let (_, (_, update)) = find(&recorded, merged);
+    let mut changed = recorded.clone();
+    changed.blobs.remove(&update.hash);
+    assert!(!verify(&changed).unwrap().0.holds());
+}

@@ -43,7 +43,7 @@ pub struct Report {
     pub updates: u64,
     /// Refused updates whose bytes are there and deserve the refusal.
     pub refusals: u64,
-    /// Refused updates whose bytes are not there: nobody can look at them again.
+    /// Refused updates whose bytes are not there, or that the hub lost: nobody can look at them again.
     pub refusals_gone: u64,
     /// Published inner states that were read and decoded.
     pub inner_states: u64,
@@ -104,6 +104,13 @@ impl Report {
             blob,
             what,
         });
+    }
+
+    /// What this entry named and was not there need not be there after all.
+    pub(super) fn is_not_needed(&mut self, entry: u64) {
+        let before = self.unchecked.len();
+        self.unchecked.retain(|it| it.entry != Some(entry));
+        self.unchecked_count -= (before - self.unchecked.len()) as u64;
     }
 
     /// A blob that hashes to its name.
