@@ -103,10 +103,8 @@ impl Blobs {
 
     /// A whole blob, checked against its hash; `None` if it is not here.
     pub(crate) async fn read(&self, blob: &BlobReference) -> Result<Option<Bytes>> {
-        let bytes = match self.store.get(&object_path(&blob.hash)).await {
-            Ok(found) => found.bytes().await?,
-            Err(object_store::Error::NotFound { .. }) => return Ok(None),
-            Err(error) => return Err(error.into()),
+        let Some(bytes) = self.unchecked(&blob.hash).await? else {
+            return Ok(None);
         };
         anyhow::ensure!(
             BlobReference::of(&bytes) == *blob,
@@ -114,6 +112,37 @@ impl Blobs {
             blob.hash
         );
         Ok(Some(bytes))
+    }
+
+    /// The same for a blob that is missed by nobody: damaged bytes are as good as none.
+    pub(crate) async fn read_if_whole(&self, blob: &BlobReference) -> Result<Option<Bytes>> {
+        let bytes = self.unchecked(&blob.hash).await?;
+        Ok(bytes.filter(|it| BlobReference::of(it) == *blob))
+    }
+
+    /// A whole blob that somebody can send again: damaged bytes are removed, so that the hub asks for the blob as if
+    /// it had never come.
+    pub(crate) async fn read_or_drop(&self, blob: &BlobReference) -> Result<Option<Bytes>> {
+        let Some(bytes) = self.unchecked(&blob.hash).await? else {
+            return Ok(None);
+        };
+        let found = BlobReference::of(&bytes);
+        if found.hash == blob.hash {
+            // Whoever names a blob with another length than it has names none that is here.
+            return Ok((found == *blob).then_some(bytes));
+        }
+        tracing::error!(blob = %blob.hash, "the stored blob is damaged: it is removed");
+        let path = self.whole.join(blob.hash.to_string());
+        self.on_disk(move |disk| disk.remove(&path)).await?;
+        Ok(None)
+    }
+
+    async fn unchecked(&self, hash: &Hash) -> Result<Option<Bytes>> {
+        match self.store.get(&object_path(hash)).await {
+            Ok(found) => Ok(Some(found.bytes().await?)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// A part of a blob as a stream, for downloads. The range must lie within the blob.
@@ -370,5 +399,14 @@ mod tests {
         .unwrap();
         let message = blobs.read(&blob).await.unwrap_err().to_string();
         assert!(message.contains("damaged"), "{message}");
+        // What can be sent again goes, and is taken when it comes.
+        assert_eq!(blobs.read_or_drop(&blob).await.unwrap(), None);
+        assert_eq!(blobs.progress(&blob.hash).await.unwrap(), (0, false));
+        let sent = blobs.append(&blob, 0, Bytes::from_static(b"some bytes"));
+        assert_eq!(sent.await.unwrap(), Upload::Complete);
+        let longer = BlobReference { bytes: 11, ..blob };
+        assert_eq!(blobs.read_or_drop(&longer).await.unwrap(), None);
+        let read = blobs.read_or_drop(&blob).await.unwrap();
+        assert_eq!(read.unwrap(), "some bytes");
     }
 }

@@ -7,6 +7,7 @@ pub(crate) mod evaluate;
 mod jobs;
 pub(crate) mod peers;
 pub(crate) mod presence;
+mod retry;
 
 use std::sync::Arc;
 

@@ -11,7 +11,13 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use network::world;
-use protocol::{command::Command, event::Event, log::Entry, state::State, units::RunId};
+use protocol::{
+    command::Command,
+    event::Event,
+    log::Entry,
+    state::{State, apply::ApplyError},
+    units::RunId,
+};
 use sqlx::{
     Connection, Row, SqliteConnection, SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
@@ -138,6 +144,19 @@ impl Store {
 
     /// Replays a run's log from the beginning.
     pub(crate) async fn replay(&self, run: RunId) -> Result<State> {
+        self.fold(run, State::apply).await
+    }
+
+    /// The same of a log that this process has replayed or written itself: signatures are not checked again.
+    pub(crate) async fn replay_own(&self, run: RunId) -> Result<State> {
+        self.fold(run, State::apply_decided).await
+    }
+
+    async fn fold(
+        &self,
+        run: RunId,
+        apply: fn(&mut State, &Entry) -> Result<(), ApplyError>,
+    ) -> Result<State> {
         let mut state: Option<State> = None;
         loop {
             let from = state.as_ref().map_or(0, |it| it.head.length);
@@ -148,7 +167,7 @@ impl Store {
             for entry in entries {
                 match &mut state {
                     None => state = Some(State::create(&entry)?),
-                    Some(state) => state.apply(&entry)?,
+                    Some(state) => apply(state, &entry)?,
                 }
             }
         }

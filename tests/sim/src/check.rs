@@ -1,7 +1,10 @@
 //! What must hold after a simulation, whatever happened in it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet}, path::Path, time::Duration};
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use engine::replay::verify::{Blobs, Verifier};

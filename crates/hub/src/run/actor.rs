@@ -14,7 +14,7 @@ use engine::update::decoded::DecodedUpdate;
 use network::world;
 use protocol::{
     Hash,
-    event::Event,
+    event::{Event, RefusalReason},
     log::Entry,
     state::{
         Shown, SlotProgress, State,
@@ -29,14 +29,15 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Keeper, Message, RunError,
     evaluate::HeldOut,
-    jobs::{self, Done, Job},
+    jobs::{self, Done, Job, Work},
+    retry::Retry,
 };
 use crate::model::Model;
 
 /// Requests decided and written together.
 const BATCH_MAX: usize = 512;
-/// Wait before something that failed is tried again.
-const AGAIN_MS: u64 = 2_000;
+/// Pause after a write that failed: a full disk is not freed by asking it again at once.
+const WRITE_PAUSE: Duration = Duration::from_millis(500);
 /// The run looks at the clock at least this often.
 const TICK: Duration = Duration::from_millis(200);
 /// And at most this often, unless something was computed: a look goes through everyone's slot.
@@ -57,11 +58,18 @@ pub(super) struct Actor {
     /// When the run looks at the clock again; `None` if it is to do so at once.
     look_after: Option<Instant>,
     is_merging: bool,
-    /// A merge that failed is tried again then, not at once.
-    merge_after_ms: u64,
+    merge_retry: Retry,
     /// Updates that are being looked at.
     judging: HashSet<Hash>,
+    /// Updates that could not be looked at.
+    judge_retries: HashMap<Hash, Retry>,
+    /// Accepted updates whose bytes are gone: their worker may send them again, until the time to reveal is over.
+    lost: HashSet<Hash>,
     is_evaluating: bool,
+    evaluation_retry: Retry,
+    store_retry: Retry,
+    /// Whether the last entries could not be written.
+    is_write_failing: bool,
 }
 
 impl Actor {
@@ -76,9 +84,14 @@ impl Actor {
             is_to_judge: false,
             look_after: None,
             is_merging: false,
-            merge_after_ms: 0,
+            merge_retry: Retry::default(),
             judging: HashSet::new(),
+            judge_retries: HashMap::new(),
+            lost: HashSet::new(),
             is_evaluating: false,
+            evaluation_retry: Retry::default(),
+            store_retry: Retry::default(),
+            is_write_failing: false,
         }
     }
 
@@ -110,14 +123,9 @@ impl Actor {
                     self.look_after = None;
                     self.finish_job(done).await;
                 }
+                // Jobs catch their own panics, and nobody aborts them before the end.
                 Some(Err(error)) => {
-                    // A panic in arithmetic is our bug; what it was about is tried again.
-                    tracing::error!(run.id = %self.keeper.run.id.short(), "a job failed: {error}");
-                    self.judging.clear();
-                    self.is_to_judge = true;
-                    self.merge_after_ms = self.keeper.parts.clock.now_ms() + AGAIN_MS;
-                    self.is_merging = false;
-                    self.is_evaluating = false;
+                    tracing::error!(run.id = %self.keeper.run.id.short(), "a job is lost: {error}");
                 }
                 None => {
                     replaced = self.answer(std::mem::take(&mut messages)).await;
@@ -126,8 +134,17 @@ impl Actor {
                     }
                 }
             }
-            if std::mem::take(&mut self.is_to_judge) {
-                self.judge_what_is_here().await;
+            let is_due = self.judge_retries.values().any(Retry::is_due_again);
+            if std::mem::take(&mut self.is_to_judge) || is_due {
+                self.judge_what_is_here(false).await;
+            }
+            if self.evaluation_retry.is_due_again() {
+                self.evaluation_retry.begin();
+                self.start_evaluation();
+            }
+            if self.store_retry.is_due_again() {
+                self.store_retry.begin();
+                self.store_if_due().await;
             }
             if self.look_after.is_none_or(|it| it <= Instant::now()) {
                 self.look_at_clock().await;
@@ -140,7 +157,7 @@ impl Actor {
 
     /// Takes up what a stop or crash left: committed updates whose bytes are here, the evaluation of the newest model.
     async fn resume(&mut self) {
-        self.judge_what_is_here().await;
+        self.judge_what_is_here(true).await;
         let (evaluated, sampled) = {
             let state = self.keeper.run.state.read().await;
             (
@@ -157,20 +174,30 @@ impl Actor {
         self.store_if_due().await;
     }
 
-    /// Looks at every committed update whose bytes are here and that nobody looks at: after a start, and again
-    /// after a verdict could not be written.
-    async fn judge_what_is_here(&mut self) {
+    /// Looks at every committed update whose bytes are here and that nobody looks at: after a start, and again after a
+    /// verdict could not be written, or found. After a start at the accepted ones too: what the disk has lost of them is
+    /// known in time for their workers to send it again.
+    async fn judge_what_is_here(&mut self, is_start: bool) {
         let waiting: Vec<Hash> = {
             let state = self.keeper.run.state.read().await;
-            state
-                .rounds_in_progress()
-                .flat_map(|it| it.slots())
-                .filter(|it| matches!(it.progress, SlotProgress::Committed(_)))
-                .filter_map(|it| Some(it.commitment()?.update.hash))
-                .filter(|it| !self.judging.contains(it))
-                .collect()
+            let slots = state.rounds_in_progress().flat_map(|it| it.slots());
+            let wanted = slots.filter(|it| match it.progress {
+                SlotProgress::Committed(_) => true,
+                SlotProgress::Accepted { .. } => is_start,
+                _ => false,
+            });
+            let updates = wanted.filter_map(|it| Some(it.commitment()?.update.hash));
+            let updates = updates.filter(|it| !self.judging.contains(it));
+            updates.collect()
         };
+        self.judge_retries.retain(|it, _| waiting.contains(it));
         for hash in waiting {
+            if let Some(retry) = self.judge_retries.get_mut(&hash) {
+                if !retry.is_due() {
+                    continue;
+                }
+                retry.begin();
+            }
             self.start_judging(hash).await;
         }
     }
@@ -198,7 +225,7 @@ impl Actor {
                     requests.push(Request::Bind(*binding));
                     replies.push(reply);
                 }
-                Message::Uploaded(hash) => self.start_judging(hash).await,
+                Message::Uploaded(hash) => self.uploaded(hash).await,
                 Message::Look => {}
                 Message::TakeOver { reply, .. } => {
                     let is_hub = "this process is the run's hub already".to_owned();
@@ -217,14 +244,16 @@ impl Actor {
 
     /// Decides on requests in order and writes what follows in one transaction.
     ///
-    /// Readers see the state again when it is on the disk. If it can't be written, the state is
-    /// read back from the disk: nothing of these requests happened.
+    /// Readers see the state again when it is on the disk. If it can't be written, the state is again what it was before:
+    /// nothing of these requests happened. The first time it is read back from the disk, for which a long log takes a while;
+    /// as long as writes fail, a copy is made of it before.
     async fn decide_and_write(&mut self, requests: Vec<Request>) -> Vec<Result<u64, RunError>> {
         if requests.is_empty() {
             return Vec::new();
         }
         let shared = Arc::clone(&self.keeper.run.state);
         let mut state = shared.write().await;
+        let mut before = None;
         let mut entries = Vec::new();
         let mut answers = Vec::new();
         for request in requests {
@@ -233,6 +262,9 @@ impl Actor {
             let decided = decide(&state, &request, now);
             answers.push(match decided {
                 Ok(events) => {
+                    if self.is_write_failing && before.is_none() && !events.is_empty() {
+                        before = Some(state.clone());
+                    }
                     for event in events {
                         entries.push(self.keeper.seal(&mut state, now, event));
                     }
@@ -249,12 +281,18 @@ impl Actor {
         }
         if let Err(error) = self.keeper.parts.store.append(&entries).await {
             tracing::error!(run.id = %self.keeper.run.id.short(), "can't write the log: {error:#}");
-            self.read_back(&mut state).await;
+            // What is said to have failed may be on the disk all the same.
+            let on_disk = self.keeper.parts.store.length(self.keeper.run.id).await;
+            match before {
+                Some(before) if on_disk.ok() == Some(before.head.length) => *state = before,
+                _ => self.read_back(&mut state).await,
+            }
+            self.is_write_failing = true;
             drop(state);
-            // A full disk is not freed by asking it again at once.
-            tokio::time::sleep(Duration::from_millis(AGAIN_MS / 4)).await;
+            tokio::time::sleep(WRITE_PAUSE).await;
             return answers.iter().map(|_| Err(RunError::Unavailable)).collect();
         }
+        self.is_write_failing = false;
         // Bytes that came while their round gave them up may have been looked at for that round.
         let is_deferred =
             |(entry, _): &(Entry, _)| matches!(entry.event, Event::UpdateDeferred { .. });
@@ -264,7 +302,7 @@ impl Actor {
     }
 
     async fn read_back(&self, state: &mut State) {
-        match self.keeper.parts.store.replay(self.keeper.run.id).await {
+        match self.keeper.parts.store.replay_own(self.keeper.run.id).await {
             Ok(stored) => *state = stored,
             // Better no hub than one that goes on from what is not on its disk.
             Err(error) => {
@@ -294,23 +332,38 @@ impl Actor {
         self.look_after = Some(Instant::now() + pause);
     }
 
+    /// An upload is whole: of an update that nobody has seen, or of an accepted one whose bytes were lost.
+    async fn uploaded(&mut self, hash: Hash) {
+        self.judge_retries.remove(&hash);
+        let accepted = {
+            let state = self.keeper.run.state.read().await;
+            let found = state.commitment_of_blob(&hash);
+            found
+                .filter(|(round, slot, _)| is_accepted(&round.slots()[*slot as usize].progress))
+                .map(|(_, _, commitment)| commitment.update.hash)
+        };
+        match accepted {
+            Some(update) => {
+                self.lost.remove(&update);
+            }
+            None => self.start_judging(hash).await,
+        }
+    }
+
     async fn start_judging(&mut self, hash: Hash) {
         let state = self.keeper.run.state.read().await;
-        let commitment = state
-            .commitment_of_blob(&hash)
-            .filter(|(round, slot, _)| {
-                let part = &round.slots()[*slot as usize];
-                matches!(part.progress, SlotProgress::Committed(_))
-            })
-            .map(|(_, _, commitment)| commitment);
-        if let Some(commitment) = commitment {
+        let commitment = state.commitment_of_blob(&hash);
+        if let Some((_, _, commitment)) = commitment {
             // An update of a warm start is looked at when the inner state beside it is here too.
             for blob in [Some(commitment.update), commitment.header.inner_state]
                 .into_iter()
                 .flatten()
             {
-                let length = self.keeper.parts.blobs.length(&blob.hash).await;
-                if !matches!(length, Ok(Some(length)) if length == blob.bytes) {
+                // What is there with another length is damaged: the job finds out, and removes it.
+                if !matches!(
+                    self.keeper.parts.blobs.length(&blob.hash).await,
+                    Ok(Some(_))
+                ) {
                     return;
                 }
             }
@@ -326,7 +379,10 @@ impl Actor {
     }
 
     async fn start_merge(&mut self) {
-        if self.is_merging || self.keeper.parts.clock.now_ms() < self.merge_after_ms {
+        if self.is_merging || !self.merge_retry.is_due() {
+            return;
+        }
+        if !self.lost.is_empty() && !self.went_on_without_the_lost().await {
             return;
         }
         let state = self.keeper.run.state.read().await;
@@ -360,6 +416,39 @@ impl Actor {
             Arc::clone(&self.keeper.run.arithmetic),
             self.keeper.parts.blobs.clone(),
         ));
+    }
+
+    /// Refuses accepted updates whose bytes are gone when the time to reveal is over; false if the round still waits.
+    async fn went_on_without_the_lost(&mut self) -> bool {
+        let (lost, is_over) = {
+            let state = self.keeper.run.state.read().await;
+            let Some(round) = round_to_merge(&state) else {
+                return true;
+            };
+            let updates = round.slots().iter().filter(|it| is_accepted(&it.progress));
+            let updates = updates.filter_map(|it| Some(it.commitment()?.update.hash));
+            let lost: Vec<Hash> = updates.filter(|it| self.lost.contains(it)).collect();
+            let now = self.keeper.parts.clock.now_ms();
+            let is_over = round.reveal.is_none_or(|it| it.deadline_ms <= now);
+            (lost, is_over)
+        };
+        if lost.is_empty() {
+            return true;
+        }
+        if !is_over {
+            return false;
+        }
+        let refusals = lost.iter().map(|update| Request::Judged {
+            update: *update,
+            verdict: Err(RefusalReason::Lost),
+        });
+        let answers = self.decide_and_write(refusals.collect()).await;
+        let is_written = answers.iter().all(Result::is_ok);
+        if is_written {
+            self.lost.retain(|it| !lost.contains(it));
+            self.look_after = None;
+        }
+        is_written
     }
 
     fn start_evaluation(&mut self) {
@@ -417,14 +506,19 @@ impl Actor {
             Done::Merged { model, delta } => self.finish_merge(model, delta).await,
             Done::Stored { model, checkpoint } => {
                 let round = model.state.round;
-                self.decide_and_write(vec![Request::Stored { round, checkpoint }])
-                    .await;
+                let stored = Request::Stored { round, checkpoint };
+                let answers = self.decide_and_write(vec![stored]).await;
+                match answers.first() {
+                    Some(Err(RunError::Unavailable)) => self.store_retry.failed(),
+                    _ => self.store_retry = Retry::default(),
+                }
                 if self.keeper.run.state.read().await.checkpoint.0 == round {
                     self.start_sample(model);
                 }
             }
             Done::Evaluated { round, evaluation } => {
                 self.is_evaluating = false;
+                self.evaluation_retry = Retry::default();
                 self.decide_and_write(vec![Request::Evaluated { round, evaluation }])
                     .await;
                 if round != self.model.state.round {
@@ -443,13 +537,50 @@ impl Actor {
                 }])
                 .await;
             }
-            Done::Failed { what, error } => {
-                tracing::error!(run.id = %self.keeper.run.id.short(), "{what} failed: {error:#}");
-                self.judging.clear();
-                self.is_to_judge = true;
-                self.merge_after_ms = self.keeper.parts.clock.now_ms() + AGAIN_MS;
-                self.is_merging &= what != "the merge";
-                self.is_evaluating &= what != "the evaluation";
+            Done::Lost { work, updates } => self.note_lost(work, updates).await,
+            Done::Failed { work, error } => {
+                tracing::error!(run.id = %self.keeper.run.id.short(), "{work} failed: {error:#}");
+                match work {
+                    Work::Judging(update) => {
+                        self.judging.remove(&update);
+                        self.judge_retries.entry(update).or_default().failed();
+                    }
+                    Work::Merge => {
+                        self.is_merging = false;
+                        self.merge_retry.failed();
+                    }
+                    Work::Evaluation => {
+                        self.is_evaluating = false;
+                        self.evaluation_retry.failed();
+                    }
+                    Work::Checkpoint => self.store_retry.failed(),
+                    Work::Sample => {}
+                }
+            }
+        }
+    }
+
+    /// The bytes of these updates are gone. What was not judged yet is as if it had not come: the clock sees to it. What was
+    /// accepted is waited for until the time to reveal is over.
+    async fn note_lost(&mut self, work: Work, updates: Vec<Hash>) {
+        match work {
+            Work::Judging(update) => {
+                self.judging.remove(&update);
+            }
+            _ => self.is_merging = false,
+        }
+        let state = self.keeper.run.state.read().await;
+        for update in updates {
+            tracing::error!(
+                run.id = %self.keeper.run.id.short(),
+                "the bytes of the update {} are gone; its worker can send them again",
+                update.short()
+            );
+            let found = state.commitment_of_blob(&update);
+            if found
+                .is_some_and(|(round, slot, _)| is_accepted(&round.slots()[slot as usize].progress))
+            {
+                self.lost.insert(update);
             }
         }
     }
@@ -466,14 +597,17 @@ impl Actor {
             .await;
         if let Some(Err(error)) = answers.first() {
             tracing::error!(run.id = %self.keeper.run.id.short(), round, "the merge was not recorded: {error}");
-            self.merge_after_ms = self.keeper.parts.clock.now_ms() + AGAIN_MS;
+            self.merge_retry.failed();
             return;
         }
         self.model = model;
+        self.merge_retry = Retry::default();
         {
             let state = self.keeper.run.state.read().await;
             self.decoded
                 .retain(|it, _| state.commitment_of_blob(it).is_some());
+            self.lost
+                .retain(|it| state.commitment_of_blob(it).is_some());
         }
         self.store_if_due().await;
         self.start_evaluation();
@@ -500,4 +634,8 @@ impl Actor {
             ));
         }
     }
+}
+
+fn is_accepted(progress: &SlotProgress) -> bool {
+    matches!(progress, SlotProgress::Accepted { .. })
 }

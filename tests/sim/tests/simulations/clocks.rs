@@ -13,7 +13,10 @@ async fn keeps_pace(simulation: &mut Simulation) -> Result<()> {
     simulation.live_for(5 * MINUTE).await?;
     let merged = simulation.rounds_merged() - before;
     // Half a minute each; one more closes at once when a deadline is leapt over.
-    ensure!((7..=14).contains(&merged), "{merged} rounds in five minutes");
+    ensure!(
+        (7..=14).contains(&merged),
+        "{merged} rounds in five minutes"
+    );
     Ok(())
 }
 

@@ -27,11 +27,15 @@ fn fails(
     fail: impl Fn(&mut Simulation, u64) + Copy + Send + 'static,
 ) {
     for writes in writes {
-        let outcome = check(seed + writes, small(), async move |simulation| -> Result<()> {
-            simulation.live_to_round(1).await?;
-            fail(simulation, writes);
-            simulation.live_to_round(ROUNDS).await
-        });
+        let outcome = check(
+            seed + writes,
+            small(),
+            async move |simulation| -> Result<()> {
+                simulation.live_to_round(1).await?;
+                fail(simulation, writes);
+                simulation.live_to_round(ROUNDS).await
+            },
+        );
         assert!(outcome.updates_merged > ROUNDS, "{writes} writes");
     }
 }

@@ -30,7 +30,10 @@ fn a_full_worker_comes_back_when_there_is_room() {
         full.set_full(true);
         simulation.live_for(3 * MINUTE).await?;
         let merged = simulation.rounds_merged();
-        ensure!(merged >= 6, "one full disk holds up the others: {merged} rounds");
+        ensure!(
+            merged >= 6,
+            "one full disk holds up the others: {merged} rounds"
+        );
         simulation.workers[0].disk.set_full(false);
         simulation.live_to_round(merged + 5).await
     });

@@ -22,7 +22,10 @@ fn most_workers_are_cut_off_and_come_back() {
         cut_off(simulation, 4, true);
         simulation.live_for(5 * MINUTE).await?;
         let merged = simulation.rounds_merged();
-        ensure!(merged >= before + 6, "{before} to {merged} rounds with two of six");
+        ensure!(
+            merged >= before + 6,
+            "{before} to {merged} rounds with two of six"
+        );
         cut_off(simulation, 4, false);
         simulation.live_to_round(merged + 4).await?;
         let ids: Vec<_> = simulation.workers.iter().map(|it| it.id).collect();
@@ -49,5 +52,8 @@ fn everyone_is_cut_off_in_the_middle_of_a_round() {
         cut_off(simulation, 5, false);
         simulation.live_to_round(merged + 4).await
     });
-    assert!(outcome.updates_late > 0, "the work of the partition is lost");
+    assert!(
+        outcome.updates_late > 0,
+        "the work of the partition is lost"
+    );
 }

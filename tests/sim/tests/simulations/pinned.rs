@@ -1,4 +1,3 @@
 //! Seeds that failed once.
 
 use sim::{Outcome, Profile, simulate};
-
