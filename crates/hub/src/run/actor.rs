@@ -157,6 +157,7 @@ impl Actor {
 
     /// Takes up what a stop or crash left: committed updates whose bytes are here, the evaluation of the newest model.
     async fn resume(&mut self) {
+        self.expect_slots().await;
         self.judge_what_is_here(true).await;
         let (evaluated, sampled) = {
             let state = self.keeper.run.state.read().await;
@@ -172,6 +173,18 @@ impl Actor {
             self.start_sample(self.model.clone());
         }
         self.store_if_due().await;
+    }
+
+    /// Nobody has called yet; who has a slot is waited for all the same, as long as a worker may be silent.
+    async fn expect_slots(&self) {
+        let state = self.keeper.run.state.read().await;
+        let slots = state.training.iter().flat_map(|it| it.slots());
+        let training = slots
+            .filter(|it| it.progress == SlotProgress::Assigned)
+            .map(|it| it.worker)
+            .filter(|it| state.workers.get(it).is_some_and(|it| it.joined));
+        let now = self.keeper.parts.clock.now_ms();
+        self.keeper.run.presence.expect(training, now);
     }
 
     /// Looks at every committed update whose bytes are here and that nobody looks at: after a start, and again after a

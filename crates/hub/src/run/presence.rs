@@ -59,6 +59,15 @@ impl Presence {
         }
     }
 
+    /// Counts workers as there that this process, just started, can't have heard of yet: those that a round waits for.
+    pub(crate) fn expect(&self, workers: impl IntoIterator<Item = WorkerId>, now_ms: u64) {
+        let mut seen = self.lock();
+        for worker in workers {
+            let entry = seen.entry(worker).or_default();
+            entry.last_ms = entry.last_ms.max(now_ms);
+        }
+    }
+
     /// Notes bytes on their way to a worker that is known here.
     pub(crate) fn sent(&self, worker: &WorkerId, bytes: u64) {
         if let Some(entry) = self.lock().get_mut(worker) {
@@ -106,5 +115,24 @@ impl Drop for Waiting<'_> {
             entry.waiting -= 1;
             entry.last_ms = now_ms;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::SecretKey;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_expected_counts_as_there_for_a_window_and_the_usual_silence() {
+        let presence = Presence::new(1_000, SteadyClock::new(network::world::Clock::default()));
+        let worker = WorkerId(SecretKey::from_entropy([7; 32]).public());
+        assert_eq!(presence.present(50_000), []);
+        presence.expect([worker], 50_000);
+        let until = 50_000 + 1_000 + SILENCE_MS;
+        assert_eq!(presence.present(until), [worker]);
+        assert_eq!(presence.present(until + 1), []);
+        assert!(!presence.wait(worker, 51_000).was_away);
     }
 }

@@ -60,8 +60,12 @@ pub fn next_moment_ms(state: &State) -> Option<u64> {
         .as_ref()
         .filter(|_| state.revealing.is_none())
         .map(|it| {
-            it.closes_ms(&state.charter, state.merge_ms)
-                .saturating_add(1)
+            let closes = it.closes_ms(&state.charter, state.merge_ms);
+            let closes = match it.is_below_quorum(&state.charter) && it.committed() > 0 {
+                true => closes.min(it.deadline_ms),
+                false => closes,
+            };
+            closes.saturating_add(1)
         });
     reveal.into_iter().chain(close).min()
 }
@@ -150,14 +154,17 @@ fn close(state: &State, round: &Round, present: &BTreeSet<WorkerId>, now_ms: u64
             .slots()
             .iter()
             .any(|it| it.progress == SlotProgress::Assigned && present.contains(&it.worker));
-    let has_all = round.committed() > 0 && !is_waiting;
+    // Below the quorum, whoever is away may come back until the deadline: a hub that was just started knows nobody.
+    let is_below_quorum = round.is_below_quorum(&state.charter);
+    let may_come_back = is_below_quorum && now_ms <= round.deadline_ms;
+    let has_all = round.committed() > 0 && !is_waiting && !may_come_back;
     if !has_all && !is_time_up {
         return vec![];
     }
     if !round.has_commitments() {
         return vec![Event::RoundEmpty { round: round.round }];
     }
-    if !has_all && !round.is_extended && round.is_below_quorum(&state.charter) {
+    if !has_all && !round.is_extended && is_below_quorum {
         return vec![Event::RoundExtended {
             round: round.round,
             deadline_ms: round

@@ -334,6 +334,168 @@ fn below_the_quorum_a_round_is_extended_once_and_then_merged_with_a_smaller_step
 }
 
 #[test]
+fn below_the_quorum_nothing_closes_before_its_deadline() {
+    let mut hub = Driver::new(|it| it.round.quorum = 4);
+    let all = [1, 2, 3, 4];
+    for number in all {
+        hub.join(number);
+    }
+    hub.clock(&all);
+    let (opened, window) = (hub.now_ms, hub.state.charter.round.window_ms);
+    hub.now_ms += 10;
+    hub.commit(1, 1).unwrap();
+    // The hub was restarted, and nobody has called again yet; then only worker 1 has.
+    assert_eq!(hub.clock(&[]), Vec::<&str>::new());
+    assert_eq!(hub.clock(&[1]), Vec::<&str>::new());
+    hub.now_ms = opened + window;
+    assert_eq!(hub.clock(&[1]), Vec::<&str>::new());
+    assert_eq!(
+        super::super::decide::next_moment_ms(&hub.state),
+        Some(opened + window + 1)
+    );
+    // Nobody else is there who could use an extension.
+    hub.now_ms += 1;
+    assert_eq!(hub.clock(&[1]), ["commitments_closed"]);
+    // With the quorum, who is away is not waited for.
+    let mut hub = Driver::new(|it| it.round.quorum = 2);
+    for number in all {
+        hub.join(number);
+    }
+    hub.clock(&all);
+    hub.commit(1, 1).unwrap();
+    hub.commit(2, 1).unwrap();
+    assert_eq!(hub.clock(&[1, 2]), ["commitments_closed"]);
+}
+
+/// A round of five machines of which the last two did most of the work before; two rounds taught that.
+fn uneven() -> Driver {
+    let all = [1, 2, 3, 4, 5];
+    let mut hub = Driver::new(|_| {});
+    for number in all {
+        hub.join(number);
+    }
+    hub.clock(&all);
+    for _ in 0..2 {
+        hub.now_ms += 900;
+        for number in all {
+            hub.commit(number, if number < 4 { 1 } else { 10 }).unwrap();
+        }
+        hub.clock(&all);
+        hub.clock(&all);
+        for number in all {
+            hub.judge(number, Ok(())).unwrap();
+        }
+        hub.now_ms += 40;
+        hub.merge().unwrap();
+    }
+    assert_eq!(hub.state.merge_ms, 40);
+    hub
+}
+
+#[test]
+fn less_than_thirty_percent_of_the_expected_tokens_is_below_the_quorum() {
+    let mut hub = uneven();
+    let opened = hub.state.training.as_ref().unwrap().opened_ms;
+    let window = hub.state.charter.round.window_ms;
+    hub.now_ms = opened + 900;
+    // Three of five machines, and 3 of 23 steps.
+    for number in [1, 2, 3] {
+        hub.commit(number, 1).unwrap();
+    }
+    assert_eq!(
+        hub.clock(&[1, 2, 3]),
+        Vec::<&str>::new(),
+        "two may come back"
+    );
+    hub.now_ms = opened + window * 3 / 2 + 1;
+    assert_eq!(hub.clock(&[1, 2, 3, 4, 5]), ["round_extended"]);
+    // One of those that did most of the work makes 13 of 23.
+    hub.commit(4, 10).unwrap();
+    assert!(
+        !hub.state
+            .training
+            .as_ref()
+            .unwrap()
+            .is_below_quorum(&hub.state.charter)
+    );
+    hub.now_ms = opened + window * 2;
+    assert_eq!(hub.clock(&[1, 2, 3, 4, 5]), Vec::<&str>::new());
+    hub.now_ms += 1;
+    assert_eq!(hub.clock(&[1, 2, 3, 4, 5]), ["commitments_closed"]);
+    assert_eq!(hub.replayed(), hub.state);
+}
+
+#[test]
+fn what_is_ready_after_the_deadline_leaves_half_of_what_is_left_for_the_others() {
+    let mut hub = uneven();
+    let opened = hub.state.training.as_ref().unwrap().opened_ms;
+    let window = hub.state.charter.round.window_ms;
+    hub.now_ms = opened + 900;
+    for number in [1, 2] {
+        hub.commit(number, 1).unwrap();
+    }
+    hub.commit(4, 10).unwrap();
+    // 12 of 23 steps at the deadline; 22 at 1,200 ms of a window of 1,000.
+    hub.now_ms = opened + window + 1;
+    assert_eq!(hub.clock(&[1, 2, 3, 4, 5]), Vec::<&str>::new());
+    hub.now_ms = opened + 1_200;
+    hub.commit(5, 10).unwrap();
+    // Half of the 300 ms to the hard cap, less the 40 that merging took.
+    let closes = opened + 1_200 + (300 - 40) / 2;
+    let training = hub.state.training.as_ref().unwrap();
+    let charter = &hub.state.charter;
+    assert_eq!(training.closes_ms(charter, hub.state.merge_ms), closes);
+    assert_eq!(
+        training.closes_ms(charter, 1_000),
+        opened + 1_200,
+        "no time left"
+    );
+    hub.now_ms = closes;
+    assert_eq!(hub.clock(&[1, 2, 3, 4, 5]), Vec::<&str>::new());
+    hub.now_ms += 1;
+    assert_eq!(hub.clock(&[1, 2, 3, 4, 5]), ["commitments_closed"]);
+}
+
+#[test]
+fn lateness_costs_half_a_power_of_e_a_round() {
+    use super::super::round::STALENESS_Q16;
+    assert_eq!(STALENESS_Q16, [65_536, 39_750, 24_109, 14_623]);
+    for (late, factor) in (0..).zip(STALENESS_Q16) {
+        assert_eq!(
+            factor,
+            (65_536.0 * (-0.5 * f64::from(late)).exp()).round() as u64
+        );
+    }
+    for (late, expected) in [(2, (128 * 24_109) >> 16), (3, (128 * 14_623) >> 16)] {
+        let mut hub = Driver::new(|_| {});
+        hub.join(1);
+        hub.join(2);
+        hub.clock(&[1, 2]);
+        let commitment = hub.commitment(2, 1);
+        for _ in 0..late {
+            hub.commit(1, 1).unwrap();
+            hub.clock(&[1]);
+            hub.clock(&[1]);
+            hub.judge(1, Ok(())).unwrap();
+            hub.merge().unwrap();
+            hub.now_ms += 100;
+        }
+        hub.command(2, Command::Commit(Box::new(commitment)))
+            .unwrap();
+        hub.commit(1, 1).unwrap();
+        hub.judge(2, Ok(())).unwrap();
+        hub.clock(&[1]);
+        hub.judge(1, Ok(())).unwrap();
+        let round = round_to_merge(&hub.state).unwrap();
+        let merged = round.merged_updates(&hub.state.charter);
+        let weights: Vec<u64> = merged.iter().map(|it| it.weight).collect();
+        assert_eq!(weights, [128, expected], "{late} rounds late");
+        hub.merge().unwrap();
+        assert_eq!(hub.replayed(), hub.state);
+    }
+}
+
+#[test]
 fn with_most_of_the_expected_tokens_the_deadline_closes_and_without_them_the_hard_cap() {
     for (committed, closes_at_percent) in [(5, 100), (4, 100), (3, 150)] {
         let all = [1, 2, 3, 4, 5];
