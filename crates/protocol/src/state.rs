@@ -139,6 +139,8 @@ pub struct Worker {
     pub device: Device,
     /// Whether it has joined and not left.
     pub joined: bool,
+    /// Index of the log entry by which it joined first.
+    pub joined_at: u64,
     /// Sequence number of its last command.
     pub sequence: u64,
     /// Hash of what it carries between rounds: what its last commitment left, or what that left when refused; `None`
@@ -161,7 +163,7 @@ pub struct Worker {
     /// Last round it had an update accepted in.
     pub last_round: Option<u64>,
     /// Slots in a row that it left without a commitment or without its bytes: who promises and brings nothing goes last
-    /// and is not waited for.
+    /// when there are more machines than slots, and is not waited for.
     pub missed_in_a_row: u64,
 }
 

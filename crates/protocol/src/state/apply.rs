@@ -289,6 +289,7 @@ impl State {
                 name: name.clone(),
                 device: device.clone(),
                 joined: true,
+                joined_at: self.head.length,
                 sequence: 0,
                 carried: None,
                 carried_otherwise: None,
@@ -372,15 +373,14 @@ impl State {
         let joined = self.workers.get(&worker).is_some_and(|it| it.joined);
         let assigned_max = self.charter.round.assigned_max();
         let open = training(&mut self.training, number)?;
-        if open.is_warm_start {
-            return Err("a round of the warm start has one slot");
+        if open.is_warm_start && !open.takes_another_holder() {
+            return Err("a round of the warm start has one slot, and it is used");
         }
         if !joined || open.slot_of(&worker).is_some() {
             return Err("the worker has not joined, or has a slot");
         }
-        if slot as usize != open.slots().len()
-            || open.undecided() + open.committed() >= assigned_max
-        {
+        let is_full = open.undecided() + open.committed() >= assigned_max;
+        if slot as usize != open.slots().len() || is_full && !open.is_warm_start {
             return Err("the slot is not the next, or one too many");
         }
         let mut open = self.training.take().expect("it was there a moment ago");

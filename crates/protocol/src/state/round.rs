@@ -19,6 +19,8 @@ pub const STALENESS_Q16: [u64; 4] = [65_536, 39_750, 24_109, 14_623];
 const READY_PERCENT: u128 = 80;
 /// Share of the expected tokens below which a round is extended once, in percent.
 const QUORUM_PERCENT: u128 = 30;
+/// Workers that a round of the warm start is handed on to, one after the other.
+const HOLDERS_MAX: usize = 4;
 /// One in units of 2^-16.
 const ONE_Q16: u64 = 1 << 16;
 
@@ -280,6 +282,12 @@ impl Round {
         let slots = u128::from(self.undecided + self.committed).max(1);
         let places = u128::from(charter.round.slots_max).min(slots);
         u128::from(self.tokens_expected) * places / slots
+    }
+
+    /// Whether a round of the warm start, whose slot nobody has used yet, may be handed on to another worker.
+    #[must_use]
+    pub fn takes_another_holder(&self) -> bool {
+        self.is_warm_start && self.committed == 0 && self.slots.len() < HOLDERS_MAX
     }
 
     pub(super) fn assign(&mut self, worker: WorkerId, tokens_expected: u64, is_waited_for: bool) {

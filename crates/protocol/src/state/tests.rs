@@ -421,6 +421,159 @@ fn who_promises_speed_and_brings_nothing_goes_last() {
     assert_eq!(hub.replayed(), hub.state);
 }
 
+/// A hub in a warm start that worker 1 has brought two updates to.
+fn warm() -> Driver {
+    let mut hub = Driver::new(|it| it.round.warm_start_tokens = 100_000);
+    hub.join(1);
+    for _ in 0..3 {
+        assert_eq!(hub.clock(&[1]), ["round_opened"]);
+        hub.commit(1, 1).unwrap();
+        hub.clock(&[1]);
+        hub.judge(1, Ok(())).unwrap();
+        hub.merge().unwrap();
+        hub.now_ms += 100;
+    }
+    hub
+}
+
+impl Driver {
+    fn boast(&mut self, number: u8) {
+        let join = Command::Join {
+            name: format!("worker {number}"),
+            device: Device {
+                arithmetic: "portable".into(),
+                threads: 1,
+                memory_mib: 1,
+                tokens_per_s: u32::MAX,
+            },
+        };
+        assert_eq!(self.command(number, join), Ok(vec!["worker_joined"]));
+    }
+
+    fn holders(&self) -> Vec<WorkerId> {
+        let slots = self.state.training.as_ref().unwrap().slots();
+        slots.iter().map(|it| it.worker).collect()
+    }
+}
+
+#[test]
+fn a_claim_takes_the_warm_start_from_nobody_who_brings_work() {
+    let mut hub = warm();
+    let mut rounds_of_1 = 0;
+    for newcomer in 10..20 {
+        hub.boast(newcomer);
+        let present: Vec<u8> = (10..=newcomer).chain([1]).collect();
+        hub.clock(&present);
+        assert_eq!(hub.holders(), [worker(1)]);
+        rounds_of_1 += 1;
+        hub.commit(1, 1).unwrap();
+        hub.clock(&present);
+        hub.judge(1, Ok(())).unwrap();
+        hub.merge().unwrap();
+        hub.now_ms += 100;
+    }
+    assert_eq!(rounds_of_1, 10);
+    assert_eq!(hub.replayed(), hub.state);
+}
+
+#[test]
+fn an_honest_newcomer_has_its_turn_however_many_boast_and_bring_nothing() {
+    let mut hub = Driver::new(|it| it.round.warm_start_tokens = 100_000);
+    hub.boast(10);
+    hub.join(1);
+    let mut present = vec![1, 10];
+    let mut windows = 0;
+    for newcomer in 11..40 {
+        hub.boast(newcomer);
+        present.push(newcomer);
+        hub.clock(&present);
+        windows += 1;
+        if hub.holders() == [worker(1)] {
+            break;
+        }
+        hub.now_ms += hub.state.charter.round.window_ms * 2;
+        assert_eq!(hub.clock(&present)[0], "round_empty");
+    }
+    assert!(windows <= 7, "{windows} windows");
+    hub.commit(1, 1).unwrap();
+    hub.clock(&present);
+    hub.judge(1, Ok(())).unwrap();
+    hub.merge().unwrap();
+    hub.clock(&present);
+    assert_eq!(hub.holders(), [worker(1)], "it brought work and keeps it");
+}
+
+#[test]
+fn the_warm_start_is_handed_on_when_its_holder_is_gone() {
+    let mut hub = warm();
+    hub.join(2);
+    hub.clock(&[1, 2]);
+    assert_eq!(hub.holders(), [worker(1)]);
+    let leave = Command::Leave {
+        reason: String::new(),
+    };
+    hub.command(1, leave).unwrap();
+    assert_eq!(hub.clock(&[1, 2]), ["slot_added"]);
+    assert_eq!(hub.holders(), [1, 2].map(worker));
+    assert_eq!(hub.clock(&[2]), Vec::<&str>::new(), "one is enough");
+    hub.commit(2, 1).unwrap();
+    assert_eq!(hub.clock(&[2]), ["commitments_closed"]);
+    hub.judge(2, Ok(())).unwrap();
+    assert_eq!(hub.merge(), Ok(vec!["round_merged"]));
+    assert_eq!(hub.replayed(), hub.state);
+}
+
+#[test]
+fn machines_that_are_there_and_bring_nothing_crowd_nobody_out() {
+    let mut hub = Driver::new(|it| it.round.slots_max = 4);
+    let honest = [1, 2, 3];
+    let idle: Vec<u8> = (10..40).collect();
+    for number in honest.iter().chain(&idle) {
+        hub.join(*number);
+    }
+    let all: Vec<u8> = honest.iter().chain(&idle).copied().collect();
+    let (mut of_honest, mut of_idle) = (Vec::new(), std::collections::BTreeSet::new());
+    for round in 0..20 {
+        hub.clock(&all);
+        let holders = hub.holders();
+        let mine = honest
+            .into_iter()
+            .filter(|it| holders.contains(&worker(*it)));
+        let mine: Vec<u8> = mine.collect();
+        of_honest.push(mine.len());
+        if round >= 15 {
+            of_idle.extend(
+                holders
+                    .into_iter()
+                    .filter(|it| !honest.map(worker).contains(it)),
+            );
+        }
+        hub.now_ms += 100;
+        for number in &mine {
+            hub.commit(*number, 1).unwrap();
+        }
+        hub.now_ms += hub.state.charter.round.window_ms * 2;
+        let closed = hub.clock(&all);
+        if mine.is_empty() {
+            assert_eq!(closed, ["round_empty"]);
+            continue;
+        }
+        if closed == ["round_extended"] {
+            hub.now_ms += hub.state.charter.round.window_ms;
+            assert_eq!(hub.clock(&all), ["commitments_closed"]);
+        }
+        for number in &mine {
+            hub.judge(*number, Ok(())).unwrap();
+        }
+        hub.merge().unwrap();
+    }
+    // Each idle one had its chance in the first rounds; then it comes last.
+    assert_eq!(of_honest[15..], [3; 5], "{of_honest:?}");
+    // But nobody is left out for good: one slot of five is drawn from all.
+    assert!(of_idle.len() >= 4, "{}", of_idle.len());
+    assert_eq!(hub.replayed(), hub.state);
+}
+
 #[test]
 fn joining_again_unchanged_adds_nothing_to_the_log() {
     let mut hub = Driver::new(|_| {});

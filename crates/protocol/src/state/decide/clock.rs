@@ -1,16 +1,23 @@
 //! What the passing of time decides: when rounds open, close, are extended and end.
 
-use std::collections::BTreeSet;
+use std::{cmp::Reverse, collections::BTreeSet};
 
 use crate::{
     Hash,
     event::{Event, RefusalReason},
     state::{
-        Round, SlotProgress, State,
+        Round, SlotProgress, State, Worker,
         round::{LATE_ROUNDS_MAX, Reveal},
     },
     units::WorkerId,
 };
+
+/// Who missed so many slots in a row counts no longer as one who brings work; more make no difference.
+const MISSED_MAX: u64 = 3;
+/// Rounds of a warm start that go to the fastest by their own claim.
+const TRIAL_ROUNDS: u64 = 3;
+/// A claim to be so many times as fast as the machines there usually claim is not believed.
+const CLAIM_ABSURD: u64 = 256;
 
 /// What follows from the time and from who is there.
 pub(super) fn decide(state: &State, present: &[WorkerId], now_ms: u64) -> Vec<Event> {
@@ -77,32 +84,20 @@ fn open(state: &State, present: &[WorkerId], now_ms: u64) -> Vec<Event> {
         return vec![];
     }
     let seed = state.ahead[0];
-    let mut assignments: Vec<WorkerId> = present
-        .iter()
-        .copied()
-        .filter(|it| state.workers.get(it).is_some_and(|it| it.joined))
-        .collect();
-    assignments.sort_unstable();
-    assignments.dedup();
-    if is_warm_start {
-        // The fastest trains alone, unless it missed its last slots; of equally fast ones the first by key.
-        let rank = |it: &WorkerId| {
-            let record = state.workers.get(it);
-            let missed = record.map_or(0, |it| it.missed_in_a_row);
-            let speed = record.map_or(0, |it| it.device.tokens_per_s);
-            (missed, std::cmp::Reverse(speed))
-        };
-        assignments.sort_by_key(|it| (rank(it), *it));
-        assignments.truncate(1);
-    }
-    // More machines than slots: the seed draws who has one, so that nobody is left out for good.
-    assignments.sort_by_cached_key(|it| {
-        Hash::in_domain(
-            "AI@home 2026 slot order v1",
-            &[seed.0.as_slice(), it.0.0.as_slice()].concat(),
+    let present: BTreeSet<WorkerId> = present.iter().copied().collect();
+    let assignments = if is_warm_start {
+        warm_start_order(state, &present)
+            .into_iter()
+            .take(1)
+            .collect()
+    } else {
+        draw(
+            state,
+            &seed,
+            present.iter().copied(),
+            state.charter.round.assigned_max(),
         )
-    });
-    assignments.truncate(state.charter.round.assigned_max() as usize);
+    };
     if assignments.is_empty() || assignments.len() < state.charter.round.quorum as usize {
         return vec![];
     }
@@ -116,29 +111,127 @@ fn open(state: &State, present: &[WorkerId], now_ms: u64) -> Vec<Event> {
     }]
 }
 
-/// A worker that arrives within the first half of a window still has a use.
+/// Who has a slot if there are more machines than slots. The seed draws, so that nobody is left out for good; who left its
+/// last slots empty comes after the others, so that machines which are there and do nothing crowd nobody out. The quarter of
+/// the slots that is more than there are places is drawn from everyone: that is the way back.
+fn draw(
+    state: &State,
+    seed: &Hash,
+    candidates: impl Iterator<Item = WorkerId>,
+    slots: u32,
+) -> Vec<WorkerId> {
+    let mut drawn: Vec<(Hash, WorkerId)> = candidates
+        .filter(|it| state.workers.get(it).is_some_and(|it| it.joined))
+        .map(|it| {
+            let message = [seed.0.as_slice(), it.0.0.as_slice()].concat();
+            (Hash::in_domain("AI@home 2026 slot order v1", &message), it)
+        })
+        .collect();
+    drawn.sort_unstable();
+    if drawn.len() > slots as usize {
+        let missed = |worker: &WorkerId| {
+            let record = state.workers.get(worker);
+            record.map_or(0, |it| it.missed_in_a_row.min(MISSED_MAX))
+        };
+        let open_to_all = slots as usize / 5;
+        let places = slots as usize - open_to_all;
+        // Stable: among those who missed as much, the draw decides.
+        drawn.sort_by_key(|(_, worker)| missed(worker));
+        drawn[places..].sort_unstable();
+        drawn.truncate(slots as usize);
+        drawn.sort_unstable();
+    }
+    drawn.into_iter().map(|(_, worker)| worker).collect()
+}
+
+/// Who trains alone in the warm start, best first.
+///
+/// Whoever has brought work keeps it as long as it does: speed is only a claim, and a claim takes it from nobody. The first
+/// rounds try those out who claim to be the fastest; after them, and while nobody has brought anything, every other round
+/// goes to whoever has been there longest, so that however many come and promise, an honest machine has its turn.
+fn warm_start_order(state: &State, present: &BTreeSet<WorkerId>) -> Vec<WorkerId> {
+    let joined = present.iter().filter_map(|worker| {
+        let record = state.workers.get(worker).filter(|it| it.joined)?;
+        Some((*worker, record))
+    });
+    let joined: Vec<(WorkerId, &Worker)> = joined.collect();
+    let mut claims: Vec<u64> = joined
+        .iter()
+        .map(|it| it.1.device.tokens_per_s.into())
+        .collect();
+    claims.sort_unstable();
+    let usual = claims
+        .get(claims.len().saturating_sub(1) / 2)
+        .copied()
+        .unwrap_or(0);
+    let number = state.round + 1;
+    let rank = |record: &Worker| {
+        let is_tried = record.updates_accepted > 0 && record.missed_in_a_row < MISSED_MAX;
+        let claim = u64::from(record.device.tokens_per_s);
+        let is_absurd = claim / CLAIM_ABSURD > usual;
+        if number <= TRIAL_ROUNDS {
+            let order = (record.missed_in_a_row, is_absurd, Reverse(claim));
+            return (false, order, Reverse(0), 0);
+        }
+        let speed = match (is_tried, number.is_multiple_of(2)) {
+            (true, _) => record.tokens_last,
+            (false, true) => claim,
+            (false, false) => 0,
+        };
+        let order = (
+            record.missed_in_a_row,
+            is_absurd && !is_tried,
+            Reverse(speed),
+        );
+        let tie = if is_tried { claim } else { 0 };
+        (!is_tried, order, Reverse(tie), record.joined_at)
+    };
+    let mut order = joined;
+    order.sort_by_key(|(worker, record)| (rank(record), *worker));
+    order.into_iter().map(|(worker, _)| worker).collect()
+}
+
+/// A worker that arrives within the first half of a window still has a use; in the warm start only if who has the slot is
+/// gone, and then until the deadline.
 fn add_slots(
     state: &State,
     round: &Round,
     present: &BTreeSet<WorkerId>,
     now_ms: u64,
 ) -> Vec<Event> {
-    let half = round.opened_ms + state.charter.round.window_ms / 2;
-    if round.is_warm_start || now_ms > half {
-        return vec![];
-    }
-    let given = round.undecided() + round.committed();
-    let free = state.charter.round.assigned_max().saturating_sub(given);
-    present
+    let is_joined = |it: &WorkerId| state.workers.get(it).is_some_and(|it| it.joined);
+    let without: BTreeSet<WorkerId> = present
         .iter()
+        .copied()
         .filter(|it| round.slot_of(it).is_none())
-        .filter(|it| state.workers.get(it).is_some_and(|it| it.joined))
-        .take(free as usize)
-        .enumerate()
-        .map(|(index, worker)| Event::SlotAdded {
+        .collect();
+    let added = if round.is_warm_start {
+        let is_there = |it: &WorkerId| present.contains(it) && is_joined(it);
+        let is_held = round.committed() > 0 || round.slots().iter().any(|it| is_there(&it.worker));
+        if is_held || !round.takes_another_holder() || now_ms > round.deadline_ms {
+            return vec![];
+        }
+        warm_start_order(state, &without)
+            .into_iter()
+            .take(1)
+            .collect()
+    } else {
+        if now_ms > round.opened_ms + state.charter.round.window_ms / 2 {
+            return vec![];
+        }
+        let given = round.undecided() + round.committed();
+        let free = state.charter.round.assigned_max().saturating_sub(given);
+        if free == 0 {
+            return vec![];
+        }
+        draw(state, &round.seed, without.into_iter(), free)
+    };
+    (round.slots().len() as u32..)
+        .zip(added)
+        .map(|(slot, worker)| Event::SlotAdded {
             round: round.round,
-            slot: (round.slots().len() + index) as u32,
-            worker: *worker,
+            slot,
+            worker,
         })
         .collect()
 }
