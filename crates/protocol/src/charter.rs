@@ -16,6 +16,9 @@ pub const CHARTER_BYTES_MAX: usize = 256 * 1024;
 pub const SHARDS_MAX: usize = 4096;
 /// Longest name of a run or worker in bytes.
 pub const NAME_BYTES_MAX: usize = 64;
+/// Time for the bytes to arrive that a charter may give however short its window is: a home link's upload is not faster
+/// because rounds are short.
+pub const REVEAL_MS_ALWAYS: u64 = 30_000;
 const DOMAIN: &str = "AI@home 2026 charter v1";
 
 /// The constitution of a run.
@@ -193,7 +196,8 @@ pub enum Codec {
 pub struct RoundRules {
     /// Time to train, from opening to the deadline for commitments.
     pub window_ms: u64,
-    /// Time after the deadline for the committed bytes to arrive.
+    /// Time after the deadline for the committed bytes to arrive; at most the window, or [`REVEAL_MS_ALWAYS`], because the
+    /// next round takes commitments until this one is merged.
     pub reveal_ms: u64,
     /// Fewest inner steps of a counted update.
     pub steps_min: u32,
@@ -473,6 +477,11 @@ impl Charter {
                 "must be 100 ms to a week",
             )?;
         }
+        require(
+            round.reveal_ms <= round.window_ms.max(REVEAL_MS_ALWAYS),
+            "round.reveal_ms",
+            "must be at most the window, or half a minute: the next round can't close before",
+        )?;
         require(
             round.steps_min >= 1
                 && round.steps_min <= round.steps_max

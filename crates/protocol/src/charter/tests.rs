@@ -147,6 +147,14 @@ fn values_without_meaning_are_refused() {
         "outer.codec.dense.bits",
     );
     refused(|it| it.round.window_ms = 0, "round.window_ms");
+    refused(|it| it.round.reveal_ms = 30_001, "round.reveal_ms");
+    refused(
+        |it| {
+            it.round.window_ms = 60_000;
+            it.round.reveal_ms = 60_001;
+        },
+        "round.reveal_ms",
+    );
     refused(|it| it.round.quorum = 65, "round.quorum");
     refused(|it| it.round.steps_min = 101, "round.steps_min");
     refused(

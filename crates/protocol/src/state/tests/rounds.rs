@@ -495,6 +495,113 @@ fn lateness_costs_half_a_power_of_e_a_round() {
     }
 }
 
+/// A round is open until its hard cap, or until the round before is merged if that takes longer: the time to reveal and to
+/// merge. With a window of at least half a minute the charter keeps the time to reveal below the hard cap.
+#[test]
+fn no_round_is_open_longer_than_its_hard_cap_and_the_merge_before_it() {
+    /// Time between two looks at the clock, and the longest that a merge takes.
+    const LOOK_MS: u64 = 50;
+    const MERGE_MS_MAX: u64 = 700;
+    for seed in 0..18_u64 {
+        let mut hub = Driver::new(|it| {
+            it.round.quorum = 1 + (seed % 3) as u32;
+            it.round.window_ms = 1_000;
+            it.round.reveal_ms = [300, 1_000, 2_500][seed as usize / 3 % 3];
+            it.round.warm_start_tokens = if it.round.quorum == 1 {
+                seed / 9 * 100
+            } else {
+                0
+            };
+        });
+        let all = [1, 2, 3, 4, 5, 6];
+        for number in all {
+            hub.join(number);
+        }
+        let mut draws = 0_u64;
+        let mut draw = |below: u64| {
+            draws += 1;
+            let hash = Hash::of_blob(&[seed.to_le_bytes(), draws.to_le_bytes()].concat());
+            u64::from_le_bytes(hash.0[..8].try_into().unwrap()) % below
+        };
+        let mut merge_after = None;
+        for _ in 0..300 {
+            hub.now_ms += LOOK_MS;
+            let present: Vec<u8> = all.into_iter().filter(|_| draw(4) > 0).collect();
+            for number in all {
+                // Some never commit, some late in the window, some never show their bytes.
+                let slot = hub
+                    .state
+                    .training
+                    .as_ref()
+                    .and_then(|it| it.slot_of(&worker(number)));
+                let may = slot.is_some_and(|it| it.1.progress == SlotProgress::Assigned);
+                if may && u64::from(number) + draw(100) > 97 {
+                    let _ = hub.commit(number, 1);
+                }
+                if draw(10) == 0 && number != 2 {
+                    let _ = hub.judge(number, Ok(()));
+                }
+            }
+            let before = hub
+                .state
+                .training
+                .as_ref()
+                .map(|it| (it.round, it.opened_ms));
+            let cap = hub
+                .state
+                .training
+                .as_ref()
+                .map(|it| it.hard_cap_ms(&hub.state.charter));
+            for _ in 0..4 {
+                hub.clock(&present);
+            }
+            if round_to_merge(&hub.state).is_some() {
+                let due = *merge_after.get_or_insert(hub.now_ms + draw(MERGE_MS_MAX));
+                if hub.now_ms >= due {
+                    hub.merge().unwrap();
+                    merge_after = None;
+                    hub.clock(&present);
+                }
+            }
+            let (Some((round, opened)), Some(cap)) = (before, cap) else {
+                continue;
+            };
+            if hub
+                .state
+                .training
+                .as_ref()
+                .is_some_and(|it| it.round == round)
+            {
+                let rules = &hub.state.charter.round;
+                let merged = opened + rules.reveal_ms + MERGE_MS_MAX + LOOK_MS;
+                let bound = cap.max(merged) + 2 * LOOK_MS;
+                // Extended in this look: judged by the new cap in the next.
+                let bound = bound
+                    + if hub
+                        .log
+                        .last()
+                        .is_some_and(|it| it.event.name() == "round_extended")
+                    {
+                        rules.window_ms / 2
+                    } else {
+                        0
+                    };
+                assert!(
+                    hub.now_ms <= bound,
+                    "seed {seed}: round {round} is open {} ms",
+                    hub.now_ms - opened
+                );
+            }
+        }
+        assert!(
+            hub.state.round > 5,
+            "seed {seed}: {} rounds",
+            hub.state.round
+        );
+        assert_eq!(hub.replayed(), hub.state);
+    }
+}
+
 #[test]
 fn with_most_of_the_expected_tokens_the_deadline_closes_and_without_them_the_hard_cap() {
     for (committed, closes_at_percent) in [(5, 100), (4, 100), (3, 150)] {
