@@ -1,4 +1,5 @@
-//! The learning rate as an integer function of accepted tokens, the same on every machine.
+//! The learning rate as an integer function of accepted tokens, and the outer rate as one of accepted updates: the same
+//! on every machine.
 
 use crate::charter::Inner;
 
@@ -25,6 +26,17 @@ pub fn learning_rate_nano(inner: &Inner, tokens: u64) -> u64 {
     narrow(end + (peak - end) * share / ONE)
 }
 
+/// The outer rate in units of 2^-16 of a round with so many accepted updates: the charter's, times √(accepted/quorum)
+/// below the quorum.
+#[must_use]
+pub fn outer_rate_q16(rate_q16: u32, accepted: u32, quorum: u32) -> u32 {
+    let quorum = u64::from(quorum.max(1));
+    let accepted = u64::from(accepted).min(quorum);
+    let share_q16 = ((accepted << 32) / quorum).isqrt();
+    let rate = (u64::from(rate_q16) * share_q16) >> 16;
+    u32::try_from(rate.max(1)).expect("at most the charter's rate, which is 32 bits wide")
+}
+
 fn narrow(rate: u128) -> u64 {
     u64::try_from(rate).expect("a rate is at most the peak, which is 64 bits wide")
 }
@@ -33,6 +45,15 @@ fn narrow(rate: u128) -> u64 {
 mod tests {
     use super::*;
     use crate::charter::tests::sample_charter;
+
+    #[test]
+    fn fewer_updates_than_the_quorum_make_a_smaller_step() {
+        assert_eq!(outer_rate_q16(65_536, 4, 4), 65_536);
+        assert_eq!(outer_rate_q16(65_536, 9, 4), 65_536);
+        assert_eq!(outer_rate_q16(65_536, 1, 4), 32_768);
+        assert_eq!(outer_rate_q16(65_536, 2, 4), 46_340);
+        assert_eq!(outer_rate_q16(65_536, 0, 0), 1);
+    }
 
     #[test]
     fn rises_then_falls_to_its_share() {

@@ -8,6 +8,7 @@ use crate::{
     charter::Charter,
     command::Commitment,
     event::{MergedUpdate, ModelState, RefusalReason},
+    schedule::outer_rate_q16,
     units::{MicroCredits, WorkerId},
 };
 
@@ -270,11 +271,7 @@ impl Round {
     /// Rate of the merge in units of 2^-16: the charter's, times √(K/quorum) if only K updates were accepted.
     #[must_use]
     pub fn rate_q16(&self, charter: &Charter) -> u32 {
-        let quorum = u64::from(charter.round.quorum.max(1));
-        let accepted = u64::from(self.accepted).min(quorum);
-        let share_q16 = ((accepted << 32) / quorum).isqrt();
-        let rate = (u64::from(charter.outer.rate_q16) * share_q16) >> 16;
-        u32::try_from(rate.max(1)).expect("at most the charter's rate, which is 32 bits wide")
+        outer_rate_q16(charter.outer.rate_q16, self.accepted, charter.round.quorum)
     }
 
     /// The expected tokens of as many machines as there are places: a quarter more than that are given slots.
