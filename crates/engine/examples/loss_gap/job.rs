@@ -44,6 +44,9 @@ pub(crate) struct Workers {
     pub(crate) steps_min: u32,
     /// Most steps of a round.
     pub(crate) steps_max: u32,
+    /// Updates below which a merge takes a smaller step.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub(crate) quorum: u32,
     /// How likely a worker is absent from a round, in millionths; each round draws anew.
     pub(crate) absent_ppm: u32,
     /// The share of its steps, in millionths, that a worker does before the newest delta reaches it.
@@ -69,12 +72,18 @@ pub(crate) struct WarmStart {
 }
 
 impl Job {
-    /// The hash of everything that decides the result.
+    /// The hash of everything that decides the result. A quorum decides nothing where all of it is always there.
     pub(crate) fn key(&self, dataset: &str) -> String {
-        let job = Job {
+        let mut job = Job {
             name: String::new(),
             ..self.clone()
         };
+        if let Plan::Workers(workers) = &mut job.plan
+            && workers.absent_ppm == 0
+            && workers.quorum as usize <= workers.millisteps.len()
+        {
+            workers.quorum = one();
+        }
         key(&serde_json::json!([job, dataset]))
     }
 
@@ -97,6 +106,18 @@ impl WarmStart {
             ..inner.clone()
         }
     }
+}
+
+fn one() -> u32 {
+    1
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde hands out references"
+)]
+fn is_one(number: &u32) -> bool {
+    *number == 1
 }
 
 /// Twelve digits that stand for these settings, this simulation and this machine's arithmetic.

@@ -14,7 +14,7 @@ use engine::{
         settings::{MergeSettings, UpdateSettings},
     },
 };
-use protocol::schedule::learning_rate_nano;
+use protocol::schedule::{learning_rate_nano, outer_rate_q16};
 use serde_json::{Value, json};
 
 use crate::{
@@ -122,7 +122,15 @@ impl Run<'_> {
             updates.push((update, tokens));
         }
         let before = self.theta.clone();
-        let merged = merge_round(&mut self.theta, &mut self.outer, &updates, &self.merge)?;
+        let merge = MergeSettings {
+            outer_rate_q16: outer_rate_q16(
+                self.merge.outer_rate_q16,
+                updates.len() as u32,
+                self.plan.quorum,
+            ),
+            ..self.merge
+        };
+        let merged = merge_round(&mut self.theta, &mut self.outer, &updates, &merge)?;
         self.tokens += trained;
         self.traffic.rounds += 1;
         self.traffic.delta_bytes += merged.delta_bytes.len() as u64;
