@@ -49,6 +49,7 @@ pub(super) struct Tuning {
 struct Rounds {
     steps_min: u32,
     steps_max: u32,
+    quorum: u32,
     head_start_ppm: u32,
 }
 
@@ -131,6 +132,7 @@ impl Settings {
             "millisteps": scenario.millisteps,
             "steps_min": self.rounds.steps_min,
             "steps_max": self.rounds.steps_max,
+            "quorum": self.rounds.quorum,
             "absent_ppm": scenario.absent_ppm,
             "head_start_ppm": self.rounds.head_start_ppm,
             "warm_start": {
@@ -179,6 +181,7 @@ mod tests {
         assert_eq!(job.json["name"], "churn-seed-2");
         assert_eq!(job.json["inner"]["tokens_max"], 1_000_000);
         assert_eq!(job.json["plan"]["workers"]["absent_ppm"], 300_000);
+        assert_eq!(job.json["plan"]["workers"]["quorum"], 4);
         assert!(settings.scenario("nobody", 1).is_err());
         let baseline = Baseline {
             batch_rows: 8,
