@@ -23,7 +23,7 @@ use anyhow::{Context, Result};
 use network::disk::Disk;
 use protocol::{
     Hash, SecretKey,
-    command::{Command, SignedCommand},
+    command::{Command, Commitment, SignedCommand},
     units::{BlobReference, RunId, WorkerId},
 };
 use tokio::{
@@ -199,7 +199,7 @@ impl Hub {
         &self,
         hash: &Hash,
         worker: Option<WorkerId>,
-    ) -> Option<(Run, protocol::command::Commitment, BlobReference)> {
+    ) -> Option<(Run, Commitment, BlobReference)> {
         for run in self.runs.read().await.values() {
             let state = run.state.read().await;
             let commitment = state
@@ -233,10 +233,20 @@ impl Hub {
                 .await
                 .is_some();
             if !is_own && self.blobs.length(&blob.hash).await?.is_some() {
-                return Ok(true);
+                return Ok(!self.made(commitment, command.worker).await?);
             }
         }
         Ok(false)
+    }
+
+    /// Whether an update that is here is this worker's by what stands inside: a hub that went on from an older log has bytes
+    /// of commitments that it does not have, and they are made again.
+    async fn made(&self, commitment: &Commitment, worker: WorkerId) -> anyhow::Result<bool> {
+        let bytes = self.blobs.read(&commitment.update).await?;
+        let opened = bytes.as_ref().map(|it| protocol::update::open(it));
+        Ok(
+            matches!(opened, Some(Ok((header, _))) if header == commitment.header && header.worker == worker),
+        )
     }
 
     /// The run in which a blob is an update that others must not see yet, if it is one: its round still takes commitments.

@@ -2,31 +2,26 @@
 //!
 //! What is computed is [`engine::replay`]'s, the same for the hub and for whoever checks it; here it meets store and blobs.
 
+mod rebuild;
+
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 use engine::{
     ModelConfig,
-    replay::{
-        Rules, RunModel,
-        copies::Compared,
-        proportion::{Measured, Standings},
-    },
+    replay::{Rules, RunModel, copies::Compared, proportion::Measured},
     update::{decoded::DecodedUpdate, merge::Weighted},
 };
 use protocol::{
     Hash,
     charter::Charter,
-    event::{Checkpoint, Event, MergedUpdate, ModelState, RefusalReason},
-    log::Entry,
+    event::{Checkpoint, ModelState, RefusalReason},
     units::{BlobReference, RunId},
     update::{self, UpdateHeader},
 };
 
-use crate::{blobs::Blobs, store::Store};
-
-/// Log entries read at once while merges are redone.
-const REPLAY_PAGE: u64 = 500;
+pub(crate) use self::rebuild::Rebuilt;
+use crate::blobs::Blobs;
 
 /// What a charter means for the arithmetic.
 #[derive(Clone)]
@@ -181,100 +176,6 @@ impl Arithmetic {
         let parameters = required(blobs, &stored.parameters).await?;
         let outer = required(blobs, &stored.outer).await?;
         Ok(self.rules.load(state, &parameters, &outer)?)
-    }
-
-    /// Rebuilds the newest model after a start: the newest checkpoint, and the merges since then done again.
-    pub(crate) async fn rebuild(&self, run: RunId, store: &Store, blobs: &Blobs) -> Result<Model> {
-        let mut newest: Option<(ModelState, Checkpoint)> = None;
-        let mut merges: Vec<Entry> = Vec::new();
-        // As of the merge that the newest stored model follows.
-        let mut standings = Standings::default();
-        let mut from = 0;
-        loop {
-            let entries = store.entries(run, from, REPLAY_PAGE).await?;
-            if entries.is_empty() {
-                break;
-            }
-            from += entries.len() as u64;
-            for entry in entries {
-                match &entry.event {
-                    Event::RunCreated {
-                        model, checkpoint, ..
-                    } => newest = Some((*model, *checkpoint)),
-                    Event::CheckpointPublished { round, checkpoint } => {
-                        // Merges may have followed while it was written.
-                        let merge_of = |it: &Entry| match &it.event {
-                            Event::RoundMerged { model, .. } => Some(*model),
-                            _ => None,
-                        };
-                        let is_its = |it: &Entry| merge_of(it).is_some_and(|it| it.round == *round);
-                        let Some(place) = merges.iter().position(is_its) else {
-                            bail!("a checkpoint stands before its merge");
-                        };
-                        newest = merge_of(&merges[place]).map(|model| (model, *checkpoint));
-                        for merge in merges.drain(..=place) {
-                            standings.count(merged_updates(&merge.event));
-                        }
-                    }
-                    Event::RoundMerged { .. } => merges.push(entry),
-                    _ => {}
-                }
-            }
-        }
-        let (state, stored) = newest.context("the log has no checkpoint")?;
-        let mut model = self.load(state, &stored, blobs).await?;
-        for entry in merges {
-            model = self.redo(&model, &entry, &standings, blobs).await?;
-            standings.count(merged_updates(&entry.event));
-        }
-        Ok(model)
-    }
-
-    /// Does a logged merge again from the updates it names.
-    async fn redo(
-        &self,
-        model: &Model,
-        entry: &Entry,
-        standings: &Standings,
-        blobs: &Blobs,
-    ) -> Result<Model> {
-        let Event::RoundMerged {
-            round,
-            rate_q16,
-            updates,
-            delta,
-            model: logged,
-        } = &entry.event
-        else {
-            bail!("log entry {} is not a merge", entry.index);
-        };
-        let mut parts = Vec::with_capacity(updates.len());
-        for merged in updates {
-            let bytes = required(blobs, &merged.update).await?;
-            let (header, _) = update::open(&bytes)?;
-            let judged = self.judge(&bytes, &header);
-            parts.push(Part {
-                hash: merged.update.hash,
-                weight: merged.weight,
-                tokens: merged.tokens,
-                standing: standings.of(&merged.worker),
-                update: Arc::new(judged.map_err(|reason| anyhow::anyhow!(reason.sentence()))?),
-            });
-        }
-        let redone = self.merge(model, *round, *rate_q16, &parts)?;
-        ensure!(
-            redone.model.state == *logged && BlobReference::of(&redone.delta) == *delta,
-            "round {round} merges to another model than the log names"
-        );
-        Ok(redone.model)
-    }
-}
-
-/// The updates that an event merges.
-fn merged_updates(event: &Event) -> &[MergedUpdate] {
-    match event {
-        Event::RoundMerged { updates, .. } => updates,
-        _ => &[],
     }
 }
 

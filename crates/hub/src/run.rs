@@ -35,7 +35,7 @@ use crate::{
     config::Config,
     metrics::Metrics,
     mirror::{self, Acknowledged, Copied, Ended, Follower, Mirroring},
-    model::{Arithmetic, Model},
+    model::{Arithmetic, Model, Rebuilt},
     store::{Projected, Store},
 };
 
@@ -284,19 +284,36 @@ impl Keeper {
     /// # Errors
     /// Blobs are missing or damaged, or the log's hashes are not what comes out.
     pub(crate) async fn ready(&self) -> Result<Ready> {
+        let Rebuilt { model, stuck } = self.rebuild().await?;
+        if let Some((_, error)) = stuck {
+            let name = self.run.state.read().await.charter.name.clone();
+            return Err(error).with_context(|| format!("can't rebuild the model of run {name}"));
+        }
+        self.ready_with(model).await
+    }
+
+    /// Rebuilds the newest model that can be, from what is on the disk.
+    ///
+    /// # Errors
+    /// The disk's, or no checkpoint is here.
+    pub(crate) async fn rebuild(&self) -> Result<Rebuilt> {
         let (run, parts) = (&self.run, &self.parts);
-        let model = run
-            .arithmetic
-            .rebuild(run.id, &parts.store, &parts.blobs)
-            .await;
-        let state = run.state.read().await;
+        let rebuilt = run.arithmetic.rebuild(run.id, &parts.store, &parts.blobs);
+        rebuilt.await
+    }
+
+    /// The same when the model is rebuilt already.
+    ///
+    /// # Errors
+    /// It is not the newest one that the log names, or the held-out text is missing or damaged.
+    pub(crate) async fn ready_with(&self, model: Model) -> Result<Ready> {
+        let state = self.run.state.read().await;
         let name = &state.charter.name;
-        let model = model.with_context(|| format!("can't rebuild the model of run {name}"))?;
         anyhow::ensure!(
             model.state == state.model,
             "the rebuilt model of run {name} is not the one that its log names"
         );
-        let held_out = HeldOut::read(&state, &parts.blobs).await?;
+        let held_out = HeldOut::read(&state, &self.parts.blobs).await?;
         Ok(Ready { model, held_out })
     }
 

@@ -217,7 +217,7 @@ impl Copier {
     }
 
     /// Sets aside what this log has after its first `length` entries.
-    async fn set_aside(&self, length: u64) -> Result<()> {
+    pub(super) async fn set_aside(&self, length: u64) -> Result<()> {
         let mut state = self.run.state.write().await;
         let now_ms = self.parts.clock.now_ms();
         let count = state.head.length - length;
@@ -226,7 +226,7 @@ impl Copier {
         self.length.send_replace(length);
         tracing::warn!(
             run.id = %self.run.id.short(), entries = count, from = length,
-            "another hub's log counts: what this one sealed alone is set aside"
+            "entries of this copy count no more: they are set aside"
         );
         Ok(())
     }

@@ -12,7 +12,10 @@ use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{copy::Copier, gather::Gatherer, neighbours::neighbours};
-use crate::run::{Keeper, Message, Ready, Role, RunError};
+use crate::{
+    model::Rebuilt,
+    run::{Keeper, Message, Ready, Role, RunError},
+};
 
 /// How often a mirror looks whether its hub has been silent for too long.
 const TICK: Duration = Duration::from_secs(1);
@@ -166,9 +169,10 @@ impl Follower {
             key.clone()
         };
         self.take_the_most(force).await?;
-        let ready = self.keeper.ready().await.context(
-            "this mirror has not all that a hub needs; it goes on copying, try again later",
-        )?;
+        let ready = self
+            .ready()
+            .await
+            .context("this mirror has not what a hub needs; it goes on copying, try again later")?;
         let address = parts.mirroring.address.as_deref();
         let address = address.context("this mirror does not know where it is reached")?;
         let state = std::sync::Arc::clone(&self.keeper.run.state);
@@ -192,7 +196,18 @@ impl Follower {
         Ok(ready)
     }
 
-    /// Gets the entries that other mirrors have beyond this one's; refuses if somebody keeps the run.
+    /// What a hub needs in memory. A log that names merges whose updates were never copied can't be gone on with: what
+    /// follows the last merge that can be done again is set aside; workers have those updates still, and bring them again.
+    async fn ready(&self) -> Result<Ready> {
+        let Rebuilt { model, stuck } = self.keeper.rebuild().await?;
+        if let Some((length, error)) = stuck {
+            tracing::warn!(run.id = %self.keeper.run.id.short(), "the newest merges can't be done again here: {error:#}");
+            self.copier().set_aside(length).await?;
+        }
+        self.keeper.ready_with(model).await
+    }
+
+    /// Gets the entries and blobs that other mirrors have beyond this one's; refuses if somebody keeps the run.
     async fn take_the_most(&self, force: bool) -> Result<()> {
         let (run, parts) = (&self.keeper.run, &self.keeper.parts);
         let copier = self.copier();
@@ -211,12 +226,16 @@ impl Follower {
                 "the run's hub answers at {}; take over all the same with --force",
                 neighbour.client.address()
             );
-            if neighbour.length > run.state.read().await.head.length {
-                // Whoever lies or breaks off is done without.
-                let caught_up = tokio::time::timeout(CATCH_UP_MAX, copier.catch_up(&neighbour));
-                if let Ok(Err(error)) = caught_up.await {
-                    tracing::debug!(run.id = %run.id.short(), "{error:#}");
+            // Whoever lies or breaks off is done without.
+            let gathered = async {
+                if neighbour.length > run.state.read().await.head.length {
+                    copier.catch_up(&neighbour).await?;
                 }
+                let mut gatherer = Gatherer::new(run.clone(), parts.clone());
+                gatherer.look(Some(neighbour.client.clone())).await
+            };
+            if let Ok(Err(error)) = tokio::time::timeout(CATCH_UP_MAX, gathered).await {
+                tracing::debug!(run.id = %run.id.short(), "{error:#}");
             }
         }
         Ok(())

@@ -57,7 +57,7 @@ impl Gatherer {
             length.mark_unchanged();
             let looked = tokio::select! {
                 () = stop.cancelled() => return,
-                looked = self.look() => looked,
+                looked = self.look(self.run.copied.source()) => looked,
             };
             let (trouble, pause) = match looked {
                 Ok(0) => (String::new(), LOOK_EVERY),
@@ -81,9 +81,9 @@ impl Gatherer {
         }
     }
 
-    /// Fetches what is missing, once; how much could not be had. Only what the log names counts as missing: an update in
+    /// Fetches what is missing from `source`, once; how much could not be had. Only what the log names counts as missing: an update in
     /// progress may not be sent yet.
-    async fn look(&mut self) -> Result<u64> {
+    pub(super) async fn look(&mut self, source: Option<HubClient>) -> Result<u64> {
         self.named
             .read_on(&self.parts.store, self.run.id)
             .await
@@ -117,7 +117,7 @@ impl Gatherer {
         if missing.is_empty() {
             return Ok(0);
         }
-        let Some(source) = self.run.copied.source() else {
+        let Some(source) = source else {
             return Ok(missing.len() as u64);
         };
         let proof = self.proof().await;
