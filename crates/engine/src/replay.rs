@@ -29,9 +29,9 @@ use crate::{
         decoded::DecodedUpdate,
         hash::parameters_hash,
         inner_start,
-        merge::{MergeError, Weighted},
+        merge::{MergeError, Merging, Norms, Share, Weighted},
         outer::{OuterState, OuterStateError},
-        round::{MergedRound, merge_weighted},
+        round::{self, MergedRound, merge_weighted},
         settings::{MergeSettings, UpdateSettings},
     },
 };
@@ -221,22 +221,54 @@ impl Rules {
         rate_q16: u32,
         updates: &[Weighted<'_>],
     ) -> Result<MergedRound, MergeError> {
-        let settings = MergeSettings {
-            outer_rate_q16: rate_q16,
-            ..self.merge
-        };
+        let settings = self.merge_settings_at(rate_q16);
         let merged = merge_weighted(
             &mut Arc::make_mut(&mut model.parameters)[..],
             Arc::make_mut(&mut model.outer),
             updates,
             &settings,
         )?;
-        model.state = ModelState {
-            round,
-            parameters: Hash(parameters_hash(&model.parameters)),
-            outer: Hash(model.outer.hash()),
-        };
+        name(model, round);
         Ok(merged)
+    }
+
+    /// Begins [`Self::merge`] for updates that are not all in memory: each was measured, and every window of
+    /// [`Merging::windows`] is added to the model's outer state before [`Self::finish_merge`].
+    ///
+    /// # Errors
+    /// [`MergeError`].
+    pub fn begin_merge(
+        &self,
+        model: &RunModel,
+        rate_q16: u32,
+        norms: Norms,
+        shares: &[Share],
+    ) -> Result<Merging, MergeError> {
+        let settings = self.merge_settings_at(rate_q16);
+        let merging = Merging::begin(norms, shares, &settings, &model.outer)?;
+        round::check(&model.parameters, &merging)?;
+        Ok(merging)
+    }
+
+    /// Ends a merge: takes the delta out of the residual and applies it.
+    ///
+    /// # Panics
+    /// If windows are left, or the model is not the one that the merge began with.
+    pub fn finish_merge(&self, model: &mut RunModel, round: u64, merging: Merging) -> MergedRound {
+        let merged = round::finish(
+            &mut Arc::make_mut(&mut model.parameters)[..],
+            Arc::make_mut(&mut model.outer),
+            merging,
+        );
+        name(model, round);
+        merged
+    }
+
+    fn merge_settings_at(&self, rate_q16: u32) -> MergeSettings {
+        MergeSettings {
+            outer_rate_q16: rate_q16,
+            ..self.merge
+        }
     }
 
     /// A model as a checkpoint stores it. The same model gives the same bytes.
@@ -286,6 +318,15 @@ impl Rules {
             outer: Arc::new(outer),
         })
     }
+}
+
+/// Names the model that a round's merge made.
+fn name(model: &mut RunModel, round: u64) {
+    model.state = ModelState {
+        round,
+        parameters: Hash(parameters_hash(&model.parameters)),
+        outer: Hash(model.outer.hash()),
+    };
 }
 
 #[cfg(test)]

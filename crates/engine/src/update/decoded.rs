@@ -1,5 +1,7 @@
 //! An update after decoding, in the compact form that the merge reads.
 
+use std::ops::Range;
+
 use super::chunks::Chunks;
 use super::norms;
 
@@ -8,6 +10,29 @@ use super::norms;
 pub struct DecodedUpdate {
     pub(super) chunks: Chunks,
     pub(super) body: Body,
+}
+
+/// Chunks that follow each other, and the parameters in them.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Window {
+    pub(super) chunks: Range<usize>,
+    pub(super) values: Range<usize>,
+}
+
+/// An update's values in a window.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Piece {
+    pub(super) body: Body,
+    pub(super) first_chunk: usize,
+    pub(super) first_value: usize,
+}
+
+/// The same, of a [`Piece`] or of a whole update.
+#[derive(Clone, Copy, Debug)]
+pub struct PieceRef<'a> {
+    pub(super) body: &'a Body,
+    pub(super) first_chunk: usize,
+    pub(super) first_value: usize,
 }
 
 /// The values by codec.
@@ -61,10 +86,74 @@ impl SparseBody {
     }
 }
 
+impl SparseBody {
+    /// The entries of these chunks alone.
+    fn part(&self, chunks: &Range<usize>) -> Self {
+        let end = |chunks: usize| {
+            chunks
+                .checked_sub(1)
+                .map_or(0, |last| self.chunks[last].end)
+        };
+        let (start, end) = (end(chunks.start), end(chunks.end));
+        let of_part = self.chunks[chunks.clone()].iter().map(|it| SparseChunk {
+            end: it.end - start,
+            ..*it
+        });
+        Self {
+            chunks: of_part.collect(),
+            entries: self.entries[start..end].to_vec(),
+        }
+    }
+}
+
+impl Piece {
+    /// It by reference.
+    pub fn as_ref(&self) -> PieceRef<'_> {
+        PieceRef {
+            body: &self.body,
+            first_chunk: self.first_chunk,
+            first_value: self.first_value,
+        }
+    }
+}
+
 impl DecodedUpdate {
     /// How the parameters are cut.
     pub fn chunks(&self) -> &Chunks {
         &self.chunks
+    }
+
+    /// Memory that the values take.
+    pub fn memory_bytes(&self) -> usize {
+        match &self.body {
+            Body::Sparse(body) => size_of_val(&body.entries[..]) + size_of_val(&body.chunks[..]),
+            Body::Dense(body) => size_of_val(&body.values[..]) + size_of_val(&body.shifts[..]),
+        }
+    }
+
+    /// The whole update, where pieces are asked for.
+    pub fn whole(&self) -> PieceRef<'_> {
+        PieceRef {
+            body: &self.body,
+            first_chunk: 0,
+            first_value: 0,
+        }
+    }
+
+    /// A copy of what lies in a window.
+    pub fn piece(&self, window: &Window) -> Piece {
+        let body = match &self.body {
+            Body::Sparse(body) => Body::Sparse(body.part(&window.chunks)),
+            Body::Dense(body) => Body::Dense(DenseBody {
+                shifts: body.shifts[window.chunks.clone()].to_vec(),
+                values: body.values[window.values.clone()].to_vec(),
+            }),
+        };
+        Piece {
+            body,
+            first_chunk: window.chunks.start,
+            first_value: window.values.start,
+        }
     }
 
     /// How many values the update sends.

@@ -17,8 +17,8 @@
 
 use thiserror::Error;
 
-use super::chunks::{CHUNK_MAX, Span};
-use super::decoded::{Body, CLASS_BITS, DecodedUpdate};
+use super::chunks::{CHUNK_MAX, Chunks, Span};
+use super::decoded::{Body, CLASS_BITS, DecodedUpdate, PieceRef, Window};
 use super::norms::{self, ONE_Q24};
 use super::outer::OuterState;
 use super::settings::{MergeSettings, SettingsError};
@@ -90,6 +90,172 @@ pub enum MergeError {
     Settings(#[source] SettingsError),
 }
 
+/// What a merge must know of all its updates before it adds the first: their norms. The updates themselves may come one
+/// after the other.
+#[derive(Clone, Debug, Default)]
+pub struct Norms {
+    chunks: Option<Chunks>,
+    squared: Vec<Vec<u128>>,
+    memory_bytes: usize,
+}
+
+impl Norms {
+    /// Takes the next update.
+    ///
+    /// # Errors
+    /// It is cut differently from the first.
+    pub fn push(&mut self, update: &DecodedUpdate) -> Result<(), MergeError> {
+        let chunks = self.chunks.get_or_insert_with(|| update.chunks().clone());
+        if update.chunks() != chunks {
+            let update = self.squared.len();
+            return Err(MergeError::ShapeMismatch { update });
+        }
+        self.squared.push(update.squared_norms());
+        self.memory_bytes += update.memory_bytes();
+        Ok(())
+    }
+
+    /// The norm of each whole update, as [`DecodedUpdate::norm`] gives it.
+    pub fn whole(&self) -> impl Iterator<Item = u64> {
+        let squared = self.squared.iter();
+        squared.map(|it| norms::norm(it.iter().sum()))
+    }
+}
+
+/// What an update counts, apart from its values.
+#[derive(Clone, Copy, Debug)]
+pub struct Share {
+    /// See [`Weighted::weight`].
+    pub weight: u64,
+    /// See [`Weighted::standing`].
+    pub standing: u64,
+}
+
+/// A merge under way: window after window, each with the pieces of all updates in it.
+pub struct Merging {
+    settings: MergeSettings,
+    chunks: Chunks,
+    norms: Norms,
+    weights_q24: Vec<u32>,
+    clips_q24: Vec<Vec<u32>>,
+    accumulator: Accumulator,
+    saturated: u64,
+    done: usize,
+}
+
+impl Merging {
+    /// Begins the merge of updates that were measured, each with its share, in the same order.
+    ///
+    /// # Errors
+    /// [`MergeError`].
+    ///
+    /// # Panics
+    /// If there are more shares than updates, or fewer.
+    pub fn begin(
+        norms: Norms,
+        shares: &[Share],
+        settings: &MergeSettings,
+        outer: &OuterState,
+    ) -> Result<Self, MergeError> {
+        assert_eq!(norms.squared.len(), shares.len(), "a share for each update");
+        settings.check().map_err(MergeError::Settings)?;
+        let chunks = norms.chunks.clone().ok_or(MergeError::NoUpdates)?;
+        if let Some(update) = shares.iter().position(|it| it.weight == 0) {
+            return Err(MergeError::ZeroWeight { update });
+        }
+        check_outer(&chunks, settings, outer)?;
+        let of_tensors: Vec<Vec<u64>> = norms
+            .squared
+            .iter()
+            .map(|of_update| of_update.iter().map(|&it| norms::norm(it)).collect())
+            .collect();
+        let standings: Vec<u64> = shares.iter().map(|it| it.standing).collect();
+        Ok(Self {
+            settings: *settings,
+            chunks,
+            weights_q24: normalise(shares),
+            clips_q24: norms::clip_factors_q24(&of_tensors, &standings),
+            norms,
+            accumulator: Accumulator::new(),
+            saturated: 0,
+            done: 0,
+        })
+    }
+
+    /// All chunks in windows, of which each has about so many bytes of all updates' values, at least one chunk.
+    pub fn windows(&self, bytes_max: usize) -> Vec<Window> {
+        let windows = self.norms.memory_bytes.div_ceil(bytes_max.max(1)).max(1);
+        let length = self.chunks.count().div_ceil(windows).max(1);
+        let spans: Vec<Span> = self.chunks.spans().collect();
+        (0..)
+            .zip(spans.chunks(length))
+            .map(|(index, spans): (usize, _)| {
+                let (first, last) = (spans[0], spans[spans.len() - 1]);
+                let start = index * length;
+                Window {
+                    chunks: start..start + spans.len(),
+                    values: first.start..last.start + last.length,
+                }
+            })
+            .collect()
+    }
+
+    /// Adds the step of the next window: the pieces are the updates' in the order in which they were measured, each the
+    /// whole update or what of it lies in the window.
+    ///
+    /// # Panics
+    /// If a window is left out, or a piece.
+    pub fn add(&mut self, window: &Window, pieces: &[PieceRef<'_>], outer: &mut OuterState) {
+        assert_eq!(window.chunks.start, self.done, "the windows in order");
+        assert_eq!(pieces.len(), self.weights_q24.len(), "every update");
+        self.done = window.chunks.end;
+        let spans = self.chunks.spans().enumerate();
+        let spans = spans.skip(window.chunks.start).take(window.chunks.len());
+        for (chunk, span) in spans {
+            let of_updates = self.weights_q24.iter().zip(&self.clips_q24);
+            for (piece, (&weight, clips)) in pieces.iter().zip(of_updates) {
+                let factor = (u64::from(weight) * u64::from(clips[span.tensor])) >> 24;
+                self.accumulator
+                    .add(*piece, chunk, span, factor as i64, weight);
+            }
+            self.saturated += self.accumulator.finish(span, &self.settings, outer);
+        }
+    }
+
+    /// How the parameters are cut.
+    pub fn chunks(&self) -> &Chunks {
+        &self.chunks
+    }
+
+    /// How deltas are written.
+    pub fn settings(&self) -> &MergeSettings {
+        &self.settings
+    }
+
+    /// What was done.
+    ///
+    /// # Panics
+    /// If windows are left.
+    pub fn finish(self) -> MergeReport {
+        assert_eq!(self.done, self.chunks.count(), "every window");
+        let reports = self
+            .weights_q24
+            .iter()
+            .zip(&self.norms.squared)
+            .zip(&self.clips_q24)
+            .map(|((&weight_q24, squared), clips)| UpdateReport {
+                weight_q24,
+                norm: norms::norm(squared.iter().sum()),
+                tensors_clipped: clips.iter().filter(|&&clip| clip < ONE_Q24).count(),
+                clip_factor_min_q24: clips.iter().copied().min().unwrap_or(ONE_Q24),
+            });
+        MergeReport {
+            updates: reports.collect(),
+            saturated: self.saturated,
+        }
+    }
+}
+
 /// Adds the step that these updates make to `outer`'s residual. The order of the updates changes only that of the report.
 ///
 /// # Errors
@@ -99,77 +265,48 @@ pub fn merge(
     settings: &MergeSettings,
     outer: &mut OuterState,
 ) -> Result<MergeReport, MergeError> {
-    check(updates, settings, outer)?;
-    let weights_q24 = normalise(updates);
-    let squared: Vec<Vec<u128>> = updates
-        .iter()
-        .map(|weighted| weighted.update.squared_norms())
-        .collect();
-    let norms: Vec<Vec<u64>> = squared
-        .iter()
-        .map(|of_update| {
-            of_update
-                .iter()
-                .map(|&squared| norms::norm(squared))
-                .collect()
-        })
-        .collect();
-    let standings: Vec<u64> = updates.iter().map(|it| it.standing).collect();
-    let clips_q24 = norms::clip_factors_q24(&norms, &standings);
-
-    let mut accumulator = Accumulator::new();
-    let mut saturated = 0;
-    for (chunk, span) in updates[0].update.chunks().spans().enumerate() {
-        for ((weighted, &weight), clips) in updates.iter().zip(&weights_q24).zip(&clips_q24) {
-            let factor = (u64::from(weight) * u64::from(clips[span.tensor])) >> 24;
-            accumulator.add(weighted.update, chunk, span, factor as i64, weight);
-        }
-        saturated += accumulator.finish(span, settings, outer);
-    }
-
-    let reports =
-        weights_q24
-            .iter()
-            .zip(&squared)
-            .zip(&clips_q24)
-            .map(|((&weight_q24, squared), clips)| UpdateReport {
-                weight_q24,
-                norm: norms::norm(squared.iter().sum()),
-                tensors_clipped: clips.iter().filter(|&&clip| clip < ONE_Q24).count(),
-                clip_factor_min_q24: clips.iter().copied().min().unwrap_or(ONE_Q24),
-            });
-    Ok(MergeReport {
-        updates: reports.collect(),
-        saturated,
-    })
+    let mut merging = begin(updates, settings, outer)?;
+    add_all(&mut merging, updates, outer);
+    Ok(merging.finish())
 }
 
-fn check(
+pub(super) fn begin(
     updates: &[Weighted<'_>],
     settings: &MergeSettings,
     outer: &OuterState,
-) -> Result<(), MergeError> {
+) -> Result<Merging, MergeError> {
     settings.check().map_err(MergeError::Settings)?;
-    let first = updates
-        .first()
-        .ok_or(MergeError::NoUpdates)?
-        .update
-        .chunks();
-    for (update, weighted) in updates.iter().enumerate() {
-        if weighted.weight == 0 {
-            return Err(MergeError::ZeroWeight { update });
-        }
-        if weighted.update.chunks() != first {
-            return Err(MergeError::ShapeMismatch { update });
-        }
+    let mut norms = Norms::default();
+    for it in updates {
+        norms.push(it.update)?;
     }
+    let share = |it: &Weighted<'_>| Share {
+        weight: it.weight,
+        standing: it.standing,
+    };
+    let shares: Vec<Share> = updates.iter().map(share).collect();
+    Merging::begin(norms, &shares, settings, outer)
+}
+
+pub(super) fn add_all(merging: &mut Merging, updates: &[Weighted<'_>], outer: &mut OuterState) {
+    let pieces: Vec<PieceRef<'_>> = updates.iter().map(|it| it.update.whole()).collect();
+    for window in merging.windows(usize::MAX) {
+        merging.add(&window, &pieces, outer);
+    }
+}
+
+fn check_outer(
+    chunks: &Chunks,
+    settings: &MergeSettings,
+    outer: &OuterState,
+) -> Result<(), MergeError> {
     if settings.momentum_q16.is_some() != outer.momentum.is_some() {
         return Err(MergeError::Momentum);
     }
     for vector in std::iter::once(&outer.residual).chain(&outer.momentum) {
-        if vector.len() != first.total() {
+        if vector.len() != chunks.total() {
             return Err(MergeError::Length {
-                expected: first.total(),
+                expected: chunks.total(),
                 found: vector.len(),
             });
         }
@@ -178,14 +315,11 @@ fn check(
 }
 
 /// Each weight as a part of all, Q24, rounded down; their sum is at most 1.0.
-fn normalise(updates: &[Weighted<'_>]) -> Vec<u32> {
-    let sum: u128 = updates
+fn normalise(shares: &[Share]) -> Vec<u32> {
+    let sum: u128 = shares.iter().map(|it| u128::from(it.weight)).sum();
+    shares
         .iter()
-        .map(|weighted| u128::from(weighted.weight))
-        .sum();
-    updates
-        .iter()
-        .map(|weighted| (u128::from(weighted.weight) * u128::from(ONE_Q24) / sum) as u32)
+        .map(|it| (u128::from(it.weight) * u128::from(ONE_Q24) / sum) as u32)
         .collect()
 }
 
@@ -213,8 +347,9 @@ impl Accumulator {
     }
 
     /// Adds an update's part of a chunk.
-    fn add(&mut self, update: &DecodedUpdate, chunk: usize, span: Span, factor: i64, weight: u32) {
-        match &update.body {
+    fn add(&mut self, piece: PieceRef<'_>, chunk: usize, span: Span, factor: i64, weight: u32) {
+        let chunk = chunk - piece.first_chunk;
+        match piece.body {
             Body::Sparse(body) => {
                 let (entries, values) = body.chunk(chunk);
                 let products = values.map(|value| factor * i64::from(value));
@@ -226,7 +361,8 @@ impl Accumulator {
             }
             Body::Dense(body) => {
                 let factor = factor << body.shifts[chunk];
-                let values = &body.values[span.start..span.start + span.length];
+                let start = span.start - piece.first_value;
+                let values = &body.values[start..start + span.length];
                 for (cell, &value) in self.cells.iter_mut().zip(values) {
                     cell.sum += factor * i64::from(value);
                     cell.weight += weight;

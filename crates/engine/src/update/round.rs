@@ -2,7 +2,7 @@
 
 use super::decoded::DecodedUpdate;
 use super::delta::{self, Delta};
-use super::merge::{self, MergeError, UpdateReport, Weighted};
+use super::merge::{self, MergeError, Merging, UpdateReport, Weighted};
 use super::outer::OuterState;
 use super::settings::MergeSettings;
 
@@ -54,21 +54,38 @@ pub fn merge_weighted(
     updates: &[Weighted<'_>],
     settings: &MergeSettings,
 ) -> Result<MergedRound, MergeError> {
-    let first = updates.first().ok_or(MergeError::NoUpdates)?;
-    let chunks = first.update.chunks();
-    if theta.len() != chunks.total() {
-        return Err(MergeError::Length {
-            expected: chunks.total(),
-            found: theta.len(),
-        });
+    let mut merging = merge::begin(updates, settings, outer)?;
+    check(theta, &merging)?;
+    merge::add_all(&mut merging, updates, outer);
+    Ok(finish(theta, outer, merging))
+}
+
+/// Whether a merge that has begun is of these parameters.
+///
+/// # Errors
+/// [`MergeError::Length`].
+pub fn check(theta: &[f32], merging: &Merging) -> Result<(), MergeError> {
+    let expected = merging.chunks().total();
+    let found = theta.len();
+    match found == expected {
+        true => Ok(()),
+        false => Err(MergeError::Length { expected, found }),
     }
-    let report = merge::merge(updates, settings, outer)?;
+}
+
+/// Takes the delta out of the residual when every window was added, and applies it.
+///
+/// # Panics
+/// If windows are left, or [`check`] refuses the parameters.
+pub fn finish(theta: &mut [f32], outer: &mut OuterState, merging: Merging) -> MergedRound {
+    let (chunks, settings) = (merging.chunks().clone(), *merging.settings());
+    let report = merging.finish();
     let delta = Delta::take(chunks.lengths(), &settings.delta, &mut outer.residual);
     delta::apply_delta(theta, &delta);
-    Ok(MergedRound {
+    MergedRound {
         delta_bytes: delta.encode(),
         delta,
         updates: report.updates,
         saturated: report.saturated,
-    })
+    }
 }

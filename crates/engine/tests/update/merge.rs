@@ -3,7 +3,7 @@
 use engine::update::codec::{decode, encode};
 use engine::update::decoded::DecodedUpdate;
 use engine::update::hash::parameters_hash;
-use engine::update::merge::{MergeError, Weighted, merge};
+use engine::update::merge::{MergeError, Merging, Norms, Share, Weighted, merge};
 use engine::update::norms::{ONE_Q24, clip_factor_q24, clip_factors_q24, median, norm};
 use engine::update::outer::OuterState;
 use engine::update::round::merge_round;
@@ -567,4 +567,47 @@ fn golden_rounds() {
         nesterov,
         ["6e31e5e0ddef90b2", "95d05adb0460e0c7", "6c65f642f70fa74f"],
     );
+}
+
+#[test]
+fn updates_that_come_in_pieces_give_the_same_bits() {
+    let mut random = Random::new(31);
+    for momentum_q16 in [None, Some(50_000)] {
+        let codecs = [sparse(64, 8), dense(64, DenseWidth::Eight), sparse(64, 20)];
+        let updates = random_updates(&mut random, LENGTHS, &codecs);
+        let settings = MergeSettings {
+            momentum_q16,
+            ..MergeSettings::default()
+        };
+        let total = LENGTHS.iter().sum();
+        let mut whole = OuterState::new(total, momentum_q16.is_some());
+        let report = merge(&weighted(&updates), &settings, &mut whole).unwrap();
+        let mut norms = Norms::default();
+        for (update, _) in &updates {
+            norms.push(update).unwrap();
+        }
+        let found: Vec<u64> = norms.whole().collect();
+        let expected: Vec<u64> = updates.iter().map(|it| it.0.norm()).collect();
+        assert_eq!(found, expected);
+        let share = |it: &(DecodedUpdate, u64)| Share {
+            weight: it.1,
+            standing: 0,
+        };
+        let shares: Vec<Share> = updates.iter().map(share).collect();
+        for bytes_max in [0, 1, 500, 3_000, usize::MAX] {
+            let mut outer = OuterState::new(total, momentum_q16.is_some());
+            let mut merging = Merging::begin(norms.clone(), &shares, &settings, &outer).unwrap();
+            let windows = merging.windows(bytes_max);
+            assert_eq!(windows.len() == 1, bytes_max == usize::MAX);
+            for window in windows {
+                // The first is there as a whole.
+                let pieces: Vec<_> = updates[1..].iter().map(|it| it.0.piece(&window)).collect();
+                let others = pieces.iter().map(|it| it.as_ref());
+                let all: Vec<_> = [updates[0].0.whole()].into_iter().chain(others).collect();
+                merging.add(&window, &all, &mut outer);
+            }
+            assert_eq!(merging.finish(), report, "{bytes_max} bytes");
+            assert_eq!(outer, whole, "{bytes_max} bytes");
+        }
+    }
 }
