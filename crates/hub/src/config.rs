@@ -52,6 +52,8 @@ pub struct Config {
     pub upload_mib_per_hour_per_worker: u32,
     /// MiB of uploads in memory at once.
     pub upload_memory_mib: usize,
+    /// MiB of updates that stay decoded from their judgement to their merge; a merge takes as much again for the others.
+    pub update_memory_mib: usize,
     /// Minutes for which bytes that no log names are kept: updates refused or lost, uploads given up.
     pub unused_blob_minutes: u64,
     /// Bytes of such files at once; uploads then wait, and the oldest go first.
@@ -74,7 +76,7 @@ pub struct Config {
     pub bytes_per_s_min: u32,
     /// Addresses of the operator's own proxies: `X-Forwarded-For` is believed from them and from nobody else.
     pub trusted_proxies: Vec<IpAddr>,
-    /// Threads that merge and evaluate.
+    /// Updates judged, and rounds merged, at once; threads that evaluate.
     pub compute_threads: usize,
     /// What sampled texts begin with.
     pub sample_prompt: String,
@@ -105,6 +107,7 @@ impl Default for Config {
             bindings_per_hour_per_address: 200,
             upload_mib_per_hour_per_worker: 4_096,
             upload_memory_mib: 256,
+            update_memory_mib: 1_024,
             unused_blob_minutes: 24 * 60,
             unused_bytes_max: 32 << 30,
             parameters_max: 1 << 30,

@@ -57,6 +57,7 @@ pub(crate) struct Hub {
     pub(crate) unused: sweep::Unused,
     pub(crate) deltas: http::Deltas,
     pub(crate) mirroring: Arc<Mirroring>,
+    pub(crate) room: run::room::Room,
     /// KiB of uploads that may be in memory at once.
     pub(crate) upload_memory: tokio::sync::Semaphore,
     runs: RwLock<BTreeMap<RunId, Run>>,
@@ -119,6 +120,7 @@ impl Service {
                 &*ground.disk,
                 ground.transport.clone(),
             )?),
+            room: run::room::Room::new(&config),
             upload_memory: tokio::sync::Semaphore::new(config.upload_memory_mib.max(8) * 1024),
             runs: RwLock::default(),
             tasks: Mutex::default(),
@@ -186,6 +188,7 @@ impl Hub {
             config: Arc::clone(&self.config),
             clock: self.clock.clone(),
             mirroring: Arc::clone(&self.mirroring),
+            room: self.room.clone(),
         };
         let mut tasks = self.tasks.lock().await;
         let run = run::start(id, parts, &mut tasks, self.shutdown.clone()).await?;

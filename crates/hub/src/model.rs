@@ -2,15 +2,14 @@
 //!
 //! What is computed is [`engine::replay`]'s, the same for the hub and for whoever checks it; here it meets store and blobs.
 
+mod merge;
 mod rebuild;
-
-use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use engine::{
     ModelConfig,
-    replay::{Rules, RunModel, copies::Compared, proportion::Measured},
-    update::{decoded::DecodedUpdate, merge::Weighted},
+    replay::{Rules, RunModel, copies::Compared},
+    update::decoded::DecodedUpdate,
 };
 use protocol::{
     Hash,
@@ -20,7 +19,10 @@ use protocol::{
     update::{self, UpdateHeader},
 };
 
-pub(crate) use self::rebuild::Rebuilt;
+pub(crate) use self::{
+    merge::{Merged, Part, Round},
+    rebuild::Rebuilt,
+};
 use crate::blobs::Blobs;
 
 /// What a charter means for the arithmetic.
@@ -32,22 +34,6 @@ pub(crate) struct Arithmetic {
 
 /// One model: what a round starts from and a merge makes.
 pub(crate) type Model = RunModel;
-
-/// A merge that was computed and not yet decided on.
-pub(crate) struct Merge {
-    pub(crate) model: Model,
-    pub(crate) delta: Vec<u8>,
-}
-
-/// One update as a merge takes it.
-pub(crate) struct Part {
-    pub(crate) hash: Hash,
-    pub(crate) weight: u64,
-    pub(crate) tokens: u64,
-    /// Its maker's accepted tokens before the merge.
-    pub(crate) standing: u64,
-    pub(crate) update: Arc<DecodedUpdate>,
-}
 
 impl Arithmetic {
     /// Refuses charters beyond the engine's limits.
@@ -82,78 +68,25 @@ impl Arithmetic {
         self.rules.judge_inner_state(bytes)
     }
 
-    /// The updates whose norm is out of proportion to the round's median.
-    pub(crate) fn outliers(&self, parts: &[Part]) -> Vec<(Hash, RefusalReason)> {
-        let measured: Vec<Measured> = parts
-            .iter()
-            .map(|it| Measured {
-                norm: it.update.norm(),
-                tokens: it.tokens,
-                standing: it.standing,
-            })
-            .collect();
-        let outliers = self.rules.outliers(&measured).into_iter();
-        outliers
-            .map(|(place, reason)| (parts[place].hash, reason))
-            .collect()
+    /// The values of an update's file that was accepted.
+    pub(crate) fn decode(&self, bytes: &[u8]) -> Result<DecodedUpdate> {
+        let (_, payload) = update::open(bytes)?;
+        Ok(self.rules.decode(payload)?)
     }
 
-    /// Why a late update does not count beside what others had shown before (hash and file of each), if it does not.
+    /// Why a late update does not count beside one that another had shown before, if it does not.
     pub(crate) fn copied(
         &self,
-        late: &Hash,
-        bytes: &[u8],
-        earlier: &[(Hash, bytes::Bytes)],
+        (late, update): (&Hash, &DecodedUpdate),
+        (earlier, bytes): (&Hash, &[u8]),
     ) -> Result<Option<RefusalReason>> {
-        let decoded = |bytes| -> Result<DecodedUpdate> {
-            let (_, payload) = update::open(bytes)?;
-            Ok(self.rules.decode(payload)?)
-        };
-        let update = decoded(bytes)?;
         let compared = Compared::of(late, update.chunks().count());
-        for (hash, bytes) in earlier {
-            let copied = compared.copied(&update, &decoded(bytes)?, hash);
-            if copied.is_some() {
-                return Ok(copied);
-            }
-        }
-        Ok(None)
+        Ok(compared.copied(update, &self.decode(bytes)?, earlier))
     }
 
     /// The first model of a run.
     pub(crate) fn first_model(&self, parameters: Vec<f32>) -> Model {
         self.rules.first_model(parameters)
-    }
-
-    /// Computes a round's merge; a pure function of its arguments.
-    pub(crate) fn merge(
-        &self,
-        model: &Model,
-        round: u64,
-        rate_q16: u32,
-        parts: &[Part],
-    ) -> Result<Merge> {
-        let mut model = model.clone();
-        let updates: Vec<Weighted<'_>> = parts
-            .iter()
-            .map(|it| Weighted {
-                update: &it.update,
-                weight: it.weight,
-                standing: it.standing,
-            })
-            .collect();
-        let merged = self.rules.merge(&mut model, round, rate_q16, &updates)?;
-        if merged.saturated > 0 {
-            tracing::warn!(
-                round,
-                saturated = merged.saturated,
-                "values of the public residual were cut at its limit"
-            );
-        }
-        Ok(Merge {
-            model,
-            delta: merged.delta_bytes,
-        })
     }
 
     /// Stores a model whole.

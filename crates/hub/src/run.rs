@@ -8,6 +8,7 @@ mod jobs;
 pub(crate) mod peers;
 pub(crate) mod presence;
 mod retry;
+pub(crate) mod room;
 
 use std::sync::Arc;
 
@@ -28,7 +29,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{actor::Actor, concerns::Concerns, evaluate::HeldOut, presence::Presence};
+use self::{actor::Actor, concerns::Concerns, evaluate::HeldOut, presence::Presence, room::Room};
 use crate::{
     blobs::Blobs,
     clock::SteadyClock,
@@ -214,6 +215,7 @@ pub(crate) struct Parts {
     pub(crate) config: Arc<Config>,
     pub(crate) clock: SteadyClock,
     pub(crate) mirroring: Arc<Mirroring>,
+    pub(crate) room: Room,
 }
 
 /// What the task of a run holds in either role.
@@ -298,7 +300,10 @@ impl Keeper {
     /// The disk's, or no checkpoint is here.
     pub(crate) async fn rebuild(&self) -> Result<Rebuilt> {
         let (run, parts) = (&self.run, &self.parts);
-        let rebuilt = run.arithmetic.rebuild(run.id, &parts.store, &parts.blobs);
+        let bytes_max = parts.room.merge_bytes_max();
+        let rebuilt = run
+            .arithmetic
+            .rebuild(run.id, &parts.store, &parts.blobs, bytes_max);
         rebuilt.await
     }
 

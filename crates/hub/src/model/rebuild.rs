@@ -11,10 +11,9 @@ use protocol::{
     event::{Checkpoint, Event, MergedUpdate, ModelState},
     log::Entry,
     units::{BlobReference, RunId},
-    update,
 };
 
-use super::{Arithmetic, Model, Part, required};
+use super::{Arithmetic, Merged, Model, Part, Round};
 use crate::{blobs::Blobs, store::Store};
 
 /// Log entries read at once.
@@ -41,10 +40,11 @@ impl Arithmetic {
     /// # Errors
     /// The store, or no checkpoint is here.
     pub(crate) async fn rebuild(
-        &self,
+        self: &Arc<Self>,
         run: RunId,
         store: &Store,
         blobs: &Blobs,
+        bytes_max: usize,
     ) -> Result<Rebuilt> {
         let stored = Stored::read(run, store).await?;
         let (mut model, from) = self.newest_here(&stored, blobs).await?;
@@ -58,7 +58,10 @@ impl Arithmetic {
             position += entries.len() as u64;
             for entry in entries {
                 if from <= entry.index && matches!(entry.event, Event::RoundMerged { .. }) {
-                    match self.redo(&model, &entry, &standings, blobs).await {
+                    match self
+                        .redo(&model, &entry, &standings, blobs, bytes_max)
+                        .await
+                    {
                         Ok(next) => model = next,
                         Err(error) => {
                             let stuck = Some((entry.index, error));
@@ -108,11 +111,12 @@ impl Arithmetic {
 
     /// Does a logged merge again from the updates it names, and keeps the delta.
     async fn redo(
-        &self,
+        self: &Arc<Self>,
         model: &Model,
         entry: &Entry,
         standings: &Standings,
         blobs: &Blobs,
+        bytes_max: usize,
     ) -> Result<Model> {
         let Event::RoundMerged {
             round,
@@ -124,20 +128,25 @@ impl Arithmetic {
         else {
             bail!("log entry {} is not a merge", entry.index);
         };
-        let mut parts = Vec::with_capacity(updates.len());
-        for merged in updates {
-            let bytes = required(blobs, &merged.update).await?;
-            let (header, _) = update::open(&bytes)?;
-            let judged = self.judge(&bytes, &header);
-            parts.push(Part {
-                hash: merged.update.hash,
-                weight: merged.weight,
-                tokens: merged.tokens,
-                standing: standings.of(&merged.worker),
-                update: Arc::new(judged.map_err(|reason| anyhow::anyhow!(reason.sentence()))?),
-            });
-        }
-        let redone = self.merge(model, *round, *rate_q16, &parts)?;
+        let parts = updates.iter().map(|merged| Part {
+            standing: standings.of(&merged.worker),
+            merged: *merged,
+            decoded: None,
+        });
+        let logged_round = Round {
+            number: *round,
+            rate_q16: *rate_q16,
+            is_logged: true,
+        };
+        let redone = self.merge(model, logged_round, parts.collect(), blobs, bytes_max);
+        let redone = match redone.await? {
+            Merged::Whole(redone) => redone,
+            Merged::Refused(refused) => match refused.first() {
+                Some((hash, reason)) => bail!("the update {hash}: {}", reason.sentence()),
+                None => bail!("an update of round {round} does not pass"),
+            },
+            Merged::Lost(lost) => bail!("the blob {} is missing", lost[0]),
+        };
         ensure!(
             redone.model.state == *logged && BlobReference::of(&redone.delta) == *delta,
             "round {round} merges to another model than the log names"

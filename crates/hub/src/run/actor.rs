@@ -10,14 +10,13 @@ use std::{
     time::Duration,
 };
 
-use engine::update::decoded::DecodedUpdate;
 use network::world;
 use protocol::{
     Hash,
     event::{Event, RefusalReason},
     log::Entry,
     state::{
-        Shown, SlotProgress, State,
+        SlotProgress, State,
         decide::{Request, decide, next_moment_ms, round_to_merge},
     },
     succession::Succession,
@@ -31,8 +30,9 @@ use super::{
     evaluate::HeldOut,
     jobs::{self, Done, Job, Work},
     retry::Retry,
+    room::Kept,
 };
-use crate::model::Model;
+use crate::model::{self, Model, Part};
 
 /// Requests decided and written together.
 const BATCH_MAX: usize = 512;
@@ -51,8 +51,8 @@ pub(super) struct Actor {
     model: Model,
     held_out: Arc<HeldOut>,
     jobs: JoinSet<Done>,
-    /// Updates of the rounds in progress by hash, decoded when they were judged.
-    decoded: HashMap<Hash, Arc<DecodedUpdate>>,
+    /// Updates of the rounds in progress by hash, decoded when they were judged, as many as there is room for.
+    decoded: HashMap<Hash, Kept>,
     /// Whether committed updates whose bytes are here are to be looked for.
     is_to_judge: bool,
     /// When the run looks at the clock again; `None` if it is to do so at once.
@@ -387,6 +387,7 @@ impl Actor {
             self.jobs.spawn(job.run(
                 Arc::clone(&self.keeper.run.arithmetic),
                 self.keeper.parts.blobs.clone(),
+                self.keeper.parts.room.clone(),
             ));
         }
     }
@@ -406,28 +407,41 @@ impl Actor {
             tracing::error!("the model in memory is not the run's newest; stopping");
             world::abort();
         }
-        let mut late: HashMap<u32, Vec<Shown>> =
-            state.late_with_earlier(round).into_iter().collect();
-        let parts = round
-            .merged_updates(&state.charter)
-            .into_iter()
-            .map(|it| jobs::MergePart {
-                decoded: self.decoded.get(&it.update.hash).cloned(),
-                standing: state.workers.get(&it.worker).map_or(0, |it| it.tokens),
-                earlier: late.remove(&it.slot).unwrap_or_default(),
-                merged: it,
+        let decoded = |update: &Hash| {
+            let kept = self.decoded.get(update);
+            kept.map(|it| Arc::clone(&it.update))
+        };
+        let late = state.late_with_earlier(round).into_iter();
+        let late = late.filter(|(_, earlier)| !earlier.is_empty());
+        let late = late.filter_map(|(slot, earlier)| {
+            let update = round.slots()[slot as usize].commitment()?.update;
+            Some(jobs::Late {
+                decoded: decoded(&update.hash),
+                update,
+                earlier,
             })
-            .collect();
+        });
+        let parts = round.merged_updates(&state.charter).into_iter();
+        let parts = parts.map(|it| Part {
+            decoded: decoded(&it.update.hash),
+            standing: state.workers.get(&it.worker).map_or(0, |it| it.tokens),
+            merged: it,
+        });
         let job = Job::Merge {
-            round: round.round,
-            rate_q16: round.rate_q16(&state.charter),
+            round: model::Round {
+                number: round.round,
+                rate_q16: round.rate_q16(&state.charter),
+                is_logged: false,
+            },
             model: self.model.clone(),
-            parts,
+            parts: parts.collect(),
+            late: late.collect(),
         };
         self.is_merging = true;
         self.jobs.spawn(job.run(
             Arc::clone(&self.keeper.run.arithmetic),
             self.keeper.parts.blobs.clone(),
+            self.keeper.parts.room.clone(),
         ));
     }
 
@@ -477,6 +491,7 @@ impl Actor {
         self.jobs.spawn(job.run(
             Arc::clone(&self.keeper.run.arithmetic),
             self.keeper.parts.blobs.clone(),
+            self.keeper.parts.room.clone(),
         ));
     }
 
@@ -490,6 +505,7 @@ impl Actor {
         self.jobs.spawn(job.run(
             Arc::clone(&self.keeper.run.arithmetic),
             self.keeper.parts.blobs.clone(),
+            self.keeper.parts.room.clone(),
         ));
     }
 
@@ -497,8 +513,8 @@ impl Actor {
         match done {
             Done::Judged { update, verdict } => {
                 self.judging.remove(&update);
-                let verdict = verdict.map(|decoded| {
-                    self.decoded.insert(update, decoded);
+                let verdict = verdict.map(|kept| {
+                    self.decoded.extend(kept.map(|it| (update, it)));
                 });
                 let answers = self
                     .decide_and_write(vec![Request::Judged { update, verdict }])
@@ -644,6 +660,7 @@ impl Actor {
             self.jobs.spawn(job.run(
                 Arc::clone(&self.keeper.run.arithmetic),
                 self.keeper.parts.blobs.clone(),
+                self.keeper.parts.room.clone(),
             ));
         }
     }

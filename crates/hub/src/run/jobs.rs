@@ -1,12 +1,6 @@
 //! What a run computes aside from its log: judging, merging, storing, evaluating, sampling.
 
-use std::{
-    any::Any,
-    collections::{HashMap, hash_map::Entry},
-    fmt,
-    panic::AssertUnwindSafe,
-    sync::Arc,
-};
+use std::{any::Any, collections::HashMap, fmt, panic::AssertUnwindSafe, sync::Arc};
 
 use anyhow::Result;
 use bytes::Bytes;
@@ -15,16 +9,18 @@ use futures_util::FutureExt;
 use protocol::{
     Hash,
     command::Commitment,
-    event::{Checkpoint, Evaluation, MergedUpdate, RefusalReason},
+    event::{Checkpoint, Evaluation, RefusalReason},
     state::Shown,
     units::{BlobReference, RunId},
-    update::UpdateHeader,
 };
 
-use super::evaluate::HeldOut;
+use super::{
+    evaluate::HeldOut,
+    room::{Kept, Room},
+};
 use crate::{
     blobs::Blobs,
-    model::{Arithmetic, Model, Part},
+    model::{Arithmetic, Merged, Model, Part, Round},
 };
 
 /// A piece of work for another thread.
@@ -33,11 +29,10 @@ pub(super) enum Job {
     Judge(Box<Commitment>),
     /// Make the next model.
     Merge {
-        round: u64,
-        /// Rate of the step in units of 2^-16.
-        rate_q16: u32,
+        round: Round,
         model: Model,
-        parts: Vec<MergePart>,
+        parts: Vec<Part>,
+        late: Vec<Late>,
     },
     /// Keep a model whole.
     Store { run: RunId, model: Model },
@@ -56,21 +51,20 @@ pub(super) enum Job {
     },
 }
 
-/// One accepted update; decoded already unless the hub was restarted since.
-pub(super) struct MergePart {
-    pub(super) merged: MergedUpdate,
-    /// Its maker's accepted tokens before the merge.
-    pub(super) standing: u64,
-    /// What it may be a copy of, if it is late.
-    pub(super) earlier: Vec<Shown>,
+/// An update that was committed to late.
+pub(super) struct Late {
+    pub(super) update: BlobReference,
     pub(super) decoded: Option<Arc<DecodedUpdate>>,
+    /// What it may be a copy of.
+    pub(super) earlier: Vec<Shown>,
 }
 
 /// What came of it.
 pub(super) enum Done {
     Judged {
         update: Hash,
-        verdict: Result<Arc<DecodedUpdate>, RefusalReason>,
+        /// An update that passed stays decoded if there is room.
+        verdict: Result<Option<Kept>, RefusalReason>,
     },
     Outliers {
         refused: Vec<(Hash, RefusalReason)>,
@@ -127,9 +121,9 @@ impl fmt::Display for Work {
 
 impl Job {
     /// Does the work; an error is a result too, and so is a panic in it, which is our bug and must not stop the run.
-    pub(super) async fn run(self, arithmetic: Arc<Arithmetic>, blobs: Blobs) -> Done {
+    pub(super) async fn run(self, arithmetic: Arc<Arithmetic>, blobs: Blobs, room: Room) -> Done {
         let work = self.work();
-        let done = AssertUnwindSafe(self.done(arithmetic, blobs)).catch_unwind();
+        let done = AssertUnwindSafe(self.done(arithmetic, blobs, room)).catch_unwind();
         let done = done.await.unwrap_or_else(|panic| Err(panicked(&*panic)));
         done.unwrap_or_else(|error| Done::Failed { work, error })
     }
@@ -144,15 +138,15 @@ impl Job {
         }
     }
 
-    async fn done(self, arithmetic: Arc<Arithmetic>, blobs: Blobs) -> Result<Done> {
+    async fn done(self, arithmetic: Arc<Arithmetic>, blobs: Blobs, room: Room) -> Result<Done> {
         match self {
-            Self::Judge(commitment) => judge(*commitment, arithmetic, blobs).await,
+            Self::Judge(commitment) => judge(*commitment, arithmetic, blobs, room).await,
             Self::Merge {
                 round,
-                rate_q16,
                 model,
                 parts,
-            } => merge((round, rate_q16), model, parts, arithmetic, blobs).await,
+                late,
+            } => merge(round, &model, parts, &late, arithmetic, blobs, room).await,
             Self::Store { run, model } => {
                 let checkpoint = arithmetic.store(&model, run, &blobs).await?;
                 Ok(Done::Stored { model, checkpoint })
@@ -195,7 +189,13 @@ fn panicked(panic: &(dyn Any + Send)) -> anyhow::Error {
     anyhow::anyhow!("a panic: {}", said.unwrap_or("it said nothing"))
 }
 
-async fn judge(commitment: Commitment, arithmetic: Arc<Arithmetic>, blobs: Blobs) -> Result<Done> {
+async fn judge(
+    commitment: Commitment,
+    arithmetic: Arc<Arithmetic>,
+    blobs: Blobs,
+    room: Room,
+) -> Result<Done> {
+    let _turn = room.turn().await;
     let update = commitment.update.hash;
     let header = commitment.header;
     let bytes = blobs.read_or_drop(&commitment.update).await?;
@@ -218,65 +218,37 @@ async fn judge(commitment: Commitment, arithmetic: Arc<Arithmetic>, blobs: Blobs
         {
             verdict = Err(reason);
         }
+        let verdict = verdict.map(|decoded| room.keep(decoded));
         Ok(Done::Judged { update, verdict })
     })
     .await
 }
 
 async fn merge(
-    (round, rate_q16): (u64, u32),
-    model: Model,
-    parts: Vec<MergePart>,
+    round: Round,
+    model: &Model,
+    parts: Vec<Part>,
+    late: &[Late],
     arithmetic: Arc<Arithmetic>,
     blobs: Blobs,
+    room: Room,
 ) -> Result<Done> {
-    let mut lost = Vec::new();
-    let copies = copies(&parts, &arithmetic, &blobs, &mut lost).await?;
-    if lost.is_empty() && !copies.is_empty() {
-        return Ok(Done::Outliers { refused: copies });
-    }
-    let mut read = Vec::with_capacity(parts.len());
-    for part in parts {
-        let bytes = match part.decoded {
-            Some(_) => None,
-            None => {
-                let bytes = blobs.read_or_drop(&part.merged.update).await?;
-                if bytes.is_none() {
-                    lost.push(part.merged.update.hash);
-                }
-                bytes
-            }
-        };
-        read.push((part, bytes));
-    }
+    let _turn = room.turn().await;
+    let bytes_max = room.merge_bytes_max();
+    let (work, mut lost) = (Work::Merge, Vec::new());
+    let copies = copies(late, &arithmetic, &blobs, bytes_max, &mut lost).await?;
     if !lost.is_empty() {
-        let (work, updates) = (Work::Merge, lost);
+        let updates = lost;
         return Ok(Done::Lost { work, updates });
     }
-    let computed = {
-        let arithmetic = Arc::clone(&arithmetic);
-        blocking(move || {
-            let mut refused = Vec::new();
-            let mut decoded = Vec::with_capacity(read.len());
-            for (part, bytes) in read {
-                match decoded_part(&arithmetic, part, bytes.as_deref())? {
-                    Ok(part) => decoded.push(part),
-                    Err(reason) => refused.push(reason),
-                }
-            }
-            if refused.is_empty() {
-                refused = arithmetic.outliers(&decoded);
-            }
-            if !refused.is_empty() {
-                return Ok(Err(refused));
-            }
-            Ok(Ok(arithmetic.merge(&model, round, rate_q16, &decoded)?))
-        })
-        .await?
-    };
-    match computed {
-        Err(refused) => Ok(Done::Outliers { refused }),
-        Ok(merge) => Ok(Done::Merged {
+    if !copies.is_empty() {
+        return Ok(Done::Outliers { refused: copies });
+    }
+    let merged = arithmetic.merge(model, round, parts, &blobs, bytes_max);
+    match merged.await? {
+        Merged::Refused(refused) => Ok(Done::Outliers { refused }),
+        Merged::Lost(updates) => Ok(Done::Lost { work, updates }),
+        Merged::Whole(merge) => Ok(Done::Merged {
             model: merge.model,
             delta: blobs.put(merge.delta).await?,
         }),
@@ -285,65 +257,60 @@ async fn merge(
 
 /// The late updates that are copies of what others had shown before; those whose bytes are gone go to `lost`.
 async fn copies(
-    parts: &[MergePart],
+    late: &[Late],
     arithmetic: &Arc<Arithmetic>,
     blobs: &Blobs,
+    bytes_max: usize,
     lost: &mut Vec<Hash>,
 ) -> Result<Vec<(Hash, RefusalReason)>> {
     let mut refused = Vec::new();
-    // Each is read once, however many are late.
-    let mut shown: HashMap<Hash, Bytes> = HashMap::new();
-    for part in parts.iter().filter(|it| !it.earlier.is_empty()) {
-        let mut earlier = Vec::with_capacity(part.earlier.len());
-        for other in &part.earlier {
-            let hash = other.update.hash;
-            if let Entry::Vacant(place) = shown.entry(hash) {
-                let Some(bytes) = blobs.read_if_whole(&other.update).await? else {
-                    tracing::warn!(blob = %hash, "an update is gone or damaged: late ones are not compared with it");
+    // Each is read once, however many are late, as long as there is room.
+    let mut shown: HashMap<Hash, Option<Bytes>> = HashMap::new();
+    let mut room = bytes_max as u64;
+    for part in late {
+        let hash = part.update.hash;
+        let update = match &part.decoded {
+            Some(decoded) => Arc::clone(decoded),
+            None => match blobs.read_or_drop(&part.update).await? {
+                Some(bytes) => {
+                    let arithmetic = Arc::clone(arithmetic);
+                    Arc::new(blocking(move || arithmetic.decode(&bytes)).await?)
+                }
+                None => {
+                    lost.push(hash);
                     continue;
-                };
-                place.insert(bytes);
-            }
-            earlier.push((hash, shown[&hash].clone()));
-        }
-        let late = part.merged.update;
-        let Some(bytes) = blobs.read_or_drop(&late).await? else {
-            lost.push(late.hash);
-            continue;
+                }
+            },
         };
-        let arithmetic = Arc::clone(arithmetic);
-        let copied = blocking(move || arithmetic.copied(&late.hash, &bytes, &earlier)).await?;
-        refused.extend(copied.map(|reason| (late.hash, reason)));
+        for other in &part.earlier {
+            let earlier = other.update;
+            let bytes = match shown.get(&earlier.hash) {
+                Some(bytes) => bytes.clone(),
+                None => {
+                    let bytes = blobs.read_if_whole(&earlier).await?;
+                    if bytes.is_none() {
+                        tracing::warn!(blob = %earlier.hash, "an update is gone or damaged: late ones are not compared with it");
+                    }
+                    if earlier.bytes <= room {
+                        room -= earlier.bytes;
+                        shown.insert(earlier.hash, bytes.clone());
+                    }
+                    bytes
+                }
+            };
+            let Some(bytes) = bytes else {
+                continue;
+            };
+            let (arithmetic, update) = (Arc::clone(arithmetic), Arc::clone(&update));
+            let copied =
+                blocking(move || arithmetic.copied((&hash, &update), (&earlier.hash, &bytes)));
+            if let Some(reason) = copied.await? {
+                refused.push((hash, reason));
+                break;
+            }
+        }
     }
     Ok(refused)
-}
-
-/// An update decoded, or why it no longer passes: another version of this program had accepted it.
-fn decoded_part(
-    arithmetic: &Arithmetic,
-    part: MergePart,
-    bytes: Option<&[u8]>,
-) -> Result<Result<Part, (Hash, RefusalReason)>> {
-    let hash = part.merged.update.hash;
-    let update = match (part.decoded, bytes) {
-        (Some(decoded), _) => decoded,
-        (None, Some(bytes)) => match arithmetic.judge(bytes, &header_of(bytes)?) {
-            Ok(decoded) => Arc::new(decoded),
-            Err(reason) => return Ok(Err((hash, reason))),
-        },
-        (None, None) => anyhow::bail!("an accepted update is missing"),
-    };
-    Ok(Ok(Part {
-        hash,
-        weight: part.merged.weight,
-        tokens: part.merged.tokens,
-        standing: part.standing,
-        update,
-    }))
-}
-
-fn header_of(bytes: &[u8]) -> Result<UpdateHeader> {
-    Ok(protocol::update::open(bytes)?.0)
 }
 
 async fn blocking<T: Send + 'static>(
