@@ -130,7 +130,7 @@ fn log_page(bytes: &[u8]) {
 
 fn command(bytes: &[u8]) {
     if let Ok(command) = SignedCommand::from_bytes(bytes) {
-        assert_eq!(command.to_bytes(), bytes, "one spelling");
+        assert_eq!(command.get().to_bytes(), bytes, "one spelling");
     }
 }
 

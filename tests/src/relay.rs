@@ -247,7 +247,7 @@ impl Wanted {
                 };
                 chunk.starts_with(b"POST /api/v1/runs/")
                     && SignedCommand::from_bytes(&chunk[end + 4..])
-                        .is_ok_and(|it| matches!(it.command, Command::Commit(_)))
+                        .is_ok_and(|it| matches!(it.get().command, Command::Commit(_)))
             }
         }
     }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use protocol::{
     SecretKey,
-    command::SignedCommand,
+    command::CheckedCommand,
     event::Event,
     identity::Binding,
     log::Entry,
@@ -105,7 +105,7 @@ type Reply = oneshot::Sender<Result<u64, RunError>>;
 
 /// What the run's task is asked.
 pub(crate) enum Message {
-    Command(Box<SignedCommand>, Reply),
+    Command(Box<CheckedCommand>, Reply),
     Bind(Box<Binding>, Reply),
     /// A blob that somebody committed to is whole.
     Uploaded(protocol::Hash),
@@ -123,7 +123,7 @@ pub(crate) enum Message {
 
 impl Run {
     /// Grants a worker's command, or says why not. Answers when it is on the disk, and on that of a mirror that follows closely.
-    pub(crate) async fn command(&self, command: SignedCommand) -> Result<u64, RunError> {
+    pub(crate) async fn command(&self, command: CheckedCommand) -> Result<u64, RunError> {
         self.ask(|reply| Message::Command(Box::new(command), reply))
             .await
     }

@@ -11,13 +11,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use network::world;
-use protocol::{
-    command::Command,
-    event::Event,
-    log::Entry,
-    state::{State, apply::ApplyError},
-    units::RunId,
-};
+use protocol::{command::Command, event::Event, log::Entry, state::State, units::RunId};
 use sqlx::{
     Connection, Row, SqliteConnection, SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
@@ -142,22 +136,11 @@ impl Store {
         }
     }
 
-    /// Replays a run's log from the beginning.
+    /// Replays a run's log from the beginning. It is this hub's own, every command in it was checked before it was written:
+    /// the chain of hashes and the seal of the last entry tell whether it is whole.
     pub(crate) async fn replay(&self, run: RunId) -> Result<State> {
-        self.fold(run, State::apply).await
-    }
-
-    /// The same of a log that this process has replayed or written itself: signatures are not checked again.
-    pub(crate) async fn replay_own(&self, run: RunId) -> Result<State> {
-        self.fold(run, State::apply_decided).await
-    }
-
-    async fn fold(
-        &self,
-        run: RunId,
-        apply: fn(&mut State, &Entry) -> Result<(), ApplyError>,
-    ) -> Result<State> {
         let mut state: Option<State> = None;
+        let mut last = None;
         loop {
             let from = state.as_ref().map_or(0, |it| it.head.length);
             let entries = self.entries(run, from, REPLAY_PAGE as u64).await?;
@@ -167,13 +150,15 @@ impl Store {
             for entry in entries {
                 match &mut state {
                     None => state = Some(State::create(&entry)?),
-                    Some(state) => apply(state, &entry)?,
+                    Some(state) => state.apply_decided(&entry)?,
                 }
+                last = Some(entry);
             }
         }
-        let Some(state) = state else {
+        let (Some(state), Some(last)) = (state, last) else {
             bail!("the log of run {run} is empty");
         };
+        state.check_head(&last)?;
         Ok(state)
     }
 

@@ -73,6 +73,18 @@ pub struct SignedCommand {
     pub signature: Signature,
 }
 
+/// A command whose signature and texts hold, so that nobody checks them twice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckedCommand(SignedCommand);
+
+impl CheckedCommand {
+    /// The command.
+    #[must_use]
+    pub fn get(&self) -> &SignedCommand {
+        &self.0
+    }
+}
+
 /// Why a command was refused before its meaning was looked at.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
@@ -109,10 +121,14 @@ impl SignedCommand {
     }
 
     /// Reads a command and checks signature and texts.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self, CommandError> {
-        let command: Self = canonical::decode(bytes, COMMAND_BYTES_MAX)?;
-        command.check()?;
-        Ok(command)
+    pub fn from_bytes(bytes: &[u8]) -> Result<CheckedCommand, CommandError> {
+        canonical::decode::<Self>(bytes, COMMAND_BYTES_MAX)?.checked()
+    }
+
+    /// Checks signature and texts, and remembers that they hold.
+    pub fn checked(self) -> Result<CheckedCommand, CommandError> {
+        self.check()?;
+        Ok(CheckedCommand(self))
     }
 
     /// Checks signature and texts.

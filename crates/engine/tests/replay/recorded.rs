@@ -200,7 +200,8 @@ impl Recorder {
     fn clock(&mut self, size: Size) {
         self.now_ms += 1_000;
         let is_there = |number: &u8| self.put_off.iter().all(|it| it.0 != *number);
-        let present = (0..size.workers).filter(is_there).map(worker).collect();
+        let mut present: Vec<WorkerId> = (0..size.workers).filter(is_there).map(worker).collect();
+        present.sort_unstable();
         self.ask(&Request::Clock { present });
         self.now_ms += 1_000;
     }

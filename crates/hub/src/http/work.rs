@@ -44,19 +44,19 @@ pub(super) async fn send_command(
     run.must_be_hub()?;
     let command =
         SignedCommand::from_bytes(&body).map_err(|error| Failure::bad(error.to_string()))?;
-    if hub.names_known_blob(&command).await? {
+    if hub.names_known_blob(command.get()).await? {
         return Err(Failure::new(
             axum::http::StatusCode::CONFLICT,
             "known_blob",
             "the commitment names bytes that this hub has already; an update's hash is its maker's alone",
         ));
     }
-    hub.admission.check(&run, &command, client).await?;
+    hub.admission.check(&run, command.get(), client).await?;
     let (worker, is_join) = (
-        command.worker,
-        matches!(command.command, Command::Join { .. }),
+        command.get().worker,
+        matches!(command.get().command, Command::Join { .. }),
     );
-    let is_fresh = is_fresh(&run, &command).await;
+    let is_fresh = is_fresh(&run, command.get()).await;
     let log_length = run.command(command).await?;
     // A join that everyone can read in the log and send again earns no token.
     let token = (is_join && is_fresh).then(|| token::of(&hub.key, run.id, worker));

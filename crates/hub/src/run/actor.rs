@@ -315,7 +315,7 @@ impl Actor {
     }
 
     async fn read_back(&self, state: &mut State) {
-        match self.keeper.parts.store.replay_own(self.keeper.run.id).await {
+        match self.keeper.parts.store.replay(self.keeper.run.id).await {
             Ok(stored) => *state = stored,
             // Better no hub than one that goes on from what is not on its disk.
             Err(error) => {

@@ -64,7 +64,7 @@ async fn a_log_is_replayed_to_the_same_state() {
         .unwrap();
     assert_eq!(store.runs().await.unwrap(), [state.run]);
     assert_eq!(store.replay(state.run).await.unwrap(), state);
-    assert_eq!(store.replay_own(state.run).await.unwrap(), state);
+    assert_eq!(store.replay(state.run).await.unwrap(), state);
     let losses = store.losses(state.run).await.unwrap();
     assert_eq!(losses.len(), 1);
     assert_eq!(losses[0].held_out_loss, Some(5.0));

@@ -105,10 +105,26 @@ impl State {
 
     /// Folds an entry that the caller itself has just made of what [`super::decide::decide`] said and sealed with
     /// [`Head::next`]: as [`Self::apply`] does, but the signatures, checked or made a moment ago, are not checked again.
+    ///
+    /// Also for a hub's own log, read back from its disk: each entry names the hash of the one before it, so when the last
+    /// is found to be sealed ([`Self::check_head`]), all are whole.
     pub fn apply_decided(&mut self, entry: &Entry) -> Result<(), ApplyError> {
         let mut head = self.head;
         head.advance_unsigned(self.run, entry)?;
         self.fold_entry(entry, head)
+    }
+
+    /// Checks that `last` is the entry that this state stands after, and sealed by the run's hub.
+    pub fn check_head(&self, last: &Entry) -> Result<(), ApplyError> {
+        let hub = self.sealing.hub();
+        if last.hash() != self.head.hash || !last.is_sealed_by(&hub) {
+            return Err(ApplyError::Impossible {
+                index: last.index,
+                event: last.event.name(),
+                problem: "it is not the last entry that the run's hub sealed",
+            });
+        }
+        Ok(())
     }
 
     fn fold_entry(&mut self, entry: &Entry, head: Head) -> Result<(), ApplyError> {

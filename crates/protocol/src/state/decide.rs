@@ -6,7 +6,7 @@ mod commit;
 use super::{Round, SlotProgress, State};
 use crate::{
     Hash,
-    command::{Command, SignedCommand},
+    command::{CheckedCommand, Command, SignedCommand},
     event::{Checkpoint, Evaluation, Event, ModelState, RefusalReason},
     identity::Binding,
     units::{BlobReference, WorkerId},
@@ -20,12 +20,12 @@ pub use commit::{UPDATE_BYTES_MAX, fresh};
 #[derive(Clone, Debug)]
 pub enum Request {
     /// A worker's signed command.
-    Worker(Box<SignedCommand>),
+    Worker(Box<CheckedCommand>),
     /// A binding signed by both sides.
     Bind(Binding),
     /// Time passed; these workers were heard of lately.
     Clock {
-        /// Present workers, any order.
+        /// Present workers, in ascending order.
         present: Vec<WorkerId>,
     },
     /// The bytes of an update arrived and were looked at.
@@ -114,7 +114,7 @@ type Decision = Result<Vec<Event>, Refusal>;
 /// Decides on a request at time `now_ms` (Unix milliseconds). An empty list means: nothing to do, or done already.
 pub fn decide(state: &State, request: &Request, now_ms: u64) -> Decision {
     match request {
-        Request::Worker(command) => decide_command(state, command, now_ms),
+        Request::Worker(command) => decide_command(state, command.get(), now_ms),
         Request::Bind(binding) => decide_binding(state, binding),
         Request::Clock { present } => Ok(clock::decide(state, present, now_ms)),
         Request::Judged { update, verdict } => decide_verdict(state, update, verdict),
@@ -163,9 +163,6 @@ fn decide_command(state: &State, command: &SignedCommand, now_ms: u64) -> Decisi
             RefusalCode::OtherRun,
             "the command is meant for another run",
         );
-    }
-    if let Err(error) = command.check() {
-        return refuse(RefusalCode::Signature, &error.to_string());
     }
     let record = state.workers.get(&command.worker);
     if record.is_some_and(|it| command.sequence <= it.sequence) {

@@ -86,7 +86,7 @@ impl Driver {
             .get(&worker(number))
             .map_or(1, |it| it.sequence + 1);
         let signed = SignedCommand::sign(&worker_key(number), self.state.run, sequence, command);
-        self.ask(&Request::Worker(Box::new(signed)))
+        self.ask(&Request::Worker(Box::new(signed.checked().unwrap())))
     }
 
     fn join(&mut self, number: u8) {
@@ -103,7 +103,8 @@ impl Driver {
     }
 
     fn clock(&mut self, present: &[u8]) -> Vec<&'static str> {
-        let present: Vec<WorkerId> = present.iter().map(|&it| worker(it)).collect();
+        let mut present: Vec<WorkerId> = present.iter().map(|&it| worker(it)).collect();
+        present.sort_unstable();
         self.ask(&Request::Clock { present }).unwrap()
     }
 
@@ -341,11 +342,15 @@ fn a_lost_reply_is_answered_again_and_a_replay_is_not() {
         Command::Commit(Box::new(hub.commitment(1, 1))),
     );
     assert_eq!(
-        hub.ask(&Request::Worker(Box::new(commit.clone()))),
+        hub.ask(&Request::Worker(Box::new(
+            commit.clone().checked().unwrap()
+        ))),
         Ok(vec!["update_committed"])
     );
     assert_eq!(
-        hub.ask(&Request::Worker(Box::new(commit.clone()))),
+        hub.ask(&Request::Worker(Box::new(
+            commit.clone().checked().unwrap()
+        ))),
         Ok(vec![])
     );
     let leave = |sequence| {
@@ -359,13 +364,13 @@ fn a_lost_reply_is_answered_again_and_a_replay_is_not() {
         )
     };
     assert_eq!(
-        hub.ask(&Request::Worker(Box::new(leave(4))))
+        hub.ask(&Request::Worker(Box::new(leave(4).checked().unwrap())))
             .unwrap_err()
             .code,
         RefusalCode::Replayed
     );
     assert_eq!(
-        hub.ask(&Request::Worker(Box::new(leave(6)))),
+        hub.ask(&Request::Worker(Box::new(leave(6).checked().unwrap()))),
         Ok(vec!["worker_left"])
     );
 }
