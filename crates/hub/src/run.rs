@@ -179,13 +179,18 @@ impl Run {
     }
 
     /// Waits until the log has an entry after the first `known` that concerns this worker.
-    pub(crate) async fn news_for(&mut self, worker: &protocol::units::WorkerId, known: u64) {
-        let concerns = &self.concerns;
-        // Whoever knows of more entries than there are knew another log.
-        let is_news =
-            |length: &u64| *length < known || known < *length && concerns.has_news(worker, known);
-        // The sender lives as long as the run's task; after that the hub stops.
-        let _ = self.length.wait_for(is_news).await;
+    /// Ends at once for whoever knows of more entries than there are: that was another log; and when this process is the
+    /// run's hub no more.
+    pub(crate) async fn news_for(&self, worker: protocol::units::WorkerId, known: u64) {
+        if *self.length.borrow() < known {
+            return;
+        }
+        let mut role = self.role.clone();
+        tokio::select! {
+            () = self.concerns.news_for(worker, known) => {}
+            // The sender lives as long as the run's task; after that the hub stops.
+            _ = role.wait_for(|it| *it != Role::Hub) => {}
+        }
     }
 
     /// Makes the run look at who is present, without waiting.

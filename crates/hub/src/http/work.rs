@@ -113,7 +113,7 @@ pub(super) async fn ask_for_work(
     Query(query): Query<WorkQuery>,
     headers: HeaderMap,
 ) -> Result<Json<Work>, Failure> {
-    let mut run = find(&hub, &run).await?;
+    let run = find(&hub, &run).await?;
     note_succession(&run, &headers).await;
     run.must_be_hub()?;
     let worker: WorkerId = query
@@ -137,7 +137,7 @@ pub(super) async fn ask_for_work(
         tokio::select! {
             biased;
             () = hub.shutdown.cancelled() => {}
-            _ = tokio::time::timeout(wait, run.news_for(&worker, after)) => {}
+            _ = tokio::time::timeout(wait, run.news_for(worker, after)) => {}
         }
     }
     // Another hub may have been shown meanwhile.

@@ -40,10 +40,10 @@ const BATCH_MAX: usize = 512;
 const WRITE_PAUSE: Duration = Duration::from_millis(500);
 /// The run looks at the clock at least this often.
 const TICK: Duration = Duration::from_millis(200);
-/// And at most this often, unless something was computed: a look goes through everyone's slot.
+/// And at most this often, unless something was computed.
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
-/// With many workers looks take long: this many times as long passes before the next.
-const LOOK_SHARE: u32 = 20;
+/// A look goes through everyone who is present: with many, so much more time for each passes before the next.
+const LOOK_PAUSE_EACH: Duration = Duration::from_micros(10);
 
 /// The run's task while this process is its hub.
 pub(super) struct Actor {
@@ -119,14 +119,8 @@ impl Actor {
                 () = tick => None,
             };
             match done {
-                Some(Ok(done)) => {
-                    self.look_after = None;
-                    self.finish_job(done).await;
-                }
-                // Jobs catch their own panics, and nobody aborts them before the end.
-                Some(Err(error)) => {
-                    tracing::error!(run.id = %self.keeper.run.id.short(), "a job is lost: {error}");
-                }
+                Some(Ok(done)) => self.finish_jobs(done).await,
+                Some(Err(error)) => self.job_is_lost(&error),
                 None => {
                     replaced = self.answer(std::mem::take(&mut messages)).await;
                     if replaced.is_some() {
@@ -327,13 +321,15 @@ impl Actor {
 
     /// Lets time pass until it changes nothing more.
     async fn look_at_clock(&mut self) {
-        let begun = Instant::now();
+        let mut pause;
         loop {
             let present = self
                 .keeper
                 .run
                 .presence
                 .present(self.keeper.parts.clock.now_ms());
+            let count = u32::try_from(present.len()).unwrap_or(u32::MAX);
+            pause = (LOOK_PAUSE_EACH * count).clamp(LOOK_PAUSE, TICK);
             let before = *self.keeper.length.borrow();
             self.decide_and_write(vec![Request::Clock { present }])
                 .await;
@@ -341,7 +337,6 @@ impl Actor {
                 break;
             }
         }
-        let pause = (begun.elapsed() * LOOK_SHARE).clamp(LOOK_PAUSE, TICK);
         self.look_after = Some(Instant::now() + pause);
     }
 
@@ -509,18 +504,57 @@ impl Actor {
         ));
     }
 
+    /// Takes up a finished job, with the verdicts of all others that are finished too: they share a transaction.
+    async fn finish_jobs(&mut self, first: Done) {
+        let mut verdicts = Vec::new();
+        let mut next = Some(first);
+        while let Some(done) = next.take() {
+            match done {
+                Done::Judged { update, verdict } => {
+                    self.judging.remove(&update);
+                    let verdict = verdict.map(|kept| {
+                        self.decoded.extend(kept.map(|it| (update, it)));
+                    });
+                    verdicts.push(Request::Judged { update, verdict });
+                }
+                done => {
+                    self.look_after = None;
+                    self.finish_job(done).await;
+                }
+            }
+            if verdicts.len() < BATCH_MAX {
+                next = match self.jobs.try_join_next() {
+                    Some(Ok(done)) => Some(done),
+                    Some(Err(error)) => {
+                        self.job_is_lost(&error);
+                        None
+                    }
+                    None => None,
+                };
+            }
+        }
+        if verdicts.is_empty() {
+            return;
+        }
+        let answers = self.decide_and_write(verdicts).await;
+        self.is_to_judge |= answers
+            .iter()
+            .any(|it| matches!(it, Err(RunError::Unavailable)));
+        let state = self.keeper.run.state.read().await;
+        if state.revealing.as_ref().is_some_and(|it| it.waiting() == 0) {
+            self.look_after = None;
+        }
+    }
+
+    /// Jobs catch their own panics, and nobody aborts them before the end.
+    fn job_is_lost(&self, error: &tokio::task::JoinError) {
+        tracing::error!(run.id = %self.keeper.run.id.short(), "a job is lost: {error}");
+    }
+
     async fn finish_job(&mut self, done: Done) {
         match done {
-            Done::Judged { update, verdict } => {
-                self.judging.remove(&update);
-                let verdict = verdict.map(|kept| {
-                    self.decoded.extend(kept.map(|it| (update, it)));
-                });
-                let answers = self
-                    .decide_and_write(vec![Request::Judged { update, verdict }])
-                    .await;
-                self.is_to_judge |= matches!(answers.first(), Some(Err(RunError::Unavailable)));
-            }
+            // Those are taken up together.
+            Done::Judged { .. } => {}
             Done::Outliers { refused } => {
                 self.is_merging = false;
                 let requests = refused
