@@ -112,7 +112,7 @@ impl Store {
 
     /// Appends entries, all or none, each with what its projections need to know.
     pub(crate) async fn append(&self, entries: &[(Entry, Projected)]) -> Result<()> {
-        world::settled(self.write(entries)).await
+        world::written(self.write(entries)).await
     }
 
     async fn write(&self, entries: &[(Entry, Projected)]) -> Result<()> {

@@ -13,10 +13,13 @@ use std::{
         atomic::{AtomicI64, Ordering},
     },
     task::{Context, Poll, Wake, Waker},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use tokio::task::{JoinError, JoinHandle};
+
+/// Time until a simulated disk has what was written: a sync of a usual one.
+const SIMULATED_DISK: Duration = Duration::from_millis(5);
 
 /// What a simulated node says when it stops itself.
 pub const ABORTED: &str = "the node stops itself";
@@ -73,6 +76,16 @@ pub async fn settled<F: Future>(work: F) -> F::Output {
         return wait_in_place(work);
     }
     work.await
+}
+
+/// As [`settled`], for work that ends when it is on a disk: in the simulated world that takes a disk's time, in which
+/// others go on and a node may die.
+pub async fn written<F: Future>(work: F) -> F::Output {
+    let output = settled(work).await;
+    if is_simulated() {
+        tokio::time::sleep(SIMULATED_DISK).await;
+    }
+    output
 }
 
 /// Ends the process: going on would do harm. In the simulated world, a panic of the node that calls it, of which
