@@ -14,6 +14,9 @@ use network::{
 };
 use protocol::charter::Charter;
 
+/// What somebody who watches takes for at once.
+const TELL_EVERY: Duration = Duration::from_millis(500);
+
 /// The ground under a worker. Clones are the same ground.
 #[derive(Clone)]
 pub struct Ground {
@@ -25,6 +28,8 @@ pub struct Ground {
     pub transport: Option<Arc<dyn Transport>>,
     /// What takes the inner steps: for a charter, with so many threads.
     pub trainer: MakeTrainer,
+    /// How often the owner is told how things stand while nothing else happens.
+    pub tell_every: Duration,
 }
 
 /// Makes what takes the inner steps.
@@ -102,6 +107,7 @@ impl Ground {
             disk: Arc::new(RealDisk),
             transport: None,
             trainer: Arc::new(engine_trainer),
+            tell_every: TELL_EVERY,
         }
     }
 

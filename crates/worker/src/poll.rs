@@ -36,7 +36,7 @@ const PATIENCE: RetryPolicy = RetryPolicy {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct News {
     /// The hub's last answer and when it came.
-    pub(crate) work: Option<(Work, Instant)>,
+    pub(crate) work: Option<(Arc<Work>, Instant)>,
     /// When it was asked for: what was done later it need not know of.
     pub(crate) asked: Option<Instant>,
     /// The newest token when it was asked for; shown to whoever gave it.
@@ -152,7 +152,7 @@ impl Poller {
                     progress.useless.clear();
                     progress.mirror = None;
                     let is_reunion = std::mem::take(&mut progress.is_reunion);
-                    let work = Some((work, Instant::now()));
+                    let work = Some((Arc::new(work), Instant::now()));
                     self.news.send_modify(|news| {
                         *news = News {
                             work,

@@ -41,8 +41,6 @@ use crate::{
 };
 use outbox::Outbox;
 
-/// How often the owner is told how things stand while nothing else happens.
-const TICK: Duration = Duration::from_millis(500);
 /// Time to end the work in hand when the owner stops the worker.
 const GOODBYE: Duration = Duration::from_secs(10);
 /// Wait before a download or a command that failed is tried again.
@@ -53,6 +51,8 @@ struct Session<'a> {
     config: &'a Config,
     client: HubClient,
     clock: Clock,
+    /// How often the owner is told how things stand while nothing else happens.
+    tell_every: Duration,
     folder: Folder,
     run: RunId,
     worker: WorkerId,
@@ -182,7 +182,7 @@ impl Session<'_> {
                     tokio::time::sleep(AGAIN).await;
                 }
             }
-            () = tokio::time::sleep(TICK) => {}
+            () = tokio::time::sleep(self.tell_every) => {}
         }
         self.take_outbox_news();
         if uploading != self.outbox.progress() {
@@ -190,7 +190,7 @@ impl Session<'_> {
         }
     }
 
-    fn latest(&mut self) -> Option<(Work, Instant)> {
+    fn latest(&mut self) -> Option<(Arc<Work>, Instant)> {
         let news = self.news.borrow_and_update();
         self.status.problem.clone_from(&news.problem);
         news.work.clone()

@@ -157,6 +157,7 @@ pub(super) async fn begin<'a>(
         config,
         client,
         clock: ground.clock,
+        tell_every: ground.tell_every,
         run,
         worker,
         cache,

@@ -230,7 +230,7 @@ impl Session<'_> {
             tokio::select! {
                 biased;
                 result = &mut download => break result,
-                () = tokio::time::sleep(super::TICK) => {}
+                () = tokio::time::sleep(self.tell_every) => {}
                 () = self.shutdown.cancelled() => return Ok(Fetched::NotNow),
             }
         };

@@ -1,6 +1,6 @@
 //! Signed commands: join, commit, leave.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Result;
 use network::ClientError;
@@ -29,7 +29,8 @@ impl Session<'_> {
             Ok(reply) => {
                 self.status.problem = None;
                 self.wait_for_log(reply.log_length).await;
-                let is_joined = |(work, _): &(Work, Instant)| work.worker.joined || work.finished;
+                let is_joined =
+                    |(work, _): &(Arc<Work>, Instant)| work.worker.joined || work.finished;
                 if self.latest().as_ref().is_some_and(|it| !is_joined(it)) {
                     let error = anyhow::anyhow!("the hub took the join and forgets it");
                     self.try_again("joining", &error).await;

@@ -302,7 +302,7 @@ impl Session<'_> {
                     }
                 }
                 Ok(()) = self.news.changed() => {}
-                () = tokio::time::sleep(super::TICK) => {}
+                () = tokio::time::sleep(self.tell_every) => {}
             }
             self.look_after_the_hub().await;
             match self.standing_of(task) {
@@ -487,7 +487,7 @@ impl Session<'_> {
     /// Whether a commitment that was not taken may be so later: nobody answered, or the hub's log is not at its round yet.
     fn may_be_taken_later(&mut self, round: u64, error: &ClientError) -> bool {
         let is_ahead =
-            |(work, _): &(Work, Instant)| round_of_run(work).is_some_and(|it| it < round);
+            |(work, _): &(Arc<Work>, Instant)| round_of_run(work).is_some_and(|it| it < round);
         !is_final(error)
             || error.refusal_code() == Some("late") && self.latest().as_ref().is_some_and(is_ahead)
     }

@@ -31,6 +31,7 @@ fn sealed(round: u64, bytes: usize) -> Sealed {
             carried_after: hash(2, round),
             carried_if_refused: hash(3, round),
             steps_root: hash(4, round),
+            payload: hash(5, round),
             inner_state: None,
         },
         reference: BlobReference::of(&file),
