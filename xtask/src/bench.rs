@@ -10,6 +10,7 @@ mod links;
 mod loss_gap;
 mod merge;
 mod report;
+mod sim;
 mod verify;
 
 use anyhow::Result;
@@ -44,6 +45,8 @@ enum Part {
     Bytes,
     /// Time from `athome join` to the first inner step that counts.
     Join,
+    /// Time to simulate ten thousand workers for fifty rounds on one core.
+    Sim,
     /// Held-out loss of training in rounds against one process; hours, and goes on where it stopped.
     LossGap,
 }
@@ -59,6 +62,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         Part::HomeLink => ("home-link", links::measure("home-link")?),
         Part::Bytes => ("bytes", links::measure("bytes")?),
         Part::Join => ("join", links::measure("join")?),
+        Part::Sim => ("sim", sim::measure()?),
         Part::LossGap => ("loss-gap", loss_gap::measure(&options.loss_gap)?),
     };
     report::record(name, &figures)

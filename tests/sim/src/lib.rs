@@ -18,4 +18,6 @@ mod stall;
 
 pub use check::Outcome;
 pub use profile::Profile;
-pub use simulation::{Simulation, hush_planned_panics, in_simulated_world, simulate};
+pub use simulation::{
+    Simulation, hush_planned_panics, in_simulated_world, simulate, simulate_and_tell,
+};

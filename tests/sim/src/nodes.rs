@@ -25,6 +25,8 @@ use crate::{
 pub const BEGIN_MS: u64 = 1_900_000_000_000;
 /// The hub's folder on its disk.
 const HUB_FOLDER: &str = "/hub";
+/// Nobody watches: what a worker does must not hang on its telling of it.
+const TELL_EVERY: Duration = Duration::from_secs(60);
 /// A worker's folder on its disk.
 const WORKER_FOLDER: &str = "/worker";
 
@@ -292,6 +294,7 @@ impl WorkerNode {
             disk: Arc::new(self.disk.clone()),
             transport: Some(Arc::new(link)),
             trainer: machine::trainer(Arc::clone(&self.target), self.step, dead.clone()),
+            tell_every: TELL_EVERY,
         };
         let mut config = worker::Config::new(self.hub.clone(), WORKER_FOLDER);
         config.name = Some(format!("worker-{}", self.number));

@@ -87,10 +87,23 @@ pub struct Simulation {
 /// # Errors
 /// What the production code or the driver could not do; what the checks find stands in the outcome.
 pub fn simulate(seed: u64, profile: Profile) -> Result<Outcome> {
+    simulate_and_tell(seed, profile, || {})
+}
+
+/// As [`simulate`]; calls `lived` between the simulation and its check.
+///
+/// # Errors
+/// As [`simulate`].
+pub fn simulate_and_tell(
+    seed: u64,
+    profile: Profile,
+    lived: impl FnOnce() + Send + 'static,
+) -> Result<Outcome> {
     in_simulated_world(seed, move || async move {
         let mut simulation = Simulation::begin(seed, profile).await?;
         simulation.live().await?;
         let wanted = simulation.profile.rounds;
+        lived();
         let mut outcome = simulation.end().await?;
         if outcome.rounds_merged < wanted {
             let merged = outcome.rounds_merged;

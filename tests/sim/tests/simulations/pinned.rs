@@ -1,3 +1,1 @@
 //! Seeds that failed once.
-
-use sim::{Outcome, Profile, simulate};
