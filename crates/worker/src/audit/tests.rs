@@ -246,7 +246,6 @@ fn a_head_start_is_done_again_with_both_models() {
 fn a_scaled_payload_is_found() {
     let mut run = Run::new();
     let honest = run.round(1);
-    let header = &honest.case.header;
     let (_, payload) = open(&honest.file).unwrap();
     let mut values = vec![0.0; run.rules.parameters()];
     run.rules
@@ -255,9 +254,11 @@ fn a_scaled_payload_is_found() {
         .for_each(|at, value| values[at] = 2.0 * value as f32 / (1 << 30) as f32);
     let settings = engine::charter::update_settings(&run.charter.outer);
     let scaled = codec::encode(run.rules.lengths(), &settings, &values).unwrap();
+    let mut case = honest.case.clone();
+    case.header.payload = Hash::of_blob(&scaled);
     let cheat = Revealed {
-        case: honest.case.clone(),
-        file: seal(header, &scaled),
+        file: seal(&case.header, &scaled),
+        case,
         leaves: honest.leaves.clone(),
     };
     let compared = audit(&run, &cheat, Some(&honest.leaves));
