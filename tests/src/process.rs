@@ -95,15 +95,6 @@ impl Process {
         Ok(())
     }
 
-    /// Waits until it ends by itself, and gives its log's end.
-    ///
-    /// # Errors
-    /// If it goes on for longer than `wait`.
-    pub async fn ends(mut self, wait: Duration) -> Result<String> {
-        self.ended(wait).await?;
-        Ok(self.log_end())
-    }
-
     /// Its process id.
     #[must_use]
     pub fn id(&self) -> u32 {

@@ -230,9 +230,14 @@ impl CarriedStore {
             Ok(())
         };
         let disk = &*self.disk;
-        disk.write(&fresh, content)
-            .and_then(|()| disk.rename(&fresh, path))
-            .with_context(|| format!("writing {} (is the disk full?)", path.display()))
+        let written = disk
+            .write(&fresh, content)
+            .and_then(|()| disk.rename(&fresh, path));
+        if written.is_err() {
+            // Half a state takes room that somebody may be waiting for; without it nothing is lost.
+            let _ = disk.remove(&fresh);
+        }
+        written.with_context(|| format!("writing {}", path.display()))
     }
 }
 

@@ -12,7 +12,7 @@ mod outbox;
 mod source;
 mod training;
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use network::{
@@ -111,7 +111,8 @@ enum Next {
 ///
 /// # Errors
 /// What waiting cannot mend: a folder in use or unreadable, an address that is none, a run that does not exist or that this
-/// engine cannot train, a quota that the machine does not permit, a full disk. A hub that does not answer is waited for.
+/// engine cannot train, a quota that the machine does not permit, a cache too small for one blob. A hub that does not answer
+/// is waited for, and so is room on a full disk.
 pub async fn run(
     config: &Config,
     shutdown: CancellationToken,
@@ -153,21 +154,35 @@ impl Session<'_> {
             };
             self.note(&work);
             self.held_round.set(self.held().map(|it| it.round));
-            if let Some(length) = self.mend(&work).await? {
-                self.wait_for_log(length).await;
-                continue;
-            }
-            match self.next(&work) {
-                Next::Finish => return self.finish().await,
-                Next::Join => self.join().await?,
-                Next::CatchUp => self.catch_up(&work).await?,
-                Next::Train(assignment) => self.train(&work, &assignment, received).await?,
-                Next::Wait => {
-                    self.show(Activity::Waiting);
-                    self.wait().await;
-                }
+            match self.go_on(&work, received).await {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                Err(error) if is_full(&error) => self.try_again("the disk is full", &error).await,
+                Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Does what comes next; false if that was the end.
+    async fn go_on(&mut self, work: &Work, received: Instant) -> Result<bool> {
+        if let Some(length) = self.mend(work).await? {
+            self.wait_for_log(length).await;
+            return Ok(true);
+        }
+        match self.next(work) {
+            Next::Finish => {
+                self.finish().await?;
+                return Ok(false);
+            }
+            Next::Join => self.join().await?,
+            Next::CatchUp => self.catch_up(work).await?,
+            Next::Train(assignment) => self.train(work, &assignment, received).await?,
+            Next::Wait => {
+                self.show(Activity::Waiting);
+                self.wait().await;
+            }
+        }
+        Ok(true)
     }
 
     /// Until there is news, a tick passes or the owner says stop.
@@ -306,6 +321,15 @@ fn is_same_work(one: &WorkAssignment, other: &WorkAssignment) -> bool {
 /// The last round that the run's log opened, by what it says of those ahead.
 fn round_of_run(work: &Work) -> Option<u64> {
     work.ahead.first().and_then(|it| it.round.checked_sub(1))
+}
+
+/// Whether it is for want of room on the disk, which somebody may make.
+fn is_full(error: &anyhow::Error) -> bool {
+    let kinds = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
+    error
+        .chain()
+        .filter_map(|it| it.downcast_ref::<io::Error>())
+        .any(|it| kinds.contains(&it.kind()))
 }
 
 /// Runs `work` on a thread for blocking calls, with the machine, and gives the machine back.

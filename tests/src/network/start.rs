@@ -142,16 +142,6 @@ impl Network {
         Ok(run.id.parse()?)
     }
 
-    /// Waits for a worker that ends by itself, and gives the end of its log.
-    ///
-    /// # Errors
-    /// If no such worker runs, or it goes on.
-    pub async fn worker_ends(&mut self, name: &str, wait: std::time::Duration) -> Result<String> {
-        let worker = self.workers.remove(name);
-        let worker = worker.context("no such worker runs")?;
-        worker.process.ends(wait).await
-    }
-
     /// Stops a worker in order.
     ///
     /// # Errors

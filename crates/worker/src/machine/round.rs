@@ -6,7 +6,9 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use engine::update::{
     carried::{CarriedState, Moments},
-    codec, delta, feedback,
+    codec,
+    decoded::DecodedUpdate,
+    delta, feedback,
     hash::{moment_hash, parameters_hash, samples_hash},
     inner_start, leaves,
     steps::StepLeaf,
@@ -84,6 +86,37 @@ pub(crate) struct Sealed {
     pub(crate) reference: BlobReference,
     /// The published m and v, if the run warms up; the header names them.
     pub(crate) inner_state: Option<Bytes>,
+}
+
+/// A trained round's end, in memory until both states that may follow it are on disk.
+pub(crate) struct Ending {
+    payload: Vec<u8>,
+    /// What the error feedback loses by a merge; the dense codec has none.
+    sent: Option<DecodedUpdate>,
+    /// At first the state after a refusal, then the one after a merge: both at once would take another copy of the model.
+    state: CarriedState,
+    if_refused: Hash,
+    is_written_if_refused: bool,
+    after: Option<Hash>,
+    steps_root: Hash,
+}
+
+impl Ending {
+    /// Writes what is not written yet; to be called again after an error.
+    ///
+    /// # Errors
+    /// The disk.
+    pub(crate) fn write(&mut self, store: &CarriedStore) -> Result<()> {
+        if !self.is_written_if_refused {
+            store.write(&self.if_refused, &self.if_refused, &self.state)?;
+            self.is_written_if_refused = true;
+        }
+        if let Some(sent) = self.sent.take() {
+            feedback::subtract_decoded(&mut self.state.error, &sent);
+        }
+        let after = *self.after.get_or_insert_with(|| Hash(self.state.hash()));
+        store.write(&after, &self.if_refused, &self.state)
+    }
 }
 
 impl Machine {
@@ -179,6 +212,19 @@ impl Machine {
         trained: &Trained,
         store: &CarriedStore,
     ) -> Result<Sealed> {
+        let mut ending = self.end_round(trained)?;
+        ending.write(store)?;
+        self.seal_ended(task, trained, ending, store)
+    }
+
+    /// The first third of [`Self::seal`]: what a trained round comes to, in memory. Until the last third, or after a round
+    /// that does not come so far, what is carried is to be restored by [`Machine::continue_from`] or
+    /// [`Machine::begin_fresh`].
+    ///
+    /// # Errors
+    /// Parameters that are not finite.
+    pub(crate) fn end_round(&mut self, trained: &Trained) -> Result<Ending> {
+        assert!(self.carried.is_none(), "a round was trained");
         self.accumulate();
         let payload = codec::encode(&self.lengths, &self.settings, &self.error)
             .context("writing the update")?;
@@ -189,23 +235,39 @@ impl Machine {
             // This codec has no error feedback: a zero says the same everywhere.
             state.error.fill(0.0);
         }
-        let if_refused = Hash(state.hash());
-        store.write(&if_refused, &if_refused, &state)?;
-        if matches!(self.charter.outer.codec, Codec::Sparse { .. }) {
-            feedback::subtract_decoded(&mut state.error, &sent);
-        }
-        let after = Hash(state.hash());
-        store.write(&after, &if_refused, &state)?;
-        self.error = state.error;
+        let is_sparse = matches!(self.charter.outer.codec, Codec::Sparse { .. });
+        Ok(Ending {
+            payload,
+            sent: is_sparse.then_some(sent),
+            if_refused: Hash(state.hash()),
+            is_written_if_refused: false,
+            after: None,
+            state,
+            steps_root: Hash(leaves::root(&trained.leaves)),
+        })
+    }
+
+    /// The last third of [`Self::seal`]: the update of a round whose states are written.
+    ///
+    /// # Errors
+    /// No model is held.
+    pub(crate) fn seal_ended(
+        &mut self,
+        task: &Task,
+        trained: &Trained,
+        ending: Ending,
+        store: &CarriedStore,
+    ) -> Result<Sealed> {
+        let after = ending.after.expect("both states are written");
+        let (if_refused, payload) = (ending.if_refused, ending.payload);
+        let base = self.held.context("no model is held")?;
+        self.error = ending.state.error;
         self.carried = Some(Carried::State(after));
         let inner_state = task.publish_inner_state.then(|| {
             let inner = self.trainer.inner_state();
             inner_start::to_bytes(inner.step, &inner.m, &inner.v)
         });
-
-        let steps_root = Hash(leaves::root(&trained.leaves));
-        store.keep_leaves(task.round, &steps_root, &trained.leaves);
-        let base = self.held.context("no model is held")?;
+        store.keep_leaves(task.round, &ending.steps_root, &trained.leaves);
         let header = UpdateHeader {
             run: task.run,
             worker: task.worker,
@@ -220,7 +282,7 @@ impl Machine {
             carried_before: task.carried.hash(),
             carried_after: after,
             carried_if_refused: if_refused,
-            steps_root,
+            steps_root: ending.steps_root,
             payload: Hash::of_blob(&payload),
             inner_state: inner_state.as_deref().map(BlobReference::of),
         };

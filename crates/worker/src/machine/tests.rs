@@ -1,10 +1,17 @@
 //! Whole rounds on a tiny model: train, seal, open, decode, merge, apply.
 
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
+    time::SystemTime,
+};
+
 use engine::{
     initial_parameters,
     update::{codec, outer::OuterState, round::merge_round},
 };
-use network::disk::RealDisk;
+use network::disk::{Disk, Listed, Lock, RealDisk};
 use protocol::{
     PublicKey, SecretKey,
     charter::{Baselines, Codec, Data, Income, Inner, Model, Outer, RoundRules, ShardReference},
@@ -136,7 +143,7 @@ struct Rig {
     machine: Machine,
     store: CarriedStore,
     carried: Option<Hash>,
-    _place: tempfile::TempDir,
+    place: tempfile::TempDir,
 }
 
 pub(crate) fn new_machine(charter: &Arc<Charter>, threads: usize) -> Machine {
@@ -172,8 +179,12 @@ impl Rig {
             machine,
             store: CarriedStore::open(Arc::new(RealDisk), place.path().join("carried")).unwrap(),
             carried: None,
-            _place: place,
+            place,
         }
+    }
+
+    fn store_folder(&self) -> PathBuf {
+        self.place.path().join("carried")
     }
 
     fn task(&mut self, round: u64, slot: u32, slots: u32) -> Task {
@@ -204,6 +215,102 @@ impl Rig {
         let trained = train(&mut self.machine, task, steps);
         assert_eq!(trained.steps, steps);
         self.machine.seal(task, &trained, &self.store).unwrap()
+    }
+}
+
+/// A disk that has no room for the first so many files.
+#[derive(Debug)]
+struct FullAtFirst(RealDisk, AtomicU32);
+
+impl Disk for FullAtFirst {
+    fn write(
+        &self,
+        file: &Path,
+        content: &mut dyn FnMut(&mut dyn io::Write) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.0.write(file, content)?;
+        let left = self.1.load(Ordering::Relaxed);
+        if left == 0 {
+            return Ok(());
+        }
+        self.1.store(left - 1, Ordering::Relaxed);
+        Err(io::ErrorKind::StorageFull.into())
+    }
+
+    fn make_folder(&self, folder: &Path) -> io::Result<()> {
+        self.0.make_folder(folder)
+    }
+    fn list(&self, folder: &Path) -> io::Result<Vec<Listed>> {
+        self.0.list(folder)
+    }
+    fn length(&self, file: &Path) -> io::Result<u64> {
+        self.0.length(file)
+    }
+    fn read_start(&self, file: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+        self.0.read_start(file, bytes_max)
+    }
+    fn hash(&self, file: &Path) -> io::Result<Hash> {
+        self.0.hash(file)
+    }
+    fn write_private(&self, file: &Path, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_private(file, bytes)
+    }
+    fn append(&self, file: &Path, bytes: &[u8]) -> io::Result<()> {
+        self.0.append(file, bytes)
+    }
+    fn sync(&self, file: &Path) -> io::Result<()> {
+        self.0.sync(file)
+    }
+    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
+        self.0.sync_folder(folder)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.0.rename(from, to)
+    }
+    fn remove(&self, file: &Path) -> io::Result<()> {
+        self.0.remove(file)
+    }
+    fn lock(&self, file: &Path) -> io::Result<Option<Lock>> {
+        self.0.lock(file)
+    }
+    fn touch(&self, file: &Path, used: SystemTime) -> io::Result<()> {
+        self.0.touch(file, used)
+    }
+}
+
+/// Seals a round on a disk that is full for so many files, and on one that is not.
+#[test]
+fn a_full_disk_costs_a_round_nothing() {
+    let charter = charter(sparse(), true);
+    for full in 1..=4 {
+        let mut rigs = [Rig::new(&charter), Rig::new(&charter)];
+        let folder = rigs[1].store_folder();
+        let disk = FullAtFirst(RealDisk, AtomicU32::new(full));
+        let store = CarriedStore::open(Arc::new(disk), folder.clone()).unwrap();
+        let tasks = [rigs[0].task(1, 0, 1), rigs[1].task(1, 0, 1)];
+        let expected = rigs[0].round(&tasks[0], 3);
+        let machine = &mut rigs[1].machine;
+        let trained = train(machine, &tasks[1], 3);
+        let mut ending = machine.end_round(&trained).unwrap();
+        for _ in 0..full {
+            ending.write(&store).unwrap_err();
+            let names = RealDisk.list(&folder).unwrap();
+            assert!(names.iter().all(|it| !it.name.ends_with(".new")));
+        }
+        ending.write(&store).unwrap();
+        let sealed = machine.seal_ended(&tasks[1], &trained, ending, &store);
+        let sealed = sealed.unwrap();
+        assert_eq!(sealed.header, expected.header);
+        for hash in [
+            sealed.header.carried_after,
+            sealed.header.carried_if_refused,
+        ] {
+            assert!(store.read(&hash, machine.base.len()).unwrap().is_some());
+        }
+        assert_eq!(
+            machine.carried(),
+            Some(Carried::State(sealed.header.carried_after))
+        );
     }
 }
 

@@ -21,7 +21,8 @@ use protocol::{
 use tokio::{task::JoinHandle, time::Instant};
 
 use super::{
-    GOODBYE, Session, begin::be_nice, is_same_work, mend::is_final, round_of_run, with_machine,
+    GOODBYE, Session, begin::be_nice, is_full, is_same_work, mend::is_final, round_of_run,
+    with_machine,
 };
 use crate::{
     Activity,
@@ -40,6 +41,8 @@ const COMMIT_AFTER_MIN: Duration = Duration::from_secs(10);
 const JOIN_MAX: Duration = Duration::from_secs(5);
 /// States of earlier rounds may take one part of so many of what the owner allowed for downloads.
 const STATES_SHARE: u64 = 4;
+/// States that an update names.
+const STATES_OF_AN_UPDATE: usize = 3;
 
 /// Shared with the thread that trains.
 #[derive(Debug)]
@@ -413,32 +416,20 @@ impl Session<'_> {
         });
         let mut task = *task;
         self.look_after_the_hub().await;
-        self.settle_carried(&mut task).await?;
+        if let Err(error) = self.settle_carried(&mut task).await {
+            tracing::warn!("what is carried of a refused update is not in this one: {error:#}");
+        }
         let task = &task;
-        let carried = task.carried.hash();
-        let bytes_max = self.config.cache_bytes_max / STATES_SHARE;
-        self.store
-            .keep_within(carried, &self.outbox.states(), bytes_max)?;
-        let (store, task_copy) = (self.store.clone(), *task);
-        let sealed = with_machine(&mut self.machine, move |machine| {
-            machine.seal(&task_copy, &trained, &store)
-        });
-        let sealed: Sealed = match sealed.await? {
-            Ok(sealed) => sealed,
-            Err(error) => {
-                // If it was for want of room, the next round has some.
-                self.store.keep_only(&[carried])?;
-                self.lose_round(task, &format!("{error:#}"));
-                return Ok(());
-            }
+        self.remove_old_states(task.carried.hash(), usize::MAX);
+        let mut waited = Duration::ZERO;
+        let Some(sealed) = self.keep_round(task, trained, &mut waited).await? else {
+            return Ok(());
         };
-        self.sync_in_background(&sealed);
-        self.outbox.keep(&sealed)?;
         self.tell_speed(sealed.header.tokens, took).await;
         let patience = Duration::from_millis(self.charter.round.window_ms) * COMMIT_WINDOWS;
         let until = deadline + patience.max(COMMIT_AFTER_MIN);
-        let committed = self.commit_kept(&sealed.commitment(), until).await?;
-        self.margin.observe(begun.elapsed());
+        let committed = self.commit_kept(&sealed.commitment(), until).await;
+        self.margin.observe(begun.elapsed().saturating_sub(waited));
         match committed {
             Ok(reply) => {
                 self.status.problem = None;
@@ -460,15 +451,104 @@ impl Session<'_> {
         Ok(())
     }
 
+    /// Brings a trained round's states and update onto the disk, which may be full for as long as a round takes them: they
+    /// are in memory until then. `None` if the round is lost (then the owner was told); time that room was waited for goes
+    /// into `waited`.
+    async fn keep_round(
+        &mut self,
+        task: &Task,
+        trained: Trained,
+        waited: &mut Duration,
+    ) -> Result<Option<Sealed>> {
+        let ended = with_machine(&mut self.machine, move |machine| {
+            let ending = machine.end_round(&trained)?;
+            anyhow::Ok((ending, trained))
+        });
+        let (mut ending, trained) = match ended.await? {
+            Ok(ended) => ended,
+            Err(error) => {
+                self.lose_round(task, &format!("{error:#}"));
+                return Ok(None);
+            }
+        };
+        loop {
+            let store = self.store.clone();
+            let written = world::blocking(move || {
+                let written = ending.write(&store);
+                (ending, written)
+            });
+            let written = written.await.context("writing what is carried panicked")?;
+            ending = written.0;
+            let Err(error) = written.1 else { break };
+            if !self.has_room_again(task, error, waited).await? {
+                return Ok(None);
+            }
+        }
+        let (store, task_copy) = (self.store.clone(), *task);
+        let sealed = with_machine(&mut self.machine, move |machine| {
+            machine.seal_ended(&task_copy, &trained, ending, &store)
+        });
+        let sealed = sealed.await??;
+        self.sync_in_background(&sealed);
+        while let Err(error) = self.outbox.keep(&sealed) {
+            if !self.has_room_again(task, error, waited).await? {
+                return Ok(None);
+            }
+        }
+        Ok(Some(sealed))
+    }
+
+    /// Waits a little for room on the disk; false if the round takes nothing from this worker any more.
+    ///
+    /// # Errors
+    /// `error`, if it is another than that of a full disk.
+    async fn has_room_again(
+        &mut self,
+        task: &Task,
+        error: anyhow::Error,
+        waited: &mut Duration,
+    ) -> Result<bool> {
+        if !is_full(&error) {
+            return Err(error);
+        }
+        // A log that goes back is not what room is kept for while there is none for going on.
+        self.remove_old_states(task.carried.hash(), STATES_OF_AN_UPDATE);
+        let begun = Instant::now();
+        let what = format!(
+            "the disk is full, and the work of round {} waits in memory for room",
+            task.round
+        );
+        self.try_again(&what, &error).await;
+        self.look_after_the_hub().await;
+        *waited += begun.elapsed();
+        let is_over = matches!(self.standing_of(task), Standing::Over);
+        if is_over || self.shutdown.is_cancelled() {
+            self.lose_round(task, "the disk was full until the end");
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    /// Removes the states that are neither carried nor among the newest so many of kept updates. What stays by mistake is
+    /// removed another time.
+    fn remove_old_states(&self, carried: Hash, newest: usize) {
+        let bytes_max = self.config.cache_bytes_max / STATES_SHARE;
+        let mut states = self.outbox.states();
+        states.truncate(newest);
+        if let Err(error) = self.store.keep_within(carried, &states, bytes_max) {
+            tracing::warn!("removing old states: {error:#}");
+        }
+    }
+
     /// Commits; if the log lacks the update before this one, after that.
     async fn commit_kept(
         &mut self,
         commitment: &Commitment,
         until: Instant,
-    ) -> Result<Result<CommandReply, ClientError>> {
+    ) -> Result<CommandReply, ClientError> {
         let answer = self.commit(commitment, until).await;
         if !matches!(&answer, Err(error) if error.refusal_code() == Some("wrong_base")) {
-            return Ok(answer);
+            return answer;
         }
         let now = Instant::now();
         let is_newer = |asked: Option<Instant>| asked.is_some_and(|it| now < it);
@@ -476,11 +556,15 @@ impl Session<'_> {
             .await;
         self.outbox.touch(commitment.update.hash);
         let Some((work, _)) = self.latest() else {
-            return Ok(answer);
+            return answer;
         };
-        match self.mend(&work).await? {
-            Some(_) => Ok(self.commit(commitment, until).await),
-            None => Ok(answer),
+        match self.mend(&work).await {
+            Ok(Some(_)) => self.commit(commitment, until).await,
+            Ok(None) => answer,
+            Err(error) => {
+                tracing::warn!("giving the hub what it lacks: {error:#}");
+                answer
+            }
         }
     }
 

@@ -114,10 +114,15 @@ pub(super) fn left_over(disk: &dyn Disk, folder: &Path) -> Result<Vec<Kept>> {
 /// Writes a file beside its place, onto the disk, and then into its place; the folder is the caller's to sync.
 pub(super) fn write(disk: &dyn Disk, folder: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     let (path, fresh) = (folder.join(name), folder.join(format!("{name}.new")));
-    disk.write(&fresh, &mut |into| into.write_all(bytes))
+    let written = disk
+        .write(&fresh, &mut |into| into.write_all(bytes))
         .and_then(|()| disk.sync(&fresh))
-        .and_then(|()| disk.rename(&fresh, &path))
-        .with_context(|| format!("writing {} (is the disk full?)", path.display()))
+        .and_then(|()| disk.rename(&fresh, &path));
+    if written.is_err() {
+        // Half a file takes room that somebody may be waiting for; without it nothing is lost.
+        let _ = disk.remove(&fresh);
+    }
+    written.with_context(|| format!("writing {}", path.display()))
 }
 
 /// A file's bytes; `None` if it is gone or damaged.
