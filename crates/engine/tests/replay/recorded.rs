@@ -180,7 +180,7 @@ impl Recorder {
         let record = self.state.workers.get(&WorkerId(key.public()));
         let sequence = record.map_or(1, |it| it.sequence + 1);
         let signed = SignedCommand::sign(key, self.state.run, sequence, command);
-        self.ask(&Request::Worker(Box::new(signed)));
+        self.ask(&Request::Worker(Box::new(signed.checked().unwrap())));
     }
 
     fn join(&mut self, number: u8) {
