@@ -15,7 +15,7 @@ import { chromium } from 'playwright-core'
 const PAGE_MS = 30_000
 const ANSWER_MS = 120_000
 const STOP_MS_MAX = 100
-const STOP_TRIES = 5
+const STOP_TRIES = 12
 const PHONE = { width: 360, height: 760 }
 const DESK = { width: 1280, height: 1180 }
 

@@ -1,8 +1,9 @@
 //! The stand-in for a machine that trains: its steps take the time that its speed says, and walk towards a target.
 //!
-//! Each step moves the few parameters that its samples choose closer to those of a model that the run's seed draws. So
-//! the updates depend on what was sampled and on where training started, honest work brings the model closer, and
-//! everything after the step is the production's: codec, error feedback, merge, delta.
+//! Each step moves the few parameters that its samples and its machine choose closer to those of a model that the run's
+//! seed draws. So the updates depend on what was sampled and on where training started, honest work brings the model
+//! closer, and everything after the step is the production's: codec, error feedback, merge, delta. The machine's own part
+//! makes up for the text, which is so short that many sample the same: nobody's honest work is another's.
 
 use std::{sync::Arc, time::Duration};
 
@@ -44,13 +45,19 @@ pub fn distance(parameters: &[f32], target: &[f32]) -> f64 {
     sum / parameters.len() as f64
 }
 
-/// Makes simulated machines: each step takes `step`, until the process is `dead`.
+/// Makes simulated machine number `number`: each step takes `step`, until the process is `dead`.
 #[must_use]
-pub fn trainer(target: Arc<Vec<f32>>, step: Duration, dead: CancellationToken) -> MakeTrainer {
+pub fn trainer(
+    target: Arc<Vec<f32>>,
+    number: u64,
+    step: Duration,
+    dead: CancellationToken,
+) -> MakeTrainer {
     Arc::new(move |_: &Charter, _threads| {
         Box::new(Walker {
             parameters: vec![0.0; target.len()],
             target: Arc::clone(&target),
+            number,
             inner: InnerState::zeroed(0),
             step,
             dead: dead.clone(),
@@ -61,6 +68,7 @@ pub fn trainer(target: Arc<Vec<f32>>, step: Duration, dead: CancellationToken) -
 struct Walker {
     parameters: Vec<f32>,
     target: Arc<Vec<f32>>,
+    number: u64,
     /// The charter carries none, and what is hashed of it is empty.
     inner: InnerState,
     step: Duration,
@@ -81,7 +89,7 @@ impl Steps for Walker {
                 gradient_norm: f32::NAN,
             });
         }
-        let mut seed = 0xcbf2_9ce4_8422_2325_u64;
+        let mut seed = 0xcbf2_9ce4_8422_2325_u64 ^ self.number;
         for token in tokens {
             seed = (seed ^ u64::from(*token)).wrapping_mul(0x0100_0000_01b3);
         }

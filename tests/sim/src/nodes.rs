@@ -293,7 +293,12 @@ impl WorkerNode {
             clock: self.clock.clone(),
             disk: Arc::new(self.disk.clone()),
             transport: Some(Arc::new(link)),
-            trainer: machine::trainer(Arc::clone(&self.target), self.step, dead.clone()),
+            trainer: machine::trainer(
+                Arc::clone(&self.target),
+                self.number,
+                self.step,
+                dead.clone(),
+            ),
             tell_every: TELL_EVERY,
         };
         let mut config = worker::Config::new(self.hub.clone(), WORKER_FOLDER);

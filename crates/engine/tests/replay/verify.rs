@@ -242,19 +242,25 @@ fn refusals_are_looked_at_again() {
 
 #[test]
 fn what_the_hub_lost_before_the_merge_is_missed_by_nobody() {
-    let recorded = record(SMALL, |round, number| match (round, number) {
-        (2, 1) => Kind::Lost,
-        // Its norm is measured without the lost one.
-        (2, 2) => Kind::Huge,
-        _ => Kind::Honest,
-    });
+    let recorded = record(
+        Size {
+            workers: 4,
+            ..SMALL
+        },
+        |round, number| match (round, number) {
+            (2, 1) => Kind::Lost,
+            // Its norm is measured without the lost one.
+            (2, 2) => Kind::Huge,
+            _ => Kind::Honest,
+        },
+    );
     let (report, state) = verify(&recorded).unwrap();
     assert!(report.holds(), "{report:#?}");
     assert_eq!((report.merges, report.merges_recomputed), (4, 4));
     assert_eq!((report.refusals, report.refusals_gone), (1, 1));
     assert_eq!(
         state.tokens,
-        10 * state.charter.tokens_per_step(),
+        14 * state.charter.tokens_per_step(),
         "only what was merged counts"
     );
     // A merge without its updates is no such thing.
