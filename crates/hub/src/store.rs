@@ -26,6 +26,8 @@ pub(crate) const DATABASE: &str = "hub.sqlite";
 const CONNECTIONS_MAX: u32 = 8;
 /// How long a statement waits for another writer's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Entries inserted by one statement.
+const INSERTED_TOGETHER: [usize; 3] = [1, 8, 64];
 /// Entries read at once when a log is replayed.
 const REPLAY_PAGE: i64 = 500;
 
@@ -103,8 +105,9 @@ impl Store {
             .bind(entry.time_ms as i64)
             .execute(&mut *transaction)
             .await?;
-        insert_entry(&mut transaction, entry).await?;
-        project::apply(&mut transaction, entry, &Projected::default()).await?;
+        let entries = [(entry.clone(), Projected::default())];
+        insert_entries(&mut transaction, &entries).await?;
+        project::apply_group(&mut transaction, &entries).await?;
         transaction.commit().await?;
         *writer = Some(connection);
         Ok(())
@@ -119,9 +122,13 @@ impl Store {
         let mut writer = self.writer.lock().await;
         let mut connection = self.take_writer(&mut writer).await?;
         let mut transaction = connection.begin().await?;
-        for (entry, projected) in entries {
-            insert_entry(&mut transaction, entry).await?;
-            project::apply(&mut transaction, entry, projected).await?;
+        let mut left = entries;
+        while let Some((chunk, rest)) = split_chunk(left) {
+            insert_entries(&mut transaction, chunk).await?;
+            left = rest;
+        }
+        for group in entries.chunk_by(|(a, _), (b, _)| project::go_together(a, b)) {
+            project::apply_group(&mut transaction, group).await?;
         }
         transaction.commit().await?;
         *writer = Some(connection);
@@ -250,17 +257,28 @@ impl Projected {
     }
 }
 
-async fn insert_entry(
+/// Entries with what their projections need.
+type Written = [(Entry, Projected)];
+
+/// The first entries, as many as one statement inserts, and the rest: few lengths, so that few statements are prepared.
+fn split_chunk(entries: &Written) -> Option<(&Written, &Written)> {
+    let longest = INSERTED_TOGETHER.into_iter();
+    let length = longest.filter(|it| *it <= entries.len()).max()?;
+    Some(entries.split_at(length))
+}
+
+async fn insert_entries(
     transaction: &mut sqlx::Transaction<'_, sqlx::Sqlite>,
-    entry: &Entry,
+    entries: &Written,
 ) -> Result<()> {
-    sqlx::query("INSERT INTO log (run, position, kind, entry) VALUES (?, ?, ?, ?)")
-        .bind(&entry.run.0.0[..])
-        .bind(entry.index as i64)
-        .bind(entry.event.name())
-        .bind(entry.to_bytes())
-        .execute(&mut **transaction)
-        .await?;
+    let mut query = sqlx::QueryBuilder::new("INSERT INTO log (run, position, kind, entry) ");
+    query.push_values(entries, |mut row, (entry, _)| {
+        row.push_bind(entry.run.0.0.to_vec())
+            .push_bind(entry.index as i64)
+            .push_bind(entry.event.name())
+            .push_bind(entry.to_bytes());
+    });
+    query.build().execute(&mut **transaction).await?;
     Ok(())
 }
 

@@ -13,6 +13,59 @@ use super::Projected;
 
 type Tx<'a, 'b> = &'a mut Transaction<'b, Sqlite>;
 
+/// Whether two entries, one after the other, are folded together.
+pub(super) fn go_together(a: &Entry, b: &Entry) -> bool {
+    matches!(
+        (&a.event, &b.event),
+        (Event::UpdateAccepted { .. }, Event::UpdateAccepted { .. })
+    )
+}
+
+/// Folds entries that go together, or a single one.
+pub(super) async fn apply_group(tx: Tx<'_, '_>, group: &[(Entry, Projected)]) -> Result<()> {
+    match group {
+        [(entry, known)] => apply(tx, entry, known).await,
+        _ => accepted(tx, group).await,
+    }
+}
+
+/// Rows for one statement: SQLite takes them apart with `json_each`, which costs one walk to its thread for all of them.
+fn json(rows: impl Iterator<Item = serde_json::Value>) -> String {
+    serde_json::Value::Array(rows.collect()).to_string()
+}
+
+async fn accepted(tx: Tx<'_, '_>, group: &[(Entry, Projected)]) -> Result<()> {
+    let rows = group.iter().filter_map(|(entry, _)| match &entry.event {
+        Event::UpdateAccepted {
+            round,
+            slot,
+            weight,
+            ..
+        } => Some(serde_json::json!([
+            round,
+            slot,
+            *weight as i64,
+            entry.time_ms,
+            entry.index
+        ])),
+        _ => None,
+    });
+    let Some((first, _)) = group.first() else {
+        return Ok(());
+    };
+    sqlx::query(
+        "UPDATE contribution SET state = 'accepted', weight = given.weight, judged_ms = given.time_ms, event = given.event
+         FROM (SELECT value ->> 0 AS round, value ->> 1 AS slot, value ->> 2 AS weight, value ->> 3 AS time_ms,
+               value ->> 4 AS event FROM json_each(?)) AS given
+         WHERE contribution.run = ? AND contribution.round = given.round AND contribution.slot = given.slot",
+    )
+    .bind(json(rows))
+    .bind(run(first))
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
 /// Folds one entry.
 pub(super) async fn apply(tx: Tx<'_, '_>, entry: &Entry, known: &Projected) -> Result<()> {
     match &entry.event {
@@ -53,9 +106,17 @@ pub(super) async fn apply(tx: Tx<'_, '_>, entry: &Entry, known: &Projected) -> R
             .bind(entry.index as i64)
             .execute(&mut **tx)
             .await?;
-            for (slot, id) in assignments.iter().enumerate() {
-                insert_slot(tx, entry, *round, slot as u32, id).await?;
-            }
+            let workers = assignments.iter().map(|it| it.to_string().into());
+            sqlx::query(
+                "INSERT INTO contribution (run, round, slot, worker, state, event)
+                 SELECT ?, ?, key, unhex(value), 'assigned', ? FROM json_each(?)",
+            )
+            .bind(run(entry))
+            .bind(*round as i64)
+            .bind(entry.index as i64)
+            .bind(json(workers))
+            .execute(&mut **tx)
+            .await?;
             Ok(())
         }
         Event::SlotAdded {
@@ -89,26 +150,7 @@ pub(super) async fn apply(tx: Tx<'_, '_>, entry: &Entry, known: &Projected) -> R
             .await?;
             Ok(())
         }
-        Event::UpdateAccepted {
-            round,
-            slot,
-            weight,
-            ..
-        } => {
-            sqlx::query(
-                "UPDATE contribution SET state = 'accepted', weight = ?, judged_ms = ?, event = ?
-                 WHERE run = ? AND round = ? AND slot = ?",
-            )
-            .bind(*weight as i64)
-            .bind(entry.time_ms as i64)
-            .bind(entry.index as i64)
-            .bind(run(entry))
-            .bind(*round as i64)
-            .bind(slot)
-            .execute(&mut **tx)
-            .await?;
-            Ok(())
-        }
+        Event::UpdateAccepted { .. } => accepted(tx, &[(entry.clone(), known.clone())]).await,
         Event::UpdateRefused {
             round,
             slot,
@@ -357,32 +399,41 @@ async fn merged(
     .bind(round as i64)
     .execute(&mut **tx)
     .await?;
-    for update in updates {
-        sqlx::query(
-            "UPDATE contribution SET state = 'merged', weight = ?, credits_micro = ?, event = ?
-             WHERE run = ? AND round = ? AND slot = ?",
-        )
-        .bind(update.weight as i64)
-        .bind(update.credits.0 as i64)
-        .bind(entry.index as i64)
-        .bind(run(entry))
-        .bind(round as i64)
-        .bind(update.slot)
-        .execute(&mut **tx)
-        .await?;
-        sqlx::query(
-            "UPDATE worker SET tokens = tokens + ?, credits_micro = credits_micro + ?, bytes_up = bytes_up + ?,
-             updates_accepted = updates_accepted + 1, last_round = ? WHERE run = ? AND id = ?",
-        )
-        .bind(update.tokens as i64)
-        .bind(update.credits.0 as i64)
-        .bind(update.update.bytes as i64)
-        .bind(round as i64)
-        .bind(run(entry))
-        .bind(worker(&update.worker))
-        .execute(&mut **tx)
-        .await?;
-    }
+    let slots = updates
+        .iter()
+        .map(|it| serde_json::json!([it.slot, it.weight as i64, it.credits.0 as i64]));
+    sqlx::query(
+        "UPDATE contribution SET state = 'merged', weight = given.weight, credits_micro = given.credits, event = ?
+         FROM (SELECT value ->> 0 AS slot, value ->> 1 AS weight, value ->> 2 AS credits FROM json_each(?)) AS given
+         WHERE contribution.run = ? AND contribution.round = ? AND contribution.slot = given.slot",
+    )
+    .bind(entry.index as i64)
+    .bind(json(slots))
+    .bind(run(entry))
+    .bind(round as i64)
+    .execute(&mut **tx)
+    .await?;
+    let workers = updates.iter().map(|it| {
+        serde_json::json!([
+            it.worker.to_string(),
+            it.tokens as i64,
+            it.credits.0 as i64,
+            it.update.bytes as i64
+        ])
+    });
+    // One worker may have several updates in a merge: its own and late ones.
+    sqlx::query(
+        "UPDATE worker SET tokens = tokens + given.tokens_more, credits_micro = credits_micro + given.credits_more,
+         bytes_up = bytes_up + given.bytes_more, updates_accepted = updates_accepted + given.updates_more, last_round = ?
+         FROM (SELECT unhex(value ->> 0) AS id_given, SUM(value ->> 1) AS tokens_more, SUM(value ->> 2) AS credits_more,
+               SUM(value ->> 3) AS bytes_more, COUNT(*) AS updates_more FROM json_each(?) GROUP BY 1) AS given
+         WHERE worker.run = ? AND worker.id = given.id_given",
+    )
+    .bind(round as i64)
+    .bind(json(workers))
+    .bind(run(entry))
+    .execute(&mut **tx)
+    .await?;
     // Whoever was assigned and never came is not waited for any more.
     sqlx::query(
         "UPDATE contribution SET state = 'lost' WHERE run = ? AND round = ? AND state = 'assigned'",

@@ -3,10 +3,11 @@
 use protocol::{
     Hash, SecretKey,
     charter::Charter,
-    event::{Checkpoint, Event, ModelState},
+    command::{Command, Device, SignedCommand},
+    event::{Checkpoint, Event, MergedUpdate, ModelState},
     log::{Entry, Head},
     state::State,
-    units::BlobReference,
+    units::{BlobReference, MicroCredits, WorkerId},
 };
 
 use super::*;
@@ -96,6 +97,128 @@ async fn entries_are_written_all_or_none() {
         .await
         .unwrap();
     assert_eq!(other.entries(state.run, 0, 10).await.unwrap().len(), 2);
+}
+
+/// Three workers in a round, one of them with a late update beside its own.
+#[tokio::test]
+async fn what_is_folded_together_is_folded_for_each() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = SecretKey::from_entropy([1; 32]);
+    let (entry, mut state) = created(&key, "one");
+    let store = Store::open(folder.path(), &Ground::machine())
+        .await
+        .unwrap();
+    store.create(&entry, &state).await.unwrap();
+    let keys = [2, 3, 4].map(|it| SecretKey::from_entropy([it; 32]));
+    let workers = keys.each_ref().map(|it| WorkerId(it.public()));
+    let mut events: Vec<Event> = keys
+        .iter()
+        .map(|it| Event::WorkerJoined {
+            command: SignedCommand::sign(it, state.run, 1, join()),
+        })
+        .collect();
+    events.push(Event::RoundOpened {
+        round: 1,
+        base: state.model,
+        seed: Hash::default(),
+        tokens_before: 0,
+        deadline_ms: 9_000,
+        assignments: workers.to_vec(),
+    });
+    events.push(Event::SlotAdded {
+        round: 1,
+        slot: 3,
+        worker: workers[0],
+    });
+    let parts = [(0, 10), (2, 30), (3, 40)].map(|(slot, tokens)| MergedUpdate {
+        slot,
+        of_round: 1,
+        worker: workers[slot as usize % 3],
+        update: BlobReference::of(&[slot as u8]),
+        tokens,
+        weight: tokens,
+        credits: MicroCredits(100 * tokens),
+    });
+    events.extend(parts.iter().map(|it| Event::UpdateAccepted {
+        round: 1,
+        slot: it.slot,
+        worker: it.worker,
+        weight: it.weight,
+    }));
+    let mut head = state.head;
+    let mut seal = |events: Vec<Event>| -> Vec<(Entry, Projected)> {
+        events
+            .into_iter()
+            .map(|event| {
+                let entry = head.next(&key, state.run, 2_000, event);
+                head.advance(state.run, &key.public(), &entry).unwrap();
+                (entry, Projected::default())
+            })
+            .collect()
+    };
+    store.append(&seal(events)).await.unwrap();
+    let states = async || -> Vec<(String, Option<i64>)> {
+        sqlx::query_as("SELECT state, weight FROM contribution ORDER BY slot")
+            .fetch_all(&store.pool)
+            .await
+            .unwrap()
+    };
+    let accepted = |weight| ("accepted".to_owned(), Some(weight));
+    assert_eq!(
+        states().await,
+        [
+            accepted(10),
+            ("assigned".to_owned(), None),
+            accepted(30),
+            accepted(40)
+        ]
+    );
+    state.model.round = 1;
+    let merged = seal(vec![Event::RoundMerged {
+        round: 1,
+        rate_q16: 1,
+        updates: parts.to_vec(),
+        delta: BlobReference::of(b"d"),
+        model: state.model,
+    }]);
+    store.append(&merged).await.unwrap();
+    let merged = |weight| ("merged".to_owned(), Some(weight));
+    assert_eq!(
+        states().await,
+        [
+            merged(10),
+            ("lost".to_owned(), None),
+            merged(30),
+            merged(40)
+        ]
+    );
+    let credits: Vec<(i64, i64, i64, Option<i64>)> = sqlx::query_as(
+        "SELECT tokens, credits_micro, updates_accepted, last_round FROM worker ORDER BY event",
+    )
+    .fetch_all(&store.pool)
+    .await
+    .unwrap();
+    assert_eq!(
+        credits,
+        [
+            (50, 5_000, 2, Some(1)),
+            (0, 0, 0, None),
+            (30, 3_000, 1, Some(1))
+        ]
+    );
+    assert_eq!(store.entries(state.run, 0, 100).await.unwrap().len(), 10);
+}
+
+fn join() -> Command {
+    Command::Join {
+        name: "one".to_owned(),
+        device: Device {
+            arithmetic: "portable".to_owned(),
+            threads: 1,
+            memory_mib: 1,
+            tokens_per_s: 1,
+        },
+    }
 }
 
 #[tokio::test]
