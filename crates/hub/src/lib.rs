@@ -8,6 +8,8 @@ mod blobs;
 mod clock;
 mod config;
 mod create;
+#[cfg(test)]
+mod crowd;
 mod ground;
 mod http;
 mod metrics;

@@ -67,7 +67,12 @@ impl Admission {
         self.admit(&state, command, client)
     }
 
-    fn admit(&self, state: &State, command: &SignedCommand, client: IpAddr) -> Result<(), Failure> {
+    pub(crate) fn admit(
+        &self,
+        state: &State,
+        command: &SignedCommand,
+        client: IpAddr,
+    ) -> Result<(), Failure> {
         if state.workers.contains_key(&command.worker) {
             self.commands_of_worker
                 .check_key(&command.worker)

@@ -29,6 +29,8 @@ const AGAIN_MS: u64 = 60_000;
 const COMPLAINTS_MAX: usize = 2;
 /// Peers named to a worker lately, about which it may report.
 const REPORTABLE_MAX: usize = 16;
+/// Workers whose addresses are remembered: up to a kilobyte each. Those who come later take blobs and serve none.
+const REACHED_MAX: usize = 65_536;
 /// Blobs remembered; those asked for longest ago go first.
 const BLOBS_MAX: usize = 4_096;
 /// Places in all orders of asking together: 64 bytes each.
@@ -102,7 +104,7 @@ impl PeerBook {
             book.note_reports(question);
         }
         let named = book.named(question, from, now_ms, &is_present);
-        if is_proven && !named.is_empty() {
+        if is_proven && !named.is_empty() && book.named.len() < REACHED_MAX {
             let lately = book.named.entry(question.worker).or_default();
             lately.extend(named.iter().map(|it| beginning(&it.endpoint)));
             lately.drain(..lately.len().saturating_sub(REPORTABLE_MAX));
@@ -128,6 +130,7 @@ impl Book {
             }
             // An endpoint is whose it was first: nobody can have another's complained about.
             if let Some(address) = &question.address
+                && self.workers.len() < REACHED_MAX
                 && !self.endpoints.contains_key(&address.endpoint)
             {
                 self.endpoints.insert(address.endpoint, worker);
