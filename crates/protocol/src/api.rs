@@ -8,10 +8,14 @@ pub mod mirrors;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::{PublicKey, Signature};
+
 /// Header of a worker's authorisation to upload: `key:signature`, both hexadecimal.
 pub const UPLOAD_AUTHORISATION: &str = "x-athome-upload";
 /// Domain of that signature; the message is the blob's hash.
 pub const UPLOAD_DOMAIN: &str = "AI@home 2026 blob upload v1";
+/// Longest text of one.
+const UPLOAD_AUTHORISATION_BYTES_MAX: usize = 256;
 /// Offset of an upload's next byte, as a header of requests and replies.
 pub const UPLOAD_OFFSET: &str = "x-athome-offset";
 /// Most entries of one page of the log.
@@ -467,4 +471,16 @@ impl Peer {
             relay: self.relay.clone(),
         })
     }
+}
+
+/// Whose authorisation to upload a text is, and the signature over the blob's hash, which is not checked; `None` for
+/// anything else.
+#[must_use]
+pub fn read_upload_authorisation(text: &str) -> Option<(PublicKey, Signature)> {
+    if text.len() > UPLOAD_AUTHORISATION_BYTES_MAX {
+        return None;
+    }
+    let (key, signature) = text.split_once(':')?;
+    let signature = data_encoding::HEXLOWER.decode(signature.as_bytes()).ok()?;
+    Some((key.parse().ok()?, Signature(signature.try_into().ok()?)))
 }

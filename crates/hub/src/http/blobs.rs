@@ -11,8 +11,10 @@ use axum::{
 use bytes::BytesMut;
 use http_body_util::BodyExt;
 use protocol::{
-    Hash, PublicKey, Signature,
-    api::{ApiError, UPLOAD_AUTHORISATION, UPLOAD_DOMAIN, UPLOAD_OFFSET},
+    Hash,
+    api::{
+        ApiError, UPLOAD_AUTHORISATION, UPLOAD_DOMAIN, UPLOAD_OFFSET, read_upload_authorisation,
+    },
     units::{BlobReference, WorkerId},
 };
 
@@ -161,7 +163,7 @@ async fn authorise(
         let (key, signature) = given
             .to_str()
             .ok()
-            .and_then(parse_authorisation)
+            .and_then(read_upload_authorisation)
             .ok_or_else(|| Failure::bad("the upload's authorisation does not read"))?;
         key.verify(UPLOAD_DOMAIN, &hash.0, &signature)
             .map_err(|_| refuse("the upload's signature does not match"))?;
@@ -242,12 +244,6 @@ async fn admitted(hub: &Hub, bytes: usize) -> Result<tokio::sync::SemaphorePermi
             "the hub takes as many uploads at once as its memory allows; try again in a second",
         )),
     }
-}
-
-fn parse_authorisation(text: &str) -> Option<(PublicKey, Signature)> {
-    let (key, signature) = text.split_once(':')?;
-    let signature = data_encoding::HEXLOWER.decode(signature.as_bytes()).ok()?;
-    Some((key.parse().ok()?, Signature(signature.try_into().ok()?)))
 }
 
 fn parse(hash: &str) -> Result<Hash, Failure> {
