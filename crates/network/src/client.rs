@@ -29,6 +29,7 @@ use reqwest::Method;
 pub use addresses::ADDRESSES_MAX;
 use addresses::Addresses;
 pub use error::ClientError;
+pub(crate) use mirrors::sealing_of;
 use request::{Call, JSON_BYTES_MAX};
 use transport::Way;
 pub use transport::{Transport, TransportError};

@@ -7,6 +7,7 @@
 
 pub mod blobs;
 pub mod client;
+pub mod decoders;
 pub mod disk;
 pub mod events;
 pub mod log;

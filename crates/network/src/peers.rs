@@ -8,8 +8,8 @@
 mod fetch;
 mod rate;
 mod serve;
-mod tree;
-mod wire;
+pub(crate) mod tree;
+pub(crate) mod wire;
 
 use std::{
     collections::HashSet,

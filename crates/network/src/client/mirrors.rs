@@ -84,7 +84,7 @@ impl HubClient {
 }
 
 /// Who keeps a run by what a head shows, checked.
-fn sealing_of(head: &RunHead, begun: &Sealing) -> Result<Sealing, String> {
+pub(crate) fn sealing_of(head: &RunHead, begun: &Sealing) -> Result<Sealing, String> {
     if head.successions.len() as u64 > GENERATIONS_MAX {
         return Err(format!("{} takeovers", head.successions.len()));
     }

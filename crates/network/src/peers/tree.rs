@@ -25,7 +25,7 @@ const CHUNK_BYTES: u64 = 1 << 10;
 
 /// The hashes above a blob's groups: 64 bytes for each 16 KiB.
 #[derive(Debug)]
-pub(super) struct Tree {
+pub(crate) struct Tree {
     hashes: PreOrderMemOutboard,
     bytes: u64,
 }
@@ -33,11 +33,11 @@ pub(super) struct Tree {
 /// A window that is not of the blob, or too short or too long.
 #[derive(Debug, thiserror::Error)]
 #[error("the bytes are not those of the blob")]
-pub(super) struct WrongBytes;
+pub(crate) struct WrongBytes;
 
 impl Tree {
     /// Reads the file; `None` if it is not the blob.
-    pub(super) fn of_file(file: &File, reference: BlobReference) -> io::Result<Option<Self>> {
+    pub(crate) fn of_file(file: &File, reference: BlobReference) -> io::Result<Option<Self>> {
         if file.metadata()?.len() != reference.bytes {
             return Ok(None);
         }
@@ -66,7 +66,7 @@ impl Tree {
     }
 
     /// The window that begins at `offset`, with its proof; fails if the file has changed since.
-    pub(super) fn encode(&self, file: &File, offset: u64) -> io::Result<Vec<u8>> {
+    pub(crate) fn encode(&self, file: &File, offset: u64) -> io::Result<Vec<u8>> {
         let window = window(offset, self.bytes);
         let mut encoded = Vec::with_capacity(super::wire::WINDOW_ENCODED_MAX);
         encode_ranges_validated(file, &self.hashes, &chunks(&window), &mut encoded)
@@ -76,7 +76,7 @@ impl Tree {
 }
 
 /// The bytes of the window that begins at `offset`, once they have proven to be the blob's.
-pub(super) fn decode(
+pub(crate) fn decode(
     reference: BlobReference,
     offset: u64,
     encoded: &[u8],

@@ -15,7 +15,7 @@ pub(super) const WINDOW_ENCODED_MAX: usize = WINDOW_BYTES as usize + 64 * (16 + 
 
 /// "Send me this blob, from here on."
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Question {
+pub(crate) struct Question {
     pub(super) hash: Hash,
     /// The blob's size.
     pub(super) bytes: u64,
@@ -37,12 +37,12 @@ pub(super) enum Answer {
 }
 
 impl Question {
-    pub(super) fn to_bytes(self) -> Vec<u8> {
+    pub(crate) fn to_bytes(self) -> Vec<u8> {
         canonical::encode(&self)
     }
 
     /// `None` for anything that is no question.
-    pub(super) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let question: Self = canonical::decode(bytes, QUESTION_BYTES_MAX).ok()?;
         let makes_sense =
             question.offset < question.bytes && question.offset.is_multiple_of(GROUP_BYTES);
