@@ -50,12 +50,21 @@ unsafe impl GlobalAlloc for Watched {
 #[global_allocator]
 static ALLOCATOR: Watched = Watched;
 
-/// The committed inputs: what our encoders wrote once, and what fuzzing found.
+/// The committed inputs: what our encoders wrote once (`tests/examples/corpus.rs`), and what fuzzing found.
 fn corpus(decoder: &Decoder) -> Vec<Vec<u8>> {
     let folder: PathBuf = places::root().join("fuzz/corpus").join(decoder.name);
-    let mut paths: Vec<PathBuf> = fs::read_dir(&folder)
-        .map(|items| items.map(|it| it.unwrap().path()).collect())
-        .unwrap_or_default();
+    let items = fs::read_dir(&folder).unwrap_or_else(|error| {
+        panic!(
+            "there is no corpus {}: {error}; `cargo run -p tests --example corpus` writes one",
+            folder.display()
+        )
+    });
+    let mut paths: Vec<PathBuf> = items.map(|it| it.unwrap().path()).collect();
+    assert!(
+        !paths.is_empty(),
+        "the corpus {} is empty",
+        folder.display()
+    );
     paths.sort();
     paths.iter().map(|it| fs::read(it).unwrap()).collect()
 }
@@ -81,7 +90,14 @@ fn read(decoder: &Decoder, bytes: &[u8]) {
 /// The only test of this file, so that nobody else allocates.
 #[test]
 fn no_bytes_make_a_decoder_panic_or_spend_memory() {
+    let targets = fs::read_to_string(places::root().join("fuzz/Cargo.toml")).unwrap();
     for decoder in ALL {
+        let target = format!("name = \"{}\"\n", decoder.name);
+        assert!(
+            targets.contains(&target),
+            "{} is no fuzz target",
+            decoder.name
+        );
         let seeds = (decoder.seeds)();
         assert!(!seeds.is_empty());
         let inputs = [seeds, corpus(&decoder)].concat();

@@ -7,27 +7,36 @@
 pub mod mutate;
 mod seeds;
 
+use std::{net::IpAddr, sync::LazyLock};
+
 use engine::{
     ModelConfig, checkpoint,
     update::{
         carried::CarriedState,
         codec,
         delta::Delta,
-        inner_start,
+        inner_start, leaves,
         outer::OuterState,
         settings::{DeltaSettings, DenseSettings, DenseWidth, SparseSettings, UpdateSettings},
     },
 };
-use network::{events::Parser, log::split_entries};
+use network::{decoders, events::Parser, log::split_entries};
 use protocol::{
-    api, canonical,
+    Hash,
+    api::{
+        self,
+        mirrors::{MirrorProof, RunHead},
+    },
+    canonical,
     charter::Charter,
     command::SignedCommand,
     equivocation::Equivocation,
     identity::Binding,
     log::{Entry, Head},
-    state::State,
-    succession::Succession,
+    peers::{PEER_ADDRESSES_MAX, SignedPeersQuestion},
+    state::{State, decide::UPDATE_BYTES_MAX},
+    succession::{Sealing, Succession},
+    units::{BlobReference, RunId},
     update,
 };
 
@@ -54,17 +63,25 @@ const LENGTHS: [usize; 3] = [5_000, 64, 300];
 const BINDING_BYTES_MAX: usize = 512;
 
 /// All of them.
-pub const ALL: [Decoder; 16] = [
+pub const ALL: [Decoder; 24] = [
     decoder("log_entry", log_entry, seeds::log_entries),
     decoder("log_page", log_page, seeds::log_pages),
     decoder("command", command, seeds::commands),
-    decoder("statement", statement, seeds::statements),
+    decoder("binding", binding, seeds::bindings),
+    decoder("succession", succession, seeds::successions),
+    decoder("equivocation", equivocation, seeds::equivocations),
+    decoder("peers_question", peers_question, seeds::peers_questions),
+    decoder("peer_question", peer_question, seeds::peer_questions),
+    decoder("peer_window", peer_window, seeds::peer_windows),
+    decoder("header_text", header_text, seeds::header_texts),
+    decoder("run_head", run_head, seeds::run_heads),
     decoder("charter", charter, seeds::charters),
     decoder("update", update, seeds::updates),
     decoder("delta", delta, seeds::deltas),
     decoder("outer_state", outer_state, seeds::outer_states),
     decoder("carried_state", carried_state, seeds::carried_states),
     decoder("inner_state", inner_state, seeds::inner_states),
+    decoder("leaves", leaves, seeds::leaves),
     decoder("checkpoint", checkpoint, seeds::checkpoints),
     decoder("model_config", model_config, seeds::model_configs),
     decoder("data_shard", data_shard, seeds::data_shards),
@@ -134,16 +151,96 @@ fn command(bytes: &[u8]) {
     }
 }
 
-/// What else is signed: bindings, successions, proofs of equivocation.
-fn statement(bytes: &[u8]) {
+fn binding(bytes: &[u8]) {
     if let Ok(binding) = canonical::decode::<Binding>(bytes, BINDING_BYTES_MAX) {
+        assert_eq!(canonical::encode(&binding), bytes, "one spelling");
         let _ = binding.check();
     }
+}
+
+fn succession(bytes: &[u8]) {
     if let Ok(succession) = Succession::from_bytes(bytes) {
         assert_eq!(succession.to_bytes(), bytes, "one spelling");
+        let mut sealing = Sealing::of(&seeds::charter());
+        let _ = sealing.replace(&succession);
     }
+}
+
+fn equivocation(bytes: &[u8]) {
     if let Ok(proof) = Equivocation::from_bytes(bytes) {
         assert_eq!(proof.to_bytes(), bytes, "one spelling");
+        let _ = proof.id();
+    }
+}
+
+/// What a worker asks its hub: who has a blob?
+fn peers_question(bytes: &[u8]) {
+    if let Ok(signed) = SignedPeersQuestion::from_bytes(bytes) {
+        assert_eq!(signed.to_bytes(), bytes, "one spelling");
+        for from in [IpAddr::from([127, 0, 0, 1]), IpAddr::from([203, 0, 113, 9])] {
+            if let Some(address) = &signed.question.address {
+                let seen = address.as_seen_from(from);
+                assert!(seen.addresses.len() <= PEER_ADDRESSES_MAX);
+                let _ = seen.for_asker_at(from);
+            }
+        }
+    }
+}
+
+/// What a worker asks another.
+fn peer_question(bytes: &[u8]) {
+    if let Some(again) = decoders::question(bytes) {
+        assert_eq!(again, bytes, "one spelling");
+    }
+}
+
+/// The first eight bytes choose the size that the blob is believed to have, the next eight the window.
+fn peer_window(bytes: &[u8]) {
+    let Some((numbers, encoded)) = bytes.split_first_chunk::<16>() else {
+        return;
+    };
+    let number = |at: usize| u64::from_le_bytes(numbers[at..at + 8].try_into().expect("eight"));
+    static CONTENT: LazyLock<(Vec<u8>, Hash)> = LazyLock::new(|| {
+        let content = seeds::window_content();
+        let hash = Hash::of_blob(&content);
+        (content, hash)
+    });
+    let (content, hash) = &*CONTENT;
+    let blob = BlobReference {
+        hash: *hash,
+        // The log says how large a blob is, and a charter allows no larger one.
+        bytes: number(0) % UPDATE_BYTES_MAX + 1,
+    };
+    let groups = blob.bytes.div_ceil(seeds::GROUP_BYTES);
+    let offset = number(8) % groups * seeds::GROUP_BYTES;
+    if let Some(window) = decoders::window(blob, offset, encoded) {
+        assert_eq!(blob.bytes, content.len() as u64, "the blob has one size");
+        assert!(content[offset as usize..].starts_with(&window));
+    }
+}
+
+/// What stands in headers of requests: a mirror's proof, a worker's authorisation to upload.
+fn header_text(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return;
+    };
+    if let Some(proof) = MirrorProof::from_text(text) {
+        let again = MirrorProof::from_text(&proof.to_text());
+        assert_eq!(again, Some(proof), "what was written reads");
+        let _ = proof.holds(RunId::default());
+    }
+    if let Some((key, signature)) = api::read_upload_authorisation(text) {
+        let _ = key.verify(api::UPLOAD_DOMAIN, &[0; 32], &signature);
+    }
+}
+
+/// Who keeps a run, as a client of a hub or mirror reads it.
+fn run_head(bytes: &[u8]) {
+    if let Ok(head) = serde_json::from_slice::<RunHead>(bytes) {
+        let begun = Sealing::of(&seeds::charter());
+        if let Ok(sealing) = decoders::sealing(&head, &begun) {
+            assert_eq!(sealing.generation(), head.generation);
+        }
     }
 }
 
@@ -250,6 +347,14 @@ fn inner_state(bytes: &[u8]) {
     }
 }
 
+/// What a worker shows an auditor.
+fn leaves(bytes: &[u8]) {
+    if let Ok(read) = leaves::from_bytes(bytes) {
+        assert_eq!(leaves::to_bytes(&read), bytes, "one spelling");
+        leaves::root(&read);
+    }
+}
+
 /// A model small enough that its whole checkpoint is a seed.
 fn small_model() -> ModelConfig {
     engine::charter::model_config(&seeds::charter().model)
@@ -305,6 +410,7 @@ fn api(bytes: &[u8]) {
     reads::<Vec<api::CheckpointSummary>>(bytes);
     reads::<api::LogPage>(bytes);
     reads::<api::CreateRun>(bytes);
+    reads::<api::Peers>(bytes);
 }
 
 /// The first byte says where the stream is cut: the events are the same.

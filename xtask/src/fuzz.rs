@@ -63,7 +63,11 @@ fn fuzz(root: &Path, name: &str, seconds: u64) -> Result<()> {
     let grown = root.join("fuzz/target/grown").join(name);
     let corpus = root.join("fuzz/corpus").join(name);
     fs::create_dir_all(&grown)?;
-    fs::create_dir_all(&corpus)?;
+    ensure!(
+        corpus.is_dir(),
+        "{} is missing: `cargo run -p tests --example corpus` writes it",
+        corpus.display()
+    );
     println!("{name}: {seconds} s");
     let arguments = [
         "+nightly".to_owned(),

@@ -1,6 +1,6 @@
 //! Bytes that our own encoders write: where mutation begins.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, io::Write};
 
 use data::{
     shard::{DocumentBounds, Header, Shard, Split},
@@ -10,12 +10,17 @@ use engine::{
     checkpoint::to_safetensors,
     initial_parameters,
     update::{
-        carried::CarriedState, codec, delta::Delta, hash::parameters_hash, inner_start,
-        outer::OuterState,
+        carried::CarriedState, codec, delta::Delta, hash::parameters_hash, inner_start, leaves,
+        outer::OuterState, steps::StepLeaf,
     },
 };
+use network::decoders;
 use protocol::{
-    Hash, SecretKey, api,
+    Hash, SecretKey,
+    api::{
+        self,
+        mirrors::{MirrorProof, RunHead},
+    },
     charter::{
         Baselines, Charter, Codec, Data, Income, Inner, Model, Outer, RoundRules, ShardReference,
     },
@@ -24,6 +29,7 @@ use protocol::{
     event::{Checkpoint, Event, ModelState},
     identity::{Binding, KeyRole},
     log::{Entry, Head},
+    peers::{PeerAddress, PeersQuestion, SignedPeersQuestion},
     succession::{Sealing, Succession},
     units::{BlobReference, WorkerId},
     update::{self, UpdateHeader},
@@ -228,21 +234,127 @@ pub(super) fn commands() -> Vec<Vec<u8>> {
         .collect()
 }
 
-pub(super) fn statements() -> Vec<Vec<u8>> {
-    let (charter, entries) = (charter(), log());
-    let run = charter.id();
-    let binding = Binding::sign(run, &key(6), &key(5), KeyRole::Worker);
-    let (sealing, head) = (Sealing::of(&charter), Head::empty());
+pub(super) fn bindings() -> Vec<Vec<u8>> {
+    let binding = |role| Binding::sign(charter().id(), &key(6), &key(5), role);
+    [KeyRole::Worker, KeyRole::Recovery]
+        .map(|it| protocol::canonical::encode(&binding(it)))
+        .into()
+}
+
+fn succession() -> Succession {
+    let (sealing, head) = (Sealing::of(&charter()), Head::empty());
     let address = "http://127.0.0.1:7800";
-    let succession = Succession::sign(&key(2), &sealing, &head, key(3).public(), address);
-    let other = head.next(&key(1), run, 9_000, Event::RoundEmpty { round: 1 });
+    Succession::sign(&key(2), &sealing, &head, key(3).public(), address)
+}
+
+pub(super) fn successions() -> Vec<Vec<u8>> {
+    vec![succession().to_bytes()]
+}
+
+pub(super) fn equivocations() -> Vec<Vec<u8>> {
+    let entries = log();
+    let event = Event::RoundEmpty { round: 1 };
+    let other = Head::empty().next(&key(1), charter().id(), 9_000, event);
     let proof = Equivocation::find(key(1).public(), &entries[0], &other)
         .expect("two first entries exclude each other");
-    vec![
-        protocol::canonical::encode(&binding),
-        succession.to_bytes(),
-        proof.to_bytes(),
-    ]
+    vec![proof.to_bytes()]
+}
+
+pub(super) fn peers_questions() -> Vec<Vec<u8>> {
+    let question = |address| PeersQuestion {
+        run: charter().id(),
+        worker: WorkerId(key(5).public()),
+        blob: Hash([2; 32]),
+        address,
+        served: vec![key(7).public()],
+        failed: vec![key(8).public(), key(9).public()],
+    };
+    let address = PeerAddress {
+        endpoint: key(6).public(),
+        addresses: ["192.168.1.7:4433", "[2001:db8::7]:4433"]
+            .map(|it| it.parse().expect("an address"))
+            .into(),
+        relay: Some("https://relay.example".into()),
+    };
+    [None, Some(address)]
+        .map(|it| SignedPeersQuestion::sign(&key(5), question(it)).to_bytes())
+        .into()
+}
+
+/// The hash, then size, offset and patience as variable-length numbers.
+pub(super) fn peer_questions() -> Vec<Vec<u8>> {
+    let numbers: [&[u8]; 2] = [&[0x80, 0x80, 0x40, 0x80, 0x80, 3, 0xe8, 7], &[1, 0, 0]];
+    numbers.map(|it| [[7; 32].as_slice(), it].concat()).into()
+}
+
+/// What is checked of a blob at once.
+pub(super) const GROUP_BYTES: u64 = 16 << 10;
+
+/// A blob of three groups, the last of which is short.
+pub(super) fn window_content() -> Vec<u8> {
+    (0..40_000_u32)
+        .map(|it| (it * 7 + it / 251) as u8)
+        .collect()
+}
+
+pub(super) fn peer_windows() -> Vec<Vec<u8>> {
+    let content = window_content();
+    let mut file = tempfile::tempfile().expect("a temporary file");
+    file.write_all(&content).expect("room for it");
+    let blob = BlobReference::of(&content);
+    let window = |group: u64| {
+        let encoded = decoders::encode_window(&file, blob, group * GROUP_BYTES);
+        let numbers = [(blob.bytes - 1).to_le_bytes(), group.to_le_bytes()].concat();
+        [numbers, encoded.expect("the file is the blob")].concat()
+    };
+    (0..3).map(window).collect()
+}
+
+pub(super) fn header_texts() -> Vec<Vec<u8>> {
+    let proof = MirrorProof::sign(&key(2), charter().id(), &Head::empty());
+    let signature = key(5).sign(api::UPLOAD_DOMAIN, &[3; 32]);
+    let hex: String = signature.0.iter().map(|it| format!("{it:02x}")).collect();
+    let authorisation = format!("{}:{hex}", key(5).public());
+    vec![proof.to_text().into_bytes(), authorisation.into_bytes()]
+}
+
+pub(super) fn run_heads() -> Vec<Vec<u8>> {
+    let statement = succession().to_bytes();
+    let statement: String = statement.iter().map(|it| format!("{it:02x}")).collect();
+    let head = |successions: Vec<String>| RunHead {
+        run: charter().id().to_string(),
+        role: "mirror".into(),
+        key: key(3).public().to_string(),
+        process: "0".repeat(32),
+        hub: key(1).public().to_string(),
+        hub_address: None,
+        generation: successions.len() as u64,
+        successions,
+        length: 40,
+        hash: Hash([5; 32]).to_string(),
+        current_ms: 1_000,
+        blobs_missing: 0,
+        entries_set_aside: 0,
+        equivocations: vec![],
+    };
+    [vec![], vec![statement]]
+        .map(|it| serde_json::to_vec(&head(it)).expect("a head has a JSON form"))
+        .into()
+}
+
+pub(super) fn leaves() -> Vec<Vec<u8>> {
+    let leaf = |number: u8| StepLeaf {
+        step: u64::from(number),
+        parameters: [number; 32],
+        first_moment: [number + 1; 32],
+        second_moment: [number + 2; 32],
+        samples: [number + 3; 32],
+        loss_bits: 1.5_f32.to_bits(),
+        gradient_norm_bits: u32::from(number),
+    };
+    [vec![], vec![leaf(5), leaf(10)]]
+        .map(|it| leaves::to_bytes(&it))
+        .into()
 }
 
 pub(super) fn charters() -> Vec<Vec<u8>> {
@@ -386,7 +498,15 @@ pub(super) fn api_answers() -> Vec<Vec<u8>> {
         runs: 1,
         gateway: None,
     };
+    let peers = api::Peers {
+        peers: vec![api::Peer {
+            endpoint: hash(),
+            addresses: vec!["192.168.1.7:4433".into()],
+            relay: None,
+        }],
+    };
     [
+        serde_json::to_vec(&peers),
         serde_json::to_vec(&work),
         serde_json::to_vec(&reply),
         serde_json::to_vec(&error),
