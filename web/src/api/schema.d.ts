@@ -746,6 +746,8 @@ export interface components {
              * @description Entries in the log.
              */
             length: number;
+            /** @description Which process answers: another one may have a copy of its key. */
+            process: string;
             /** @description `hub` or `mirror`. */
             role: string;
             /** @description The run. */
