@@ -13,7 +13,6 @@ mod status;
 
 mod carried;
 mod folder;
-mod kept_model;
 mod machine;
 mod margin;
 mod model;
