@@ -30,7 +30,7 @@ impl Session<'_> {
         let (Some(asked), Some(round)) = (asked, round_of_run(work)) else {
             return Ok(None);
         };
-        self.outbox.come_to(round, work.model.round);
+        self.outbox.come_to(round);
         if self.reunions.replace(reunions) != Some(reunions) {
             let merged = work.worker.last_round.unwrap_or(0);
             // After a takeover a merge may be ahead that the old hub had done, of updates that came late.
@@ -65,7 +65,7 @@ impl Session<'_> {
         self.outbox.touch(update);
         match sent {
             Ok(Ok(reply)) => {
-                self.outbox.send(update);
+                self.outbox.send_kept(update)?;
                 Ok(Some(reply.log_length))
             }
             Ok(Err(error)) if !is_final(&error) => {
