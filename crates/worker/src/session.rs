@@ -79,8 +79,6 @@ struct Session<'a> {
     attempted: Option<WorkAssignment>,
     /// How often a hub was found again, as far as what it may have lost was looked after; `None` before the first news.
     reunions: Option<u64>,
-    /// Takeovers of the run at that time.
-    generation: u64,
     /// The question whose answer made it join again in the middle of a round.
     rejoined: Option<Instant>,
     /// Sequence number of the last command.

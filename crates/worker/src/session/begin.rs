@@ -176,7 +176,6 @@ pub(super) async fn begin<'a>(
         margin: Margin::new(measured.encode, window),
         attempted: None,
         reunions: None,
-        generation: 0,
         rejoined: None,
         sequence: 0,
         held_at: 0,

@@ -32,14 +32,11 @@ impl Session<'_> {
         };
         self.outbox.come_to(round);
         if self.reunions.replace(reunions) != Some(reunions) {
+            // The last merge with this worker's work may have been of a late update, and one of an earlier round than that
+            // merge's, or of a merge that the hub before had done, may still be waited for.
             let merged = work.worker.last_round.unwrap_or(0);
-            // After a takeover a merge may be ahead that the old hub had done, of updates that came late.
-            let back = match work.generation == self.generation {
-                true => 0,
-                false => LATE_ROUNDS_MAX,
-            };
-            self.generation = work.generation;
-            self.outbox.send_again(merged.saturating_sub(back));
+            self.outbox
+                .send_again(merged.saturating_sub(LATE_ROUNDS_MAX));
         }
         let mut length = None;
         while work.worker.joined
