@@ -262,8 +262,7 @@ async fn made_up(
         .layout()
         .lengths();
     let values: Vec<f32> = (0..lengths.iter().sum())
-        // About as large as what is trained: what is far smaller is refused.
-        .map(|at: usize| 2e-4 * ((at * 37 % 101) as f32 - 50.0))
+        .map(|at: usize| 1e-5 * ((at * 37 % 101) as f32 - 50.0))
         .collect();
     let settings = engine::charter::update_settings(&charter.outer);
     let payload = codec::encode(&lengths, &settings, &values)?;
