@@ -131,19 +131,28 @@ async fn every_flipped_byte_is_named(network: &Network, hub: &Path, log: &[Entry
     for (kind, blob) in blobs {
         let hash = blob.hash.to_string();
         let path = hub.join("blobs").join(&hash);
-        flipped(network, hub, &path, blob.bytes as usize / 2, &[kind, &hash]).await?;
+        flipped(
+            network,
+            hub,
+            &path,
+            &[blob.bytes as usize / 2],
+            &[kind, &hash],
+        )
+        .await?;
     }
     // The end of an entry's bytes is its signature.
     let entry = closed.context("no round was closed")?;
     let (bytes, path) = (entry.to_bytes(), hub.join("hub.sqlite"));
     let database = fs::read(&path)?;
-    let place = database
-        .windows(bytes.len())
-        .position(|it| it == bytes)
-        .context("the entry is not in the database")?;
+    // The database keeps dead copies of what moved to another page: all of them are flipped.
+    let windows = database.windows(bytes.len()).enumerate();
+    let places: Vec<usize> = windows
+        .filter(|(_, it)| *it == bytes)
+        .map(|(place, _)| place + bytes.len() - 5)
+        .collect();
+    ensure!(!places.is_empty(), "the entry is not in the database");
     let named = format!("log entry {}", entry.index);
-    let at = place + bytes.len() - 5;
-    flipped(network, hub, &path, at, &[&named, "hub.sqlite"]).await
+    flipped(network, hub, &path, &places, &[&named, "hub.sqlite"]).await
 }
 
 /// The verification names what was flipped; the file is as before afterwards.
@@ -151,14 +160,15 @@ async fn flipped(
     network: &Network,
     hub: &Path,
     path: &Path,
-    at: usize,
+    places: &[usize],
     named: &[&str],
 ) -> Result<()> {
     let mut bytes = fs::read(path)?;
-    bytes[at] ^= 1;
+    let flip = |bytes: &mut Vec<u8>| places.iter().for_each(|at| bytes[*at] ^= 1);
+    flip(&mut bytes);
     fs::write(path, &bytes)?;
     let verified = verify(network, &hub.to_string_lossy()).await?;
-    bytes[at] ^= 1;
+    flip(&mut bytes);
     fs::write(path, &bytes)?;
     let wrong = verified.stdout.split("WRONG").nth(1).unwrap_or_default();
     ensure!(
