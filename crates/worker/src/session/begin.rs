@@ -152,6 +152,7 @@ pub(super) async fn begin<'a>(
         folder.outbox(run),
         client.clone(),
         folder.key().clone(),
+        window,
     )?;
     Ok(Some(Session {
         config,

@@ -30,7 +30,7 @@ impl Session<'_> {
         let (Some(asked), Some(round)) = (asked, round_of_run(work)) else {
             return Ok(None);
         };
-        self.outbox.come_to(round);
+        self.outbox.come_to(round, work.model.round);
         if self.reunions.replace(reunions) != Some(reunions) {
             // The last merge with this worker's work may have been of a late update, and one of an earlier round than that
             // merge's, or of a merge that the hub before had done, may still be waited for.
@@ -62,7 +62,7 @@ impl Session<'_> {
         self.outbox.touch(update);
         match sent {
             Ok(Ok(reply)) => {
-                self.outbox.send_kept(update)?;
+                self.outbox.send(update);
                 Ok(Some(reply.log_length))
             }
             Ok(Err(error)) if !is_final(&error) => {

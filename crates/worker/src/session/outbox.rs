@@ -3,12 +3,12 @@
 //! An acknowledged update can be asked for once more: its hub is replaced by a mirror that lacks the last entries or the
 //! bytes that were not public yet, or starts again from an older copy. So commitment and bytes stay until the update's
 //! fate is settled in any log that may count, bounded in number and bytes; the states that it names stay as long
-//! (`crate::carried`).
+//! (`crate::carried`). Whoever's uplink is slow sends one file after the other ([`line`]).
 
 mod kept;
+mod line;
 
 use std::{
-    collections::{BTreeSet, VecDeque},
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -26,16 +26,12 @@ use protocol::{
     command::Commitment,
     state::round::LATE_ROUNDS_MAX,
 };
-use tokio::{
-    task::{AbortHandle, JoinSet},
-    time::Instant,
-};
+use tokio::{sync::watch, task::JoinSet, time::Instant};
 
 use crate::machine::Sealed;
 use kept::Kept;
+use line::{Item, Line};
 
-/// Uploads at a time: two rounds of at most two files; older ones are worthless when a further one begins.
-const UPLOADS_MAX: usize = 4;
 /// Wait before an upload is tried again after the client gave it up.
 const AGAIN: Duration = Duration::from_secs(3);
 /// An update is kept for so many rounds after its own: while one can take it, and while a log may count that is so many
@@ -51,31 +47,32 @@ pub(super) struct Outbox {
     folder: PathBuf,
     client: HubClient,
     authorisation: UploadAuthorisation,
+    /// What works the line off, if anything waits.
     uploads: JoinSet<()>,
-    /// What looks whether the hub still has everything.
-    again: Option<AbortHandle>,
     /// Oldest round first, one a round.
     kept: Vec<Kept>,
     shared: Arc<Shared>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
-    /// Of the newest upload.
+    /// Of the upload under way, if the hub never had it.
     sent: AtomicU64,
     total: AtomicU64,
     refusals: Mutex<Vec<String>>,
-    /// Files that are sent until the hub has them.
-    under_way: Mutex<BTreeSet<Hash>>,
-    again: Mutex<Again>,
+    line: Mutex<Line>,
+    /// The line changed.
+    changed: watch::Sender<()>,
 }
 
-/// Files that the hub has perhaps, and a task that looks after one after the other.
-#[derive(Debug, Default)]
-struct Again {
-    /// The most urgent first.
-    wanted: VecDeque<Hash>,
-    is_running: bool,
+/// What became of a file under way.
+enum Sent {
+    /// The hub has it, or will not; perhaps with a refusal that is news.
+    Settled(Option<String>),
+    /// The hub did not answer.
+    NotYet,
+    /// It made room for others.
+    Yielded,
 }
 
 impl Outbox {
@@ -85,6 +82,7 @@ impl Outbox {
         folder: PathBuf,
         client: HubClient,
         key: SecretKey,
+        window: Duration,
     ) -> Result<Self> {
         disk.make_folder(&folder)
             .with_context(|| format!("making {}", folder.display()))?;
@@ -95,9 +93,14 @@ impl Outbox {
             client,
             authorisation: UploadAuthorisation::Worker(key),
             uploads: JoinSet::new(),
-            again: None,
             kept,
-            shared: Arc::default(),
+            shared: Arc::new(Shared {
+                sent: AtomicU64::new(0),
+                total: AtomicU64::new(0),
+                refusals: Mutex::default(),
+                line: Mutex::new(Line::new(window)),
+                changed: watch::Sender::default(),
+            }),
         })
     }
 
@@ -132,8 +135,14 @@ impl Outbox {
         }
     }
 
-    /// Forgets what no round of a run that has come to `round` can ask for any more.
-    pub(super) fn come_to(&mut self, round: u64) {
+    /// Forgets what no round of a run that has come to `round` can ask for any more, and sends nothing more that no merge
+    /// after that of `merged` takes: what is not sent stays here as long, for a log that is behind.
+    pub(super) fn come_to(&mut self, round: u64, merged: u64) {
+        let late = self.shared.line().come_to(round, merged);
+        self.shared.changed.send_replace(());
+        for round in late {
+            self.shared.refusals().push(too_late(round));
+        }
         let gone = self
             .kept
             .extract_if(.., |it| it.round() + ROUNDS_KEPT < round);
@@ -175,90 +184,44 @@ impl Outbox {
         self.kept.iter().rev().flat_map(states).collect()
     }
 
-    /// Sends the files of an update, committed to a moment ago, in the background.
-    pub(super) fn send(&mut self, files: Vec<(Hash, Bytes)>) {
-        for (hash, file) in files {
-            self.begin(hash, file);
-        }
-    }
-
-    /// The same with a kept update's.
-    pub(super) fn send_kept(&mut self, update: Hash) -> Result<()> {
+    /// Sends the files of a kept update that was committed to, in the background: when the line comes to them.
+    pub(super) fn send(&mut self, update: Hash) {
         let kept = self
             .kept
             .iter()
             .find(|it| it.commitment.update.hash == update);
-        for hash in kept.map(Kept::files).unwrap_or_default() {
-            if let Some(bytes) = kept::read(&*self.disk, &self.folder, &hash)? {
-                self.begin(hash, bytes.into());
-            }
-        }
-        Ok(())
-    }
-
-    fn begin(&mut self, hash: Hash, file: Bytes) {
-        while self.uploads.try_join_next().is_some() {}
-        if self.uploads.len() >= UPLOADS_MAX {
-            tracing::warn!("uploads do not keep up with rounds: the ones in progress are given up");
-            self.uploads.abort_all();
-        }
-        let way = self.way(hash);
-        let under_way = UnderWay::new(&self.shared, hash);
-        self.shared.sent.store(0, Ordering::Relaxed);
-        let total = file.len() as u64;
-        self.shared.total.store(total, Ordering::Relaxed);
-        self.uploads.spawn(async move {
-            let _under_way = under_way;
-            let refusal = way.upload(file).await;
-            if let Some(refusal) = refusal {
-                way.shared.refusals().push(refusal);
-            }
-        });
+        let items = kept.map(|it| items(it, false)).unwrap_or_default();
+        self.line_up(items);
     }
 
     /// Sends what the hub waits for and lacks of the updates after `round`, in the background: it may be another one than
     /// before, or have lost something. It is asked first, and no refusal is news.
     pub(super) fn send_again(&mut self, round: u64) {
-        let files = self.kept.iter().filter(|it| round < it.round());
-        let files: Vec<Hash> = files.flat_map(Kept::files).collect();
-        let mut again = self.shared.again();
-        for file in files {
-            if !again.wanted.contains(&file) {
-                again.wanted.push_back(file);
-            }
-        }
-        if again.wanted.is_empty() || std::mem::replace(&mut again.is_running, true) {
-            return;
-        }
-        drop(again);
-        let (disk, folder) = (Arc::clone(&self.disk), self.folder.clone());
-        let mut way = self.way(Hash::default());
-        let again = tokio::spawn(async move {
-            while let Some(hash) = way.shared.next_again() {
-                while way.shared.under_way().contains(&hash) {
-                    tokio::time::sleep(AGAIN).await;
-                }
-                let (disk, folder) = (Arc::clone(&disk), folder.clone());
-                let read = world::blocking(move || kept::read(&*disk, &folder, &hash)).await;
-                if let Ok(Ok(Some(bytes))) = read {
-                    way.hash = hash;
-                    way.look(bytes.into()).await;
-                }
-            }
-        });
-        self.again = Some(again.abort_handle());
+        let kept = self.kept.iter().filter(|it| round < it.round());
+        self.line_up(kept.flat_map(|it| items(it, true)).collect());
     }
 
-    fn way(&self, hash: Hash) -> Way {
-        Way {
-            hash,
+    fn line_up(&mut self, items: Vec<Item>) {
+        let mut is_idle = false;
+        for item in items {
+            is_idle |= self.shared.line().push(item);
+        }
+        self.shared.changed.send_replace(());
+        if !is_idle {
+            return;
+        }
+        while self.uploads.try_join_next().is_some() {}
+        let way = Way {
+            disk: Arc::clone(&self.disk),
+            folder: self.folder.clone(),
             client: self.client.clone(),
             authorisation: self.authorisation.clone(),
             shared: Arc::clone(&self.shared),
-        }
+        };
+        self.uploads.spawn(async move { way.work_off().await });
     }
 
-    /// Bytes at the hub and in all, of the newest upload while it is not done.
+    /// Bytes at the hub and in all, of the upload under way.
     pub(super) fn progress(&self) -> Option<(u64, u64)> {
         let (sent, total) = (&self.shared.sent, &self.shared.total);
         let (sent, total) = (sent.load(Ordering::Relaxed), total.load(Ordering::Relaxed));
@@ -272,13 +235,11 @@ impl Outbox {
 
     /// Waits for all uploads, but not longer than this; what is left stays on disk for the next start.
     pub(super) async fn settle(&mut self, longest: Duration) {
+        self.shared.line().forget_asked_first();
         let all = async { while self.uploads.join_next().await.is_some() {} };
         if tokio::time::timeout(longest, all).await.is_err() {
             tracing::warn!("an upload is not done; it goes on at the next start");
             self.uploads.abort_all();
-        }
-        if let Some(again) = self.again.take() {
-            again.abort();
         }
     }
 
@@ -299,15 +260,8 @@ impl Outbox {
             kept::remove(&*self.disk, &self.folder.join(kept.name()));
         }
         for hash in kept.files().iter().filter(|it| !stay.contains(it)) {
+            self.shared.line().forget(hash);
             kept::remove(&*self.disk, &self.folder.join(hash.to_string()));
-        }
-    }
-}
-
-impl Drop for Outbox {
-    fn drop(&mut self) {
-        if let Some(again) = self.again.take() {
-            again.abort();
         }
     }
 }
@@ -317,93 +271,122 @@ impl Shared {
         self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn under_way(&self) -> MutexGuard<'_, BTreeSet<Hash>> {
-        self.under_way
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn again(&self) -> MutexGuard<'_, Again> {
-        self.again.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The next file to look after; without one the task ends.
-    fn next_again(&self) -> Option<Hash> {
-        let mut again = self.again();
-        let next = again.wanted.pop_front();
-        again.is_running = next.is_some();
-        next
-    }
-}
-
-/// While it lives, a file is on its way.
-struct UnderWay {
-    shared: Arc<Shared>,
-    hash: Hash,
-}
-
-impl UnderWay {
-    fn new(shared: &Arc<Shared>, hash: Hash) -> Self {
-        shared.under_way().insert(hash);
-        Self {
-            shared: Arc::clone(shared),
-            hash,
-        }
-    }
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        self.shared.under_way().remove(&self.hash);
+    fn line(&self) -> MutexGuard<'_, Line> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// A file's way to the hub.
 struct Way {
-    hash: Hash,
+    disk: Arc<dyn Disk>,
+    folder: PathBuf,
     client: HubClient,
     authorisation: UploadAuthorisation,
     shared: Arc<Shared>,
 }
 
 impl Way {
-    /// Until the hub has it or refuses it; gives the refusal.
-    async fn upload(&self, file: Bytes) -> Option<String> {
-        let shared = &self.shared;
-        let refusal = loop {
-            let progress = |bytes| shared.sent.store(bytes, Ordering::Relaxed);
-            match self
-                .client
-                .upload(self.hash, file.clone(), &self.authorisation, progress)
-                .await
-            {
-                Ok(()) => break None,
-                Err(error) if error.is_temporary() => {
-                    tracing::debug!("{:#}", anyhow::Error::from(error));
-                    tokio::time::sleep(AGAIN).await;
+    /// One file after the other, until none waits.
+    async fn work_off(&self) {
+        while let Some(item) = self.next() {
+            let (disk, folder) = (Arc::clone(&self.disk), self.folder.clone());
+            let read = world::blocking(move || kept::read(&*disk, &folder, &item.hash)).await;
+            let sent = match read {
+                Ok(Ok(Some(bytes))) => self.send(item, bytes.into()).await,
+                // It was forgotten, or went bad.
+                Ok(Ok(None)) => Sent::Settled(None),
+                Ok(Err(error)) => Sent::Settled(Some(format!("{error:#}"))),
+                Err(error) => Sent::Settled(Some(error.to_string())),
+            };
+            self.shared.total.store(0, Ordering::Relaxed);
+            let (waits_again, refusal) = match sent {
+                Sent::Settled(refusal) => (false, refusal),
+                Sent::NotYet => (true, None),
+                Sent::Yielded if item.is_asked_first => (true, None),
+                Sent::Yielded => (false, Some(too_late(item.round))),
+            };
+            if let Some(refusal) = refusal {
+                match item.is_asked_first {
+                    true => tracing::debug!("sending again: {refusal}"),
+                    false => self.shared.refusals().push(refusal),
                 }
-                Err(error) => break Some(format!("{:#}", anyhow::Error::from(error))),
             }
-        };
-        shared.total.store(0, Ordering::Relaxed);
-        refusal
-    }
-
-    /// Until the hub has it or does not want it.
-    async fn look(&self, file: Bytes) {
-        let (client, authorisation) = (&self.client, &self.authorisation);
-        while let Err(error) = client
-            .upload_again(self.hash, file.clone(), authorisation, |_| {})
-            .await
-        {
-            let is_temporary = error.is_temporary();
-            tracing::debug!("sending again: {:#}", anyhow::Error::from(error));
-            if !is_temporary {
-                return;
+            self.shared.line().leave(waits_again);
+            if waits_again {
+                tokio::time::sleep(AGAIN).await;
             }
-            tokio::time::sleep(AGAIN).await;
         }
     }
+
+    fn next(&self) -> Option<Item> {
+        self.shared.line().next()
+    }
+
+    /// Until the hub has it, refuses it or does not answer, or others need the line.
+    async fn send(&self, item: Item, file: Bytes) -> Sent {
+        let shared = &self.shared;
+        let begun = Instant::now();
+        let (first, last) = (AtomicU64::new(u64::MAX), AtomicU64::new(0));
+        let progress = |bytes| {
+            first.fetch_min(bytes, Ordering::Relaxed);
+            last.store(bytes, Ordering::Relaxed);
+            if !item.is_asked_first {
+                shared.sent.store(bytes, Ordering::Relaxed);
+                shared.total.store(item.bytes, Ordering::Relaxed);
+            }
+        };
+        let mut changed = shared.changed.subscribe();
+        let uploaded = async {
+            let (client, authorisation) = (&self.client, &self.authorisation);
+            match item.is_asked_first {
+                true => {
+                    client
+                        .upload_again(item.hash, file, authorisation, progress)
+                        .await
+                }
+                false => {
+                    client
+                        .upload(item.hash, file, authorisation, progress)
+                        .await
+                }
+            }
+        };
+        let uploaded = tokio::select! {
+            biased;
+            uploaded = uploaded => Some(uploaded),
+            _ = changed.wait_for(|()| shared.line().must_yield()) => None,
+        };
+        let first = first.load(Ordering::Relaxed);
+        let sent = last.load(Ordering::Relaxed).saturating_sub(first);
+        shared.line().measure(sent, begun.elapsed());
+        match uploaded {
+            None => Sent::Yielded,
+            Some(Ok(())) => Sent::Settled(None),
+            Some(Err(error)) if error.is_temporary() => {
+                tracing::debug!("{:#}", anyhow::Error::from(error));
+                Sent::NotYet
+            }
+            Some(Err(error)) => Sent::Settled(Some(format!("{:#}", anyhow::Error::from(error)))),
+        }
+    }
+}
+
+/// A kept update's files.
+fn items(kept: &Kept, is_asked_first: bool) -> Vec<Item> {
+    let round = kept.round();
+    let files = kept.references().into_iter();
+    files
+        .map(|file| Item {
+            round,
+            hash: file.hash,
+            bytes: file.bytes,
+            is_asked_first,
+        })
+        .collect()
+}
+
+fn too_late(round: u64) -> String {
+    format!("round {round}: the upload took longer than any merge could wait for it")
 }
 
 #[cfg(test)]

@@ -434,7 +434,7 @@ impl Session<'_> {
             Ok(reply) => {
                 self.status.problem = None;
                 self.published = sealed.header.inner_state.map(|it| it.hash);
-                self.outbox.send(sealed.files());
+                self.outbox.send(sealed.reference.hash);
                 self.show(self.status.activity.clone());
                 self.wait_for_log(reply.log_length).await;
             }

@@ -9,6 +9,7 @@ use protocol::{
     api::{Work, WorkAssignment},
     canonical,
     command::{COMMAND_BYTES_MAX, Commitment},
+    units::BlobReference,
 };
 use tokio::time::Instant;
 
@@ -35,12 +36,17 @@ impl Kept {
         self.commitment.header.round
     }
 
-    /// The blobs that it names.
-    pub(super) fn files(&self) -> Vec<Hash> {
-        let inner = self.commitment.header.inner_state.map(|it| it.hash);
-        std::iter::once(self.commitment.update.hash)
+    /// The blobs that it names: the smaller first.
+    pub(super) fn references(&self) -> Vec<BlobReference> {
+        let inner = self.commitment.header.inner_state;
+        std::iter::once(self.commitment.update)
             .chain(inner)
             .collect()
+    }
+
+    /// Their names.
+    pub(super) fn files(&self) -> Vec<Hash> {
+        self.references().iter().map(|it| it.hash).collect()
     }
 
     pub(super) fn bytes(&self) -> u64 {

@@ -1,13 +1,23 @@
 //! What is kept, for how long, and what is missing in a log.
 
-use network::disk::RealDisk;
+use std::collections::BTreeMap;
+
+use futures_util::{FutureExt, future::BoxFuture};
+use network::{
+    client::{Transport, TransportError},
+    disk::RealDisk,
+    retry::RetryPolicy,
+};
 use protocol::{
+    api::UPLOAD_OFFSET,
     units::{BlobReference, RunId, WorkerId},
     update::UpdateHeader,
 };
 
 use super::*;
 use crate::testing::{Hosts, key, work};
+
+const WINDOW: Duration = Duration::from_secs(10);
 
 fn hash(kind: u8, round: u64) -> Hash {
     Hash::of_blob(&[kind, round as u8])
@@ -85,7 +95,8 @@ impl Stage {
 
 fn open(place: &tempfile::TempDir, hosts: &Hosts) -> Outbox {
     let folder = place.path().join("outbox");
-    Outbox::open(Arc::new(RealDisk), folder, hosts.client("http://a"), key(1)).unwrap()
+    let client = hosts.client("http://a");
+    Outbox::open(Arc::new(RealDisk), folder, client, key(1), WINDOW).unwrap()
 }
 
 #[tokio::test]
@@ -104,9 +115,9 @@ async fn updates_stay_until_no_log_can_ask_for_them() {
     std::fs::write(commitment(5), "damaged").unwrap();
     stage.outbox = open(&stage.place, &stage.hosts);
     assert_eq!((stage.rounds(), stage.files()), (vec![4, 6], 4));
-    stage.outbox.come_to(4 + ROUNDS_KEPT);
+    stage.outbox.come_to(4 + ROUNDS_KEPT, 6);
     assert_eq!(stage.rounds(), [4, 6]);
-    stage.outbox.come_to(5 + ROUNDS_KEPT);
+    stage.outbox.come_to(5 + ROUNDS_KEPT, 6);
     assert_eq!((stage.rounds(), stage.files()), (vec![6], 2));
     // Done again, with another result.
     stage.outbox.keep(&sealed(6, 101)).unwrap();
@@ -192,14 +203,115 @@ async fn another_hub_is_asked_for_what_is_not_merged() {
     };
     assert_eq!([4, 5, 6].map(asked), [false, true, true]);
     assert!(stage.hosts.asked("a", &http::Method::PATCH, "").is_empty());
-    assert!(!stage.outbox.shared.again().is_running);
-    // What is being sent anyway is looked after when it is there.
+    // Nothing more is done, and a further loss is looked after as well.
     let before = stage.hosts.lock().asked.len();
-    let under_way = UnderWay::new(&stage.outbox.shared, sealed(6, 100).reference.hash);
-    stage.outbox.send_again(5);
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(stage.hosts.lock().asked.len(), before);
-    drop(under_way);
+    stage.outbox.send_again(5);
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(stage.hosts.lock().asked.len(), before + 1);
+}
+
+/// A hub behind a line of so many bytes a second, which uploads share.
+#[derive(Clone, Debug)]
+struct SlowHub {
+    bytes_per_s: u64,
+    bytes: usize,
+    line: Arc<tokio::sync::Mutex<()>>,
+    /// Bytes by path, and when the last came.
+    parts: Arc<Mutex<BTreeMap<String, (usize, Instant)>>>,
+}
+
+impl SlowHub {
+    fn new(bytes_per_s: u64, bytes: usize) -> Self {
+        Self {
+            bytes_per_s,
+            bytes,
+            line: Arc::default(),
+            parts: Arc::default(),
+        }
+    }
+
+    /// When the update of a round had come.
+    fn came(&self, round: u64) -> Option<Instant> {
+        let update = sealed(round, self.bytes).reference.hash;
+        let parts = self.parts.lock().unwrap();
+        let part = parts
+            .iter()
+            .find(|(path, _)| path.contains(&update.to_string()));
+        part.filter(|(_, (bytes, _))| *bytes == self.bytes)
+            .map(|(_, (_, when))| *when)
+    }
+
+    async fn receive(&self, path: &str, body: Bytes) -> http::Response<reqwest::Body> {
+        // In pieces as packets are, so that nobody has the line for long.
+        for packet in body.chunks(1 << 14) {
+            let _line = self.line.lock().await;
+            let millis = packet.len() as u64 * 1_000 / self.bytes_per_s;
+            tokio::time::sleep(Duration::from_millis(millis)).await;
+        }
+        let mut parts = self.parts.lock().unwrap();
+        let part = parts.entry(path.to_owned()).or_insert((0, Instant::now()));
+        *part = (part.0 + body.len(), Instant::now());
+        let status = if part.0 == self.bytes { 201 } else { 200 };
+        http::Response::builder()
+            .status(status)
+            .header(UPLOAD_OFFSET, part.0.to_string())
+            .body(Bytes::new().into())
+            .unwrap()
+    }
+}
+
+impl Transport for SlowHub {
+    fn carry(
+        &self,
+        request: http::Request<Bytes>,
+    ) -> BoxFuture<'_, Result<http::Response<reqwest::Body>, TransportError>> {
+        let (parts, body) = request.into_parts();
+        async move { Ok(self.receive(parts.uri.path(), body).await) }.boxed()
+    }
+}
+
+/// A worker trains round after round, each a window long, and its updates take so many windows to upload: how many come
+/// while a merge takes them.
+async fn in_time(windows: f64, rounds: u64) -> u64 {
+    const BYTES: usize = 1 << 20;
+    let bytes_per_s = (BYTES as f64 / WINDOW.mul_f64(windows).as_secs_f64()) as u64;
+    let hub = SlowHub::new(bytes_per_s, BYTES);
+    let place = tempfile::tempdir().unwrap();
+    let client = HubClient::over(Arc::new(hub.clone()), "http://a");
+    let client = client.with_retry(RetryPolicy::once());
+    let folder = place.path().join("outbox");
+    let mut outbox =
+        Outbox::open(Arc::new(RealDisk), folder.clone(), client, key(1), WINDOW).unwrap();
+    let mut due = Vec::new();
+    for round in 1..=rounds {
+        let sealed = sealed(round, BYTES);
+        outbox.keep(&sealed).unwrap();
+        outbox.send(sealed.reference.hash);
+        // The round closes now; the third after it is merged within its time to reveal.
+        due.push((round, Instant::now() + WINDOW * 3 + WINDOW / 10));
+        tokio::time::sleep(WINDOW / 10).await;
+        outbox.come_to(round + 1, round);
+        tokio::time::sleep(WINDOW * 9 / 10).await;
+        let files = std::fs::read_dir(&folder).unwrap().count() as u64;
+        assert!(files <= 2 * (ROUNDS_KEPT + 2), "{files} files are kept");
+    }
+    tokio::time::sleep(WINDOW * 4).await;
+    let came = due
+        .iter()
+        .filter(|(round, due)| hub.came(*round).is_some_and(|it| it <= *due));
+    came.count() as u64
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_uplink_brings_what_it_can() {
+    // A line that has room for everything brings everything.
+    assert_eq!(in_time(0.8, 12).await, 12);
+    // Updates that take 2.5 windows come one after the other: four of them take ten.
+    let came = in_time(2.5, 12).await;
+    assert!((4..=5).contains(&came), "{came} of 12");
+    // At 1.6 windows seven could come; an upload that is begun for nothing may cost two.
+    let came = in_time(1.6, 12).await;
+    assert!(5 <= came, "{came} of 12");
 }
