@@ -57,6 +57,11 @@ impl Folder {
         self.path.join("runs").join(run.to_string()).join("carried")
     }
 
+    /// Where the model lies that was held last.
+    pub(crate) fn model(&self, run: RunId) -> PathBuf {
+        self.path.join("runs").join(run.to_string()).join("model")
+    }
+
     /// Where committed updates lie until nobody can ask for them.
     pub(crate) fn outbox(&self, run: RunId) -> PathBuf {
         self.path.join("runs").join(run.to_string()).join("outbox")

@@ -13,6 +13,7 @@ mod status;
 
 mod carried;
 mod folder;
+mod kept_model;
 mod machine;
 mod margin;
 mod model;

@@ -19,7 +19,11 @@ use protocol::{Hash, charter::Charter, state::decide::fresh};
 pub(crate) use measure::Measurement;
 pub(crate) use round::{Newer, Sealed, Task, Trained};
 
-use crate::{carried::CarriedStore, ground::Steps};
+use crate::{
+    carried::CarriedStore,
+    ground::Steps,
+    kept_model::{Kept, KeptModel},
+};
 
 /// Copies of the model's parameters beside the trainer's own: the base and the error feedback.
 const COPIES: usize = 2;
@@ -150,6 +154,30 @@ impl Machine {
         }
         self.held = Some(Held { round, parameters });
         Ok(delta)
+    }
+
+    /// Keeps the model that is held, if one is.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub(crate) fn keep_model(&self, held_at: u64, file: &KeptModel) -> Result<()> {
+        match self.held {
+            Some(held) => file.write(&Kept { held, held_at }, &self.base),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes up the model that was kept, if it is whole; gives the length of the log when it was the newest.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub(crate) fn restore_model(&mut self, file: &KeptModel) -> Result<Option<u64>> {
+        let Some((kept, parameters)) = file.read(self.base.len())? else {
+            return Ok(None);
+        };
+        self.base = parameters;
+        self.held = Some(kept.held);
+        Ok(Some(kept.held_at))
     }
 
     /// Lets go of a model that turned out wrong; the next one begins with a checkpoint.

@@ -1,7 +1,6 @@
 //! The way from the model that is held to the newest one: deltas in order, or a whole checkpoint and the deltas after it.
 
 use anyhow::{Context, Result, bail};
-use network::BlobCache;
 use protocol::{
     Hash,
     api::{Work, WorkDelta, WorkModel},
@@ -120,8 +119,13 @@ impl Target {
         held.is_some_and(|held| self.deltas_from(held, None).is_none())
     }
 
-    /// The way from what is held to the newest model, whichever is fewer bytes.
-    pub(crate) fn route(&self, held: Option<Held>, since: Option<&[DeltaStep]>) -> Route {
+    /// The way from what is held to the newest model, whichever is fewer bytes that are not here.
+    pub(crate) fn route(
+        &self,
+        held: Option<Held>,
+        since: Option<&[DeltaStep]>,
+        is_here: impl Fn(&BlobReference) -> bool,
+    ) -> Route {
         let whole = self.by_checkpoint();
         let Some(deltas) = held.and_then(|held| self.deltas_from(held, since)) else {
             return whole;
@@ -130,7 +134,7 @@ impl Target {
             checkpoint: None,
             deltas,
         };
-        if by_deltas.bytes() <= whole.bytes() {
+        if by_deltas.missing_bytes(&is_here) <= whole.missing_bytes(&is_here) {
             by_deltas
         } else {
             whole
@@ -146,22 +150,10 @@ impl Route {
         checkpoint.into_iter().chain(deltas).collect()
     }
 
-    /// Bytes to download at most.
-    pub(crate) fn bytes(&self) -> u64 {
-        let deltas = self.deltas.iter().map(|it| it.blob.bytes);
-        self.checkpoint.map_or(0, |(_, blob)| blob.bytes) + deltas.sum::<u64>()
-    }
-}
-
-impl Route {
-    /// Bytes of it that are not in the cache.
-    pub(crate) fn missing_bytes(&self, cache: &BlobCache) -> u64 {
-        let blobs = self.deltas.iter().map(|it| it.blob);
-        blobs
-            .chain(self.checkpoint.map(|(_, blob)| blob))
-            .filter(|blob| !cache.contains(blob))
-            .map(|blob| blob.bytes)
-            .sum()
+    /// Bytes of it to download.
+    pub(crate) fn missing_bytes(&self, is_here: impl Fn(&BlobReference) -> bool) -> u64 {
+        let blobs = self.blobs().into_iter();
+        blobs.filter(|it| !is_here(it)).map(|it| it.bytes).sum()
     }
 }
 
@@ -236,7 +228,7 @@ mod tests {
     }
 
     fn check(held: Option<Held>, since: Option<&[DeltaStep]>, expected: Option<&[u64]>) {
-        let route = target().route(held, since);
+        let route = target().route(held, since, |_| false);
         let rounds: Vec<u64> = route.deltas.iter().map(|it| it.round).collect();
         match expected {
             Some(deltas) => assert_eq!((route.checkpoint, &rounds[..]), (None, deltas)),
@@ -273,5 +265,19 @@ mod tests {
         check(Some(model(4)), Some(&since), Some(&[5, 6, 7, 9]));
         // Fewer bytes by the checkpoint.
         check(Some(model(4)), Some(&[five, step(6, 2_000)]), None);
+    }
+
+    #[test]
+    fn what_is_here_costs_nothing() {
+        let since = [step(5, 10), step(6, 10), step(7, 10)];
+        let route = |here: &[u64]| {
+            let is_here = |it: &BlobReference| here.contains(&it.bytes);
+            let route = target().route(Some(model(4)), Some(&since), is_here);
+            (route.checkpoint.is_some(), route.missing_bytes(is_here))
+        };
+        assert_eq!(route(&[]), (false, 40));
+        // A worker that was stopped while it fetched the checkpoint has that already.
+        assert_eq!(route(&[1_000]), (true, 20));
+        assert_eq!(route(&[1_000, 10]), (false, 0));
     }
 }

@@ -33,6 +33,7 @@ use crate::{
     Activity, Config, Ground, Status, Summary,
     carried::CarriedStore,
     folder::Folder,
+    kept_model::KeptModel,
     machine::{Held, Machine, Measurement},
     margin::Margin,
     poll::{HeldRound, News, Token},
@@ -45,6 +46,9 @@ use outbox::Outbox;
 const GOODBYE: Duration = Duration::from_secs(10);
 /// Wait before a download or a command that failed is tried again.
 const AGAIN: Duration = Duration::from_secs(2);
+/// The model is kept for the next start every so many rounds at most, and at the end: deltas of that many rounds are a
+/// quarter of a checkpoint.
+const MODEL_EVERY: u64 = 8;
 
 /// Everything that lasts as long as a worker runs.
 struct Session<'a> {
@@ -64,6 +68,9 @@ struct Session<'a> {
     outbox: Outbox,
     shutdown: CancellationToken,
     news: watch::Receiver<News>,
+    /// Where the model is for the next start, and its round.
+    kept_model: KeptModel,
+    kept_round: Option<u64>,
     /// What the hub gave for the last join; the poller shows it. In memory alone: a new process joins again.
     token: watch::Sender<Option<Token>>,
     /// What the poller tells the hub of the held model.
@@ -134,6 +141,11 @@ pub async fn run_on(
     };
     let result = session.live().await;
     session.poller.abort();
+    if session.status.activity == Activity::Finished {
+        session.kept_model.remove();
+    } else {
+        session.keep_model(1).await;
+    }
     session.status.traffic = session.source.traffic();
     session.source.shutdown().await;
     result?;
@@ -180,6 +192,7 @@ impl Session<'_> {
                 self.wait().await;
             }
         }
+        self.keep_model(MODEL_EVERY).await;
         Ok(true)
     }
 

@@ -103,8 +103,8 @@ pub struct Plan {
     pub threads: usize,
     /// Bytes to download before the first step.
     pub download_bytes: u64,
-    /// Disk that cached blobs may take, bytes.
-    pub cache_bytes_max: u64,
+    /// Disk that everything may take, bytes.
+    pub disk_bytes_max: u64,
     /// Upper bound of one round's upload, bytes.
     pub upload_bytes_max: u64,
     /// Length of a round's training window.
@@ -266,7 +266,7 @@ impl fmt::Display for Plan {
             Size(self.download_bytes),
             Size(self.upload_bytes_max),
             self.window.as_secs_f64(),
-            Size(self.cache_bytes_max),
+            Size(self.disk_bytes_max),
         )
     }
 }
@@ -468,7 +468,7 @@ mod tests {
             memory_bytes: 1_000_000,
             threads: 1,
             download_bytes: 1_000,
-            cache_bytes_max: 4_000_000_000,
+            disk_bytes_max: 4_000_000_000,
             upload_bytes_max: 2_000,
             window: Duration::from_secs(5),
         };

@@ -9,7 +9,7 @@ use protocol::{
     charter::{Charter, is_name},
     command::Device,
     sampling::assigned_shards,
-    units::{RunId, WorkerId},
+    units::{BlobReference, RunId, WorkerId},
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -17,13 +17,15 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Outbox, Session,
     catch_up::{fetch_ahead, needed_at_first},
-    source,
+    outbox, source,
+    training::STATES_SHARE,
 };
 use crate::{
     Activity, Config, Ground, Plan, Status,
     carried::CarriedStore,
     folder::Folder,
-    machine::{self, Machine},
+    kept_model::KeptModel,
+    machine::{self, Held, Machine},
     margin::Margin,
     model::Target,
     plausible::Bounds,
@@ -89,9 +91,12 @@ pub(super) async fn begin<'a>(
     );
     let store = CarriedStore::open(Arc::clone(&ground.disk), folder.carried(run))?;
     let (sender, mut news) = watch::channel(News::default());
+    let kept_model = KeptModel::new(Arc::clone(&ground.disk), folder.model(run));
+    let kept = kept_model.look(charter.model.parameter_count());
     let (token, shown) = watch::channel(None);
     let bounds = Bounds::of(&charter);
     let held_round = Arc::<HeldRound>::default();
+    held_round.set(kept.map(|it| it.held.round));
     let poller = Poller {
         client: client.clone(),
         run,
@@ -122,13 +127,14 @@ pub(super) async fn begin<'a>(
         return Ok(None);
     }
 
-    let plan = plan(config, &charter, worker, &cache, &news)?;
+    let held_model = kept.map(|it| it.held);
+    let plan = plan(config, &charter, worker, held_model, &cache, &news)?;
     ensure_memory(plan.memory_bytes)?;
     status.activity = Activity::Announcing(plan);
     report(&status);
     // The link works while the processor is measured; what fails here is asked for again, and told, when it is needed.
     let needed = match &news.borrow().work {
-        Some((work, _)) => needed_at_first(work, &charter, worker)?,
+        Some((work, _)) => needed_at_first(work, &charter, worker, held_model, &cache)?,
         None => Vec::new(),
     };
     let source = source::open(config, &client, &cache, folder.key(), run, &charter).await;
@@ -137,7 +143,17 @@ pub(super) async fn begin<'a>(
     report(&status);
     let quota = config.cpu_quota.map(Quota::set).transpose()?;
     let threads = config.threads();
-    let (machine, measured) = prepare(config, &ground, &charter, threads).await?;
+    let (mut machine, measured) = prepare(config, &ground, &charter, threads).await?;
+    let file = kept_model.clone();
+    let restored = world::blocking(move || {
+        let held_at = machine.restore_model(&file);
+        (machine, held_at)
+    });
+    let (machine, restored) = restored.await.context("reading the model panicked")?;
+    let held_at = restored.unwrap_or_else(|error| {
+        tracing::warn!("the model of the last time: {error:#}");
+        None
+    });
     status.tokens_per_s = measured.tokens_per_s;
     let device = Device {
         arithmetic: machine.arithmetic(),
@@ -169,6 +185,8 @@ pub(super) async fn begin<'a>(
         news,
         token,
         held_round,
+        kept_round: machine.held().map(|it| it.round),
+        kept_model,
         poller,
         machine: Some(machine),
         shards: Shards::default(),
@@ -179,7 +197,7 @@ pub(super) async fn begin<'a>(
         reunions: None,
         rejoined: None,
         sequence: 0,
-        held_at: 0,
+        held_at: held_at.unwrap_or(0),
         published: None,
         prefetching: Some(prefetching),
         status,
@@ -266,12 +284,14 @@ fn plan(
     config: &Config,
     charter: &Charter,
     worker: WorkerId,
+    held: Option<Held>,
     cache: &BlobCache,
     news: &watch::Receiver<News>,
 ) -> Result<Plan> {
     let news = news.borrow();
     let (work, _) = news.work.as_ref().context("waited for above")?;
-    let route = Target::of(work)?.route(None, None);
+    let is_here = |it: &BlobReference| cache.contains(it);
+    let route = Target::of(work)?.route(held, None, is_here);
     // Any round's shards stand for the first one's: the number is the same, the sizes alike.
     let seed = protocol::Hash::default();
     let shards = assigned_shards(charter, &seed, &worker);
@@ -283,11 +303,28 @@ fn plan(
         parameters: charter.model.parameter_count(),
         memory_bytes: machine::memory_bytes(charter),
         threads: config.threads(),
-        download_bytes: route.missing_bytes(cache) + shards.iter().filter_map(missing).sum::<u64>(),
-        cache_bytes_max: config.cache_bytes_max,
+        download_bytes: route.missing_bytes(is_here)
+            + shards.iter().filter_map(missing).sum::<u64>(),
+        disk_bytes_max: disk_bytes_max(charter, config.cache_bytes_max),
         upload_bytes_max: machine::upload_bytes_max(charter),
         window: Duration::from_millis(charter.round.window_ms),
     })
+}
+
+/// Most bytes of disk that taking part uses: downloads, the model of the last time, what is carried, and updates.
+fn disk_bytes_max(charter: &Charter, cache_bytes_max: u64) -> u64 {
+    let parameters = charter.model.parameter_count();
+    let moments = match charter.inner.carry_inner_state {
+        true => 8 * parameters,
+        false => 0,
+    };
+    // What was carried in, and the two states of a round, of which one names the other's moments.
+    let states = 3 * 4 * parameters + 2 * moments + cache_bytes_max / STATES_SHARE;
+    // The new one is written beside the old one.
+    let models = 2 * KeptModel::bytes(parameters);
+    let published = 8 * parameters;
+    let updates = outbox::bytes_max(machine::upload_bytes_max(charter) + published);
+    cache_bytes_max + states + models + updates
 }
 
 /// A run whose training does not fit into this machine's memory is none for it.

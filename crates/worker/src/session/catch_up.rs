@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result};
-use network::{Source, blobs::TransferError, world};
+use network::{BlobCache, Source, blobs::TransferError, world};
 use protocol::{
     api::Work,
     charter::Charter,
@@ -53,14 +53,20 @@ pub(super) fn fetch_ahead(
     .abort_handle()
 }
 
-/// What a newcomer will need, in this order: the model, the optimiser's state, and the text of the rounds known ahead.
+/// What is needed before the first step, in this order: the model, the optimiser's state, and the text of the rounds known ahead.
 pub(super) fn needed_at_first(
     work: &Work,
     charter: &Charter,
     worker: WorkerId,
+    held: Option<Held>,
+    cache: &BlobCache,
 ) -> Result<Vec<BlobReference>> {
-    let route = Target::of(work)?.route(None, None);
-    let mut blobs = route.blobs();
+    let target = Target::of(work)?;
+    // Whether deltas lead on from a model of long ago the log tells, and catching up asks it.
+    let mut blobs = match target.needs_log(held) {
+        true => vec![],
+        false => target.route(held, None, |it| cache.contains(it)).blobs(),
+    };
     if let Some(start) = work
         .inner_start
         .as_ref()
@@ -99,7 +105,8 @@ impl Session<'_> {
         } else {
             None
         };
-        let route = target.route(held, since.as_deref());
+        let is_here = |it: &BlobReference| self.cache.contains(it);
+        let route = target.route(held, since.as_deref(), is_here);
         if self.is_cut_short(&route) {
             // What is held is of another log than the hub's: it listed the deltas after it, and nobody needs those.
             self.forget_model().await?;
@@ -196,6 +203,28 @@ impl Session<'_> {
         .await
     }
 
+    /// Keeps the model that is held for the next start, if that of so many rounds ago is the last that was kept. Without it
+    /// the next start downloads more, and nothing else.
+    pub(super) async fn keep_model(&mut self, rounds: u64) {
+        let Some(held) = self.held() else {
+            return;
+        };
+        let is_due = self
+            .kept_round
+            .is_none_or(|it| it.saturating_add(rounds) <= held.round || held.round < it);
+        if !is_due {
+            return;
+        }
+        self.kept_round = Some(held.round);
+        let (file, held_at) = (self.kept_model.clone(), self.held_at);
+        let kept = with_machine(&mut self.machine, move |machine| {
+            machine.keep_model(held_at, &file)
+        });
+        if let Err(error) = kept.await.flatten() {
+            tracing::warn!("the model is not kept for the next start: {error:#}");
+        }
+    }
+
     async fn forget_model(&mut self) -> Result<()> {
         self.held_at = 0;
         with_machine(&mut self.machine, super::Machine::forget_model).await
@@ -252,7 +281,8 @@ impl Session<'_> {
     /// Fetches in the background what leads on from `base` to the newest model, if that is known by deltas; what it sends
     /// is in order.
     pub(super) fn follow_model(&self, work: &Work, base: Held) -> Option<JoinHandle<Vec<Newer>>> {
-        let deltas = Target::of(work).ok()?.route(Some(base), None);
+        let is_here = |it: &BlobReference| self.cache.contains(it);
+        let deltas = Target::of(work).ok()?.route(Some(base), None, is_here);
         if deltas.checkpoint.is_some() || deltas.deltas.is_empty() {
             return None;
         }

@@ -40,6 +40,14 @@ const ROUNDS_KEPT: u64 = 2 * LATE_ROUNDS_MAX + 2;
 /// Most bytes of updates that are kept for that; the newest is kept in any case.
 const BYTES_KEPT_MAX: u64 = 256 << 20;
 
+/// Most bytes that updates of so many bytes take.
+pub(super) fn bytes_max(update_bytes: u64) -> u64 {
+    // A new one is written before old ones go.
+    BYTES_KEPT_MAX
+        .max(update_bytes)
+        .saturating_add(update_bytes)
+}
+
 /// The updates of a run.
 #[derive(Debug)]
 pub(super) struct Outbox {

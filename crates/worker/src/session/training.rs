@@ -40,7 +40,7 @@ const COMMIT_AFTER_MIN: Duration = Duration::from_secs(10);
 /// Longest time for joining again while a round trains.
 const JOIN_MAX: Duration = Duration::from_secs(5);
 /// States of earlier rounds may take one part of so many of what the owner allowed for downloads.
-const STATES_SHARE: u64 = 4;
+pub(super) const STATES_SHARE: u64 = 4;
 /// States that an update names.
 const STATES_OF_AN_UPDATE: usize = 3;
 
