@@ -220,6 +220,9 @@ pub struct RoundRules {
     pub warm_start_tokens: u64,
     /// How many times faster than its own measured speed a worker may claim to be, in units of 2^-16.
     pub speed_ratio_max_q16: u32,
+    /// Time that a BOINC client's work unit trains, at most the window; 0 where the run takes none of them.
+    #[serde(default)]
+    pub boinc_unit_ms: u64,
 }
 
 impl RoundRules {
@@ -481,6 +484,11 @@ impl Charter {
             round.reveal_ms <= round.window_ms.max(REVEAL_MS_ALWAYS),
             "round.reveal_ms",
             "must be at most the window, or half a minute: the next round can't close before",
+        )?;
+        require(
+            round.boinc_unit_ms <= round.window_ms,
+            "round.boinc_unit_ms",
+            "must be at most the window: a work unit is handed in before its round closes",
         )?;
         require(
             round.steps_min >= 1

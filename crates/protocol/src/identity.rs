@@ -46,14 +46,14 @@ impl Binding {
     #[must_use]
     pub fn sign(run: RunId, account: &SecretKey, key: &SecretKey, role: KeyRole) -> Self {
         let account_id = AccountId(account.public());
-        let message = message(run, account_id, key.public(), role);
+        let public = key.public();
         Self {
             run,
             account: account_id,
-            key: key.public(),
+            key: public,
             role,
-            account_signature: account.sign(DOMAIN, &message),
-            key_signature: key.sign(DOMAIN, &message),
+            account_signature: sign_half(account, run, account_id, public, role),
+            key_signature: sign_half(key, run, account_id, public, role),
         }
     }
 
@@ -65,6 +65,18 @@ impl Binding {
             .verify(DOMAIN, &message, &self.account_signature)?;
         self.key.verify(DOMAIN, &message, &self.key_signature)
     }
+}
+
+/// One side's signature under the statement, where the two secret keys are in different places.
+#[must_use]
+pub fn sign_half(
+    side: &SecretKey,
+    run: RunId,
+    account: AccountId,
+    key: PublicKey,
+    role: KeyRole,
+) -> Signature {
+    side.sign(DOMAIN, &message(run, account, key, role))
 }
 
 fn message(run: RunId, account: AccountId, key: PublicKey, role: KeyRole) -> Vec<u8> {

@@ -22,6 +22,7 @@ pub mod succession;
 pub mod update;
 
 pub mod api;
+pub mod boinc;
 
 pub use hash::Hash;
 pub use key::{PublicKey, SecretKey, Signature};

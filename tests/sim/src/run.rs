@@ -127,6 +127,7 @@ impl Plan {
                 leaf_steps: 4,
                 warm_start_tokens: 0,
                 speed_ratio_max_q16: 2 << 16,
+                boinc_unit_ms: 0,
             },
             income: Income::EveryoneWhoMadeIt,
         };

@@ -125,6 +125,7 @@ pub(super) fn charter() -> Charter {
             leaf_steps: 5,
             warm_start_tokens: 0,
             speed_ratio_max_q16: 2 << 16,
+            boinc_unit_ms: 0,
         },
         income: Income::EveryoneWhoMadeIt,
     }

@@ -493,6 +493,7 @@ fn charter(size: Size, key: &SecretKey) -> Charter {
             leaf_steps: 4,
             warm_start_tokens: 0,
             speed_ratio_max_q16: 2 << 16,
+            boinc_unit_ms: 0,
         },
         income: Income::EveryoneWhoMadeIt,
     };

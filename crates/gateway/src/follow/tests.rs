@@ -332,6 +332,7 @@ fn charter() -> Charter {
             leaf_steps: 1,
             warm_start_tokens: 0,
             speed_ratio_max_q16: 65_536,
+            boinc_unit_ms: 0,
         },
         income: Income::EveryoneWhoMadeIt,
     }

@@ -86,6 +86,7 @@ pub(crate) fn sample_charter() -> Charter {
             leaf_steps: 5,
             warm_start_tokens: 0,
             speed_ratio_max_q16: 2 << 16,
+            boinc_unit_ms: 0,
         },
         income: Income::EveryoneWhoMadeIt,
     }

@@ -108,6 +108,7 @@ pub(crate) fn charter(codec: Codec, carry_inner_state: bool) -> Arc<Charter> {
             leaf_steps: 4,
             warm_start_tokens: 0,
             speed_ratio_max_q16: 2 << 16,
+            boinc_unit_ms: 0,
         },
         income: Income::EveryoneWhoMadeIt,
     };
