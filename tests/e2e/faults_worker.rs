@@ -1,7 +1,10 @@
 //! What happens to workers: `kill -9` in mid-step, mid-commit and mid-upload, a partition, a wrong clock, half of them gone at
 //! once. What a worker committed to counts, it comes back as who it was, and the others' rounds go on meanwhile.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use protocol::{
@@ -58,6 +61,7 @@ async fn workers_die_vanish_and_come_back() -> Result<()> {
             .with_context(|| format!("{wanted:?}, {moment:?}"))?;
     }
     parted(&mut network, &relay, run).await?;
+    stopped_and_back(&mut network, run, &first).await?;
     half_of_them(&mut network, run).await?;
     network.is_sound(run).await?;
     network.finish().await
@@ -111,6 +115,27 @@ async fn parted(network: &mut Network, relay: &Relay, run: RunId) -> Result<()> 
     network.merged(run, 3).await?;
     relay.heal();
     network.merged_of(run, worker).await
+}
+
+/// A worker that was stopped goes on from the model that it held: no checkpoint is fetched, four bytes for each parameter.
+async fn stopped_and_back(network: &mut Network, run: RunId, start: &Start<'_>) -> Result<()> {
+    let worker = network.worker_id(run, "first").await?;
+    network.stop_worker("first").await?;
+    let cache = network.folder.join("worker-first").join("cache");
+    let checkpoints = async |network: &Network| -> Result<Vec<PathBuf>> {
+        let known = network.client()?.checkpoints(run, 100).await?;
+        let places = known.iter().map(|it| cache.join(&it.blob));
+        Ok(places.filter(|it| it.exists()).collect())
+    };
+    let cached = checkpoints(network).await?;
+    ensure!(!cached.is_empty(), "it began with a checkpoint");
+    for place in cached {
+        std::fs::remove_file(place)?;
+    }
+    network.start_worker_as(run, "first", start)?;
+    network.merged_of(run, worker).await?;
+    ensure!(checkpoints(network).await?.is_empty(), "it fetched one");
+    Ok(())
 }
 
 /// Two of four die at once and come back at once.

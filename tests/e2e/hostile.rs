@@ -9,18 +9,19 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use engine::update::{codec, settings::UpdateSettings};
-use network::{ClientError, HubClient, UploadAuthorisation};
+use engine::update::codec;
 use protocol::{
     Hash, SecretKey,
-    api::{ApiError, CommandReply, Work, WorkAssignment},
+    api::ApiError,
     charter::Charter,
-    command::{Command, Commitment, Device, SignedCommand},
-    state::decide::fresh,
+    command::Command,
     units::{BlobReference, RunId, WorkerId},
     update::{self, UpdateHeader},
 };
-use tests::network::{Network, Start};
+use tests::{
+    network::{Network, Start},
+    stranger::{Stranger, even_payload, refused},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
@@ -93,125 +94,6 @@ async fn merged(network: &mut Network, run: RunId, rounds: u32) -> Result<()> {
         .await
 }
 
-/// A stranger with a key, and what the hub gave it.
-struct Stranger {
-    key: SecretKey,
-    client: HubClient,
-    run: RunId,
-    sequence: u64,
-    token: Option<String>,
-}
-
-impl Stranger {
-    fn new(network: &Network, run: RunId, seed: u8) -> Result<Self> {
-        Ok(Self {
-            key: SecretKey::from_entropy([seed; 32]),
-            client: network.client()?,
-            run,
-            sequence: 0,
-            token: None,
-        })
-    }
-
-    fn id(&self) -> WorkerId {
-        WorkerId(self.key.public())
-    }
-
-    fn sign(&mut self, command: Command) -> SignedCommand {
-        self.sequence += 1;
-        SignedCommand::sign(&self.key, self.run, self.sequence, command)
-    }
-
-    fn join(&mut self) -> SignedCommand {
-        self.sign(Command::Join {
-            name: "stranger".into(),
-            device: Device {
-                arithmetic: "none".into(),
-                threads: 1,
-                memory_mib: 1,
-                tokens_per_s: 100_000,
-            },
-        })
-    }
-
-    async fn send_join(&mut self) -> Result<CommandReply> {
-        let command = self.join();
-        let reply = self.client.command(&command).await?;
-        self.token.clone_from(&reply.token);
-        Ok(reply)
-    }
-
-    async fn poll(&self, token: Option<&str>) -> Result<Work> {
-        Ok(self
-            .client
-            .work(self.run, self.id(), token, 0, None, 0)
-            .await?)
-    }
-
-    async fn is_present(&self) -> Result<bool> {
-        let (workers, id) = (self.client.workers(self.run).await?, self.id().to_string());
-        let found = workers.into_iter().find(|it| it.id == id);
-        Ok(found.context("the stranger is not listed")?.present)
-    }
-
-    /// Waits for a slot that is not used yet.
-    async fn assigned(&self) -> Result<(Work, WorkAssignment)> {
-        let (begun, mut after) = (Instant::now(), 0);
-        while begun.elapsed() < ROUND_MAX {
-            let token = self.token.as_deref();
-            let work = self
-                .client
-                .work(self.run, self.id(), token, after, None, 5_000)
-                .await?;
-            after = work.log_length;
-            let open = work
-                .assignment
-                .clone()
-                .filter(|it| !it.committed && !it.publish_inner_state);
-            if let Some(assignment) = open {
-                return Ok((work, assignment));
-            }
-        }
-        anyhow::bail!("no slot within {ROUND_MAX:?}")
-    }
-
-    /// A header that fits an assignment.
-    fn header(
-        &self,
-        charter: &Charter,
-        work: &Work,
-        assignment: &WorkAssignment,
-    ) -> Result<UpdateHeader> {
-        Ok(UpdateHeader {
-            run: self.run,
-            worker: self.id(),
-            round: assignment.round,
-            slot: assignment.slot,
-            base_round: work.model.round,
-            base: work.model.parameters_hash.parse()?,
-            steps: 1,
-            head_start_steps: 0,
-            tokens: charter.tokens_per_step(),
-            loss_micronats: 3_000_000,
-            carried_before: fresh(),
-            carried_after: Hash([1; 32]),
-            carried_if_refused: Hash([2; 32]),
-            steps_root: Hash([3; 32]),
-            payload: Hash::of_blob(&self.id().0.0),
-            inner_state: None,
-        })
-    }
-
-    async fn commit(
-        &mut self,
-        update: BlobReference,
-        header: UpdateHeader,
-    ) -> Result<CommandReply, ClientError> {
-        let command = self.sign(Command::Commit(Box::new(Commitment { update, header })));
-        self.client.command(&command).await
-    }
-}
-
 /// Being present takes the token of one's own join.
 async fn presence_is_not_stolen(network: &Network, run: RunId) -> Result<()> {
     let mut stranger = Stranger::new(network, run, 51)?;
@@ -238,9 +120,7 @@ async fn presence_is_not_stolen(network: &Network, run: RunId) -> Result<()> {
     ensure!(renewed.token == Some(token), "another token");
     ensure!(renewed.log_length >= again.log_length);
     for mut it in [stranger, victim] {
-        let reason = "done".to_owned();
-        let leave = it.sign(Command::Leave { reason });
-        it.client.command(&leave).await?;
+        it.leave().await?;
     }
     Ok(())
 }
@@ -355,7 +235,7 @@ async fn bad_commitments_are_refused(network: &Network, run: RunId) -> Result<()
     let mut stranger = Stranger::new(network, run, 54)?;
     let charter = stranger.client.charter(run).await?;
     stranger.send_join().await?;
-    let (work, assignment) = stranger.assigned().await?;
+    let (work, assignment) = stranger.assigned(false).await?;
     let fits = stranger.header(&charter, &work, &assignment)?;
     let update = BlobReference {
         hash: Hash([70; 32]),
@@ -366,6 +246,19 @@ async fn bad_commitments_are_refused(network: &Network, run: RunId) -> Result<()
         ..fits.clone()
     };
     refused(stranger.commit(update, stale).await, "wrong_base")?;
+    // A model that was the newest once, by its true name.
+    let rounds = stranger.client.rounds(run, None, 100).await?;
+    let old = rounds.iter().find_map(|it| {
+        let hash = it.parameters_hash.clone()?;
+        (it.round < assignment.base_round).then_some((it.round, hash))
+    });
+    let (base_round, base) = old.context("there is no older model")?;
+    let old = UpdateHeader {
+        base_round,
+        base: base.parse()?,
+        ..fits.clone()
+    };
+    refused(stranger.commit(update, old).await, "wrong_base")?;
     let other_slot = UpdateHeader {
         slot: assignment.slot + 1,
         ..fits.clone()
@@ -418,30 +311,35 @@ async fn bad_commitments_are_refused(network: &Network, run: RunId) -> Result<()
 
 /// Updates that keep their commitments and are none.
 async fn bad_updates_are_refused(network: &Network, run: RunId) -> Result<()> {
-    let noise = |_: &UpdateHeader, _: &UpdateSettings| Ok(vec![0xA5; 3_000]);
-    let wrong_shape = |header: &UpdateHeader, settings: &UpdateSettings| {
-        Ok(update::seal(
-            header,
-            &codec::encode(&[500], settings, &[0.01; 500])?,
-        ))
+    let of_500 = |charter: &Charter| {
+        let settings = engine::charter::update_settings(&charter.outer);
+        codec::encode(&[500], &settings, &[0.01; 500])
     };
-    let of_another = |header: &UpdateHeader, settings: &UpdateSettings| {
+    let noise = |_: &UpdateHeader, _: &Charter| Ok(vec![0xA5; 3_000]);
+    let wrong_shape =
+        |header: &UpdateHeader, charter: &Charter| Ok(update::seal(header, &of_500(charter)?));
+    let of_another = |header: &UpdateHeader, charter: &Charter| {
         let header = UpdateHeader {
             worker: WorkerId(SecretKey::from_entropy([99; 32]).public()),
             ..header.clone()
         };
-        Ok(update::seal(
-            &header,
-            &codec::encode(&[500], settings, &[0.01; 500])?,
-        ))
+        Ok(update::seal(&header, &of_500(charter)?))
     };
-    let cut = |header: &UpdateHeader, _: &UpdateSettings| Ok(update::seal(header, &[]));
-    type Make<'a> = &'a dyn Fn(&UpdateHeader, &UpdateSettings) -> Result<Vec<u8>>;
-    let cases: [(u8, &str, Make<'_>); 4] = [
+    let cut = |header: &UpdateHeader, charter: &Charter| {
+        let payload = even_payload(charter, 0.01)?;
+        Ok(update::seal(header, &payload[..payload.len() / 2]))
+    };
+    // What the header names is somebody else's, perhaps seen before; what comes is another payload.
+    let swapped = |header: &UpdateHeader, charter: &Charter| {
+        Ok(update::seal(header, &even_payload(charter, 0.01)?))
+    };
+    type Make<'a> = &'a dyn Fn(&UpdateHeader, &Charter) -> Result<Vec<u8>>;
+    let cases: [(u8, &str, Make<'_>); 5] = [
         (61, "not an update", &noise),
         (62, "not this model's", &wrong_shape),
         (63, "header", &of_another),
-        (64, "", &cut),
+        (64, "the update's content was refused", &cut),
+        (65, "not the one that its header names", &swapped),
     ];
     let mut strangers = Vec::new();
     for (seed, _, _) in &cases {
@@ -450,53 +348,22 @@ async fn bad_updates_are_refused(network: &Network, run: RunId) -> Result<()> {
         strangers.push(stranger);
     }
     let charter = strangers[0].client.charter(run).await?;
-    let settings = engine::charter::update_settings(&charter.outer);
     for (stranger, (_, expected, make)) in strangers.iter_mut().zip(&cases) {
-        let (work, assignment) = stranger.assigned().await?;
+        let (work, assignment) = stranger.assigned(false).await?;
         let header = stranger.header(&charter, &work, &assignment)?;
-        let file = make(&header, &settings)?;
+        let file = make(&header, &charter)?;
         stranger
             .commit(BlobReference::of(&file), header)
             .await
             .with_context(|| format!("committing to {expected:?}"))?;
-        let authorisation = UploadAuthorisation::Worker(stranger.key.clone());
-        let (hash, bytes) = (Hash::of_blob(&file), file.clone().into());
-        stranger
-            .client
-            .upload(hash, bytes, &authorisation, |_| {})
-            .await?;
-        let reason = reason(stranger).await?;
+        stranger.upload(&file).await?;
+        let reason = stranger.reason().await?;
         ensure!(
-            reason.contains(expected) && reason.len() > 10,
+            reason.contains(expected),
             "{expected:?} is not in {reason:?}"
         );
     }
     Ok(())
-}
-
-/// Why the hub refused a stranger's update.
-async fn reason(stranger: &Stranger) -> Result<String> {
-    let (begun, mut after) = (Instant::now(), 0);
-    while begun.elapsed() < ROUND_MAX {
-        let token = stranger.token.as_deref();
-        let work = stranger
-            .client
-            .work(stranger.run, stranger.id(), token, after, None, 5_000)
-            .await?;
-        after = work.log_length;
-        if let Some(reason) = work.worker.last_refusal {
-            return Ok(reason);
-        }
-    }
-    anyhow::bail!("the update was not refused within {ROUND_MAX:?}")
-}
-
-fn refused<T>(answer: Result<T, ClientError>, code: &str) -> Result<()> {
-    match answer {
-        Ok(_) => anyhow::bail!("what is to be refused with {code} was granted"),
-        Err(error) if error.refusal_code() == Some(code) => Ok(()),
-        Err(error) => Err(anyhow::Error::from(error).context(format!("instead of {code}"))),
-    }
 }
 
 /// A client from another address.

@@ -13,3 +13,4 @@ pub mod network;
 pub mod places;
 pub mod process;
 pub mod relay;
+pub mod stranger;

@@ -102,7 +102,7 @@ fn toml_round_trip_keeps_the_id() {
 
 #[test]
 fn golden_id() {
-    expect_test::expect!["51ff2030de1542d13b8336ddbefa4185838b0a7f86e903e186e6520766fef800"]
+    expect_test::expect!["3f5e9f2930983dc75a79a8a9f9b651be7285d16c43efc74afe130d4a835318b4"]
         .assert_eq(&sample_charter().id().to_string());
 }
 

@@ -35,7 +35,7 @@ fn two_entries_at_one_place_prove_it() {
     );
     let bytes = proof.to_bytes();
     assert_eq!(Equivocation::from_bytes(&bytes).unwrap(), proof);
-    expect_test::expect!["298 47c7002bf9ca526476ae0ec668af2fa129d34c3038d06d07e6dfd405f6baa6ab"]
+    expect_test::expect!["298 7d7fdcb91b2ec51fc949223b0f1bc0f23123efc93b262fdee1bffee8ad33df8f"]
         .assert_eq(&format!("{} {}", bytes.len(), proof.id()));
 }
 

@@ -170,7 +170,7 @@ fn golden_bytes_of_every_event() {
         })
         .collect();
     expect_test::expect![[r#"
-        run_created 456 c5a3540685d12293bcff19a0801034f054b5a55046f0f4130d11483e44106a2d
+        run_created 457 efe1dba0ceeafc583aee0382fae5b110b49a9b38a701893eb365b1f0391fd067
         worker_joined 150 6f2241d0c9517672c8d4b2bb9b3d361d6bd6e15980e07ffa256d65cb6f3a92e7
         worker_left 137 c7eb9ca10000adb3c1afe39a817170f5efe8607109c7b9b9c2342141d9c33528
         identity_bound 226 fc6949362984b66b18279383a1250b6501c26804f09c71e67d8f21cca172d3a5

@@ -770,12 +770,12 @@ fn golden_hash_of_a_log_with_the_common_events() {
         })
         .collect();
     expect_test::expect![[r#"
-        run_created 22674580
-        worker_joined 42bd2d07
-        round_opened 90c2ba13
-        update_committed 0e3bd6d5
-        commitments_closed e1e8cab5
-        update_accepted 0ee70597
-        round_merged 85d8dcaa"#]]
+        run_created 0ed06075
+        worker_joined 29abefb5
+        round_opened 747ea8e0
+        update_committed bea1b395
+        commitments_closed 69804d95
+        update_accepted 0eaf2782
+        round_merged 6685b4f6"#]]
     .assert_eq(&hashes.join("\n"));
 }

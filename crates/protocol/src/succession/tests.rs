@@ -100,7 +100,7 @@ fn golden_statement() {
         [[18].as_slice(), &statement.to_bytes()].concat(),
         "the event is its tag and the statement"
     );
-    expect_test::expect!["c240e06bf4b1161994e8c105fa490af824efd4184dd3ba6b9e8469ed433c3006010100974e4420da47d79e4f57c7d019554ba9dc62f439f6434e9bd0b2c8317575188139770ea87d175f56a35466c34c7ecccb8d8a91b4ee37a25df60f5b8fc9b39408687474703a2f2f6217cb79fb2b4120f2b1ec65e4198d6e08b28e813feb01e4a400839b85e18080ced06d45068a3c23f7ef71bb4ce7ff9050350ff5e41db19a30aae26195e9faf9694601a04e81e191e7dfe1031898aa4d2fa406f27cf02a36638ed4fc634ad09e0c"].assert_eq(&data_encoding::HEXLOWER.encode(&statement.to_bytes()));
+    expect_test::expect!["191be5776da997ff66cffc3c15905ab8af6baeb77393136f81e73ce58d55dfa701012b71ac9e1331d522d5c7e4a9f726b9a11b4717f6545080aeceee3c2eba926e888139770ea87d175f56a35466c34c7ecccb8d8a91b4ee37a25df60f5b8fc9b39408687474703a2f2f6217cb79fb2b4120f2b1ec65e4198d6e08b28e813feb01e4a400839b85e18080cea495f0d6bfeeb27a353c00a1b688bc646badcdfaec0709e4e66857dc98f02f533dbe8f2810e54cb3f234fd2c76db3c622876c66efe072b6460a740a46e858f09"].assert_eq(&data_encoding::HEXLOWER.encode(&statement.to_bytes()));
     assert_eq!(
         Succession::from_bytes(&statement.to_bytes()).unwrap(),
         *statement
