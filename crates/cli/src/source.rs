@@ -211,14 +211,13 @@ impl Blobs for Source {
     }
 }
 
+/// Whether the hub lacks the blob, or gives it to nobody yet.
 fn is_absent(error: &network::blobs::TransferError) -> bool {
-    matches!(
-        error,
-        network::blobs::TransferError::Client {
-            source: ClientError::Refused { status: 404, .. },
-            ..
-        }
-    )
+    let network::blobs::TransferError::Client { source, .. } = error else {
+        return false;
+    };
+    matches!(source, ClientError::Refused { status: 404, .. })
+        || source.refusal_code() == Some("private")
 }
 
 /// The bytes of a file, if it is as long as it should be: a longer one is not read.

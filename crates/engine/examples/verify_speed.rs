@@ -102,6 +102,7 @@ fn replay(log: &[Vec<u8>], folder: &Path) -> engine::replay::verify::Report {
         let next = verifier.next(&entry(bytes), &mut blobs);
         next.expect("a log that holds");
     }
+    verifier.end(&mut blobs);
     verifier.report().clone()
 }
 

@@ -196,11 +196,16 @@ impl Store {
     }
 
     async fn disconnect(&self) {
-        if let Some(connection) = self.writer.lock().await.take() {
-            // What was committed stays, however the connection ends.
+        let mut writer = self.writer.lock().await;
+        let last = self.take_writer(&mut writer).await;
+        self.pool.close().await;
+        if let Ok(mut connection) = last {
+            // SQLite brings the write-ahead log into the database when the last connection ends, but not if two end at the
+            // same moment. What was committed stays, however this goes.
+            let whole = sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)");
+            let _ = whole.execute(&mut connection).await;
             let _ = connection.close().await;
         }
-        self.pool.close().await;
     }
 }
 

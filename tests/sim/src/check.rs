@@ -87,6 +87,7 @@ pub(crate) async fn check(
             .next(entry, &mut blobs)
             .with_context(|| format!("entry {}", entry.index))?;
     }
+    verifier.end(&mut blobs);
     let report = verifier.report();
     for finding in &report.findings {
         broken.push(format!("verify: {finding:?}"));

@@ -109,6 +109,7 @@ fn verify(
         &mut status,
         shutdown,
     )?;
+    verifier.end(&mut source);
     let entries_end = verifier.state().head.length;
     data::check(&mut verifier, &mut source, quick, &mut status);
     if quick {

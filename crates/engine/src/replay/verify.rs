@@ -67,6 +67,19 @@ struct Accepted {
     tokens: u64,
 }
 
+/// What the hub said of an update.
+struct Verdict {
+    /// Position of the entry that says it.
+    entry: u64,
+    /// Round and slot.
+    slot: (u64, u32),
+    commitment: Commitment,
+    /// `None` if it was accepted.
+    refused: Option<RefusalReason>,
+    /// What it may be a copy of, if it is late and refused.
+    earlier: Vec<Shown>,
+}
+
 /// A refusal of the log.
 struct Refused<'a> {
     /// Round and slot.
@@ -85,6 +98,8 @@ pub struct Verifier {
     model: Option<RunModel>,
     /// The newest models as the log names them.
     states: VecDeque<ModelState>,
+    /// Verdicts on updates of the round that takes commitments: their bytes are private until it takes no more.
+    private: Vec<Verdict>,
     /// Accepted updates that wait for their merge, by round and slot.
     accepted: BTreeMap<(u64, u32), Accepted>,
     /// What everyone's word weighs, as of the last merge.
@@ -107,6 +122,7 @@ impl Verifier {
             state,
             rules,
             model: None,
+            private: Vec::new(),
             accepted: BTreeMap::new(),
             standings: Standings::default(),
             outliers: None,
@@ -131,29 +147,31 @@ impl Verifier {
         self.state.apply(entry)?;
         self.report.entries += 1;
         match &entry.event {
-            Event::UpdateAccepted { round, .. } => {
-                self.outliers = None;
+            Event::UpdateAccepted { .. } | Event::UpdateRefused { .. } => {
                 if let Some((slot, commitment)) = judged {
-                    let update = self.accept(entry.index, &commitment, blobs);
-                    let accepted = Accepted {
-                        entry: entry.index,
-                        update,
-                        hash: commitment.update.hash,
-                        worker: commitment.header.worker,
-                        tokens: commitment.header.tokens,
+                    let refused = match &entry.event {
+                        Event::UpdateRefused { reason, .. } => Some(reason.clone()),
+                        _ => None,
                     };
-                    self.accepted.insert((*round, slot), accepted);
+                    let earlier = late.get(&slot.1).cloned().unwrap_or_default();
+                    let verdict = Verdict {
+                        entry: entry.index,
+                        slot,
+                        commitment,
+                        refused,
+                        earlier,
+                    };
+                    let training = self.state.training.as_ref().map(|it| it.round);
+                    if training == Some(slot.0) {
+                        self.private.push(verdict);
+                    } else {
+                        self.verdict(verdict, blobs);
+                    }
                 }
             }
-            Event::UpdateRefused { round, reason, .. } => {
-                if let Some((slot, commitment)) = judged {
-                    let refused = Refused {
-                        slot: (*round, slot),
-                        commitment: &commitment,
-                        reason,
-                        earlier: late.get(&slot).map_or(&[], |it| &it[..]),
-                    };
-                    self.refuse(entry.index, &refused, blobs);
+            Event::CommitmentsClosed { .. } => {
+                for verdict in std::mem::take(&mut self.private) {
+                    self.verdict(verdict, blobs);
                 }
             }
             Event::RoundMerged {
@@ -190,11 +208,25 @@ impl Verifier {
             | Event::UpdateCommitted { .. }
             | Event::HubReplaced { .. }
             | Event::RoundExtended { .. }
-            | Event::CommitmentsClosed { .. }
             | Event::UpdateDeferred { .. }
             | Event::RunFinished { .. } => {}
         }
         Ok(())
+    }
+
+    /// Looks at what the log's last round has got so far, after the last entry: a hub does not give it out, a folder has it.
+    pub fn end(&mut self, blobs: &mut dyn Blobs) {
+        for verdict in std::mem::take(&mut self.private) {
+            let commitment = &verdict.commitment;
+            let mut named = [Some(commitment.update), commitment.header.inner_state]
+                .into_iter()
+                .flatten();
+            if named.all(|it| !matches!(blobs.read(&it), Ok(None))) {
+                self.verdict(verdict, blobs);
+            } else {
+                self.report.private += 1;
+            }
+        }
     }
 
     /// The run as it stands after the last entry.
@@ -238,8 +270,38 @@ impl Verifier {
         &self.report
     }
 
-    /// The slot and commitment that a verdict is about, before it is folded.
-    fn judged(&self, event: &Event) -> Option<(u32, Commitment)> {
+    /// Looks at the bytes that a verdict is about.
+    fn verdict(&mut self, verdict: Verdict, blobs: &mut dyn Blobs) {
+        let Verdict {
+            entry,
+            slot,
+            commitment,
+            refused,
+            earlier,
+        } = &verdict;
+        if let Some(reason) = refused {
+            let refused = Refused {
+                slot: *slot,
+                commitment,
+                reason,
+                earlier,
+            };
+            self.refuse(*entry, &refused, blobs);
+            return;
+        }
+        self.outliers = None;
+        let accepted = Accepted {
+            entry: *entry,
+            update: self.accept(*entry, commitment, blobs),
+            hash: commitment.update.hash,
+            worker: commitment.header.worker,
+            tokens: commitment.header.tokens,
+        };
+        self.accepted.insert(*slot, accepted);
+    }
+
+    /// The round, slot and commitment that a verdict is about, before it is folded.
+    fn judged(&self, event: &Event) -> Option<((u64, u32), Commitment)> {
         let (Event::UpdateAccepted { round, slot, .. } | Event::UpdateRefused { round, slot, .. }) =
             event
         else {
@@ -247,7 +309,7 @@ impl Verifier {
         };
         let open = self.state.round_in_progress(*round)?;
         let part = open.slots().get(*slot as usize)?;
-        Some((*slot, part.commitment()?.clone()))
+        Some(((*round, *slot), part.commitment()?.clone()))
     }
 
     /// The late updates of the round that an event merges, or refuses one of, by slot, and what each may be a copy of;

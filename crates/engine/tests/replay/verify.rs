@@ -19,6 +19,7 @@ fn verify(recorded: &Recorded) -> Result<(Report, State), VerifyError> {
     for entry in &recorded.entries[1..] {
         verifier.next(entry, &mut blobs)?;
     }
+    verifier.end(&mut blobs);
     Ok((verifier.report().clone(), verifier.state().clone()))
 }
 

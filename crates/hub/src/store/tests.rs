@@ -36,6 +36,32 @@ pub(crate) fn created(key: &SecretKey, name: &str) -> (Entry, State) {
     (entry, state)
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_written_is_in_the_database_when_it_is_closed() {
+    for _ in 0..8 {
+        let folder = tempfile::tempdir().unwrap();
+        let (entry, state) = created(&SecretKey::from_entropy([1; 32]), "one");
+        let store = Store::open(folder.path(), &Ground::machine())
+            .await
+            .unwrap();
+        store.create(&entry, &state).await.unwrap();
+        // Every connection is open: they end at the same time.
+        let readers: Vec<_> = (0..64)
+            .map(|_| {
+                let (store, run) = (store.clone(), state.run);
+                tokio::spawn(async move { store.entries(run, 0, 10).await.unwrap().len() })
+            })
+            .collect();
+        for reader in readers {
+            assert_eq!(reader.await.unwrap(), 1);
+        }
+        store.close().await;
+        let left = folder.path().join(DATABASE).with_extension("sqlite-wal");
+        let bytes = std::fs::metadata(left).map_or(0, |it| it.len());
+        assert_eq!(bytes, 0, "the write-ahead log was left");
+    }
+}
+
 #[tokio::test]
 async fn a_log_is_replayed_to_the_same_state() {
     let folder = tempfile::tempdir().unwrap();

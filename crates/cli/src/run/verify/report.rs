@@ -28,6 +28,8 @@ pub(super) struct Verified {
     updates_checked: u64,
     refusals_checked: u64,
     refusals_gone: u64,
+    /// Of the round that takes commitments now: nobody is given their bytes yet.
+    updates_private: u64,
     inner_states_checked: u64,
     checkpoints_checked: u64,
     blobs_read: u64,
@@ -156,6 +158,7 @@ impl Verified {
         self.updates_checked = report.updates;
         self.refusals_checked = report.refusals;
         self.refusals_gone = report.refusals_gone;
+        self.updates_private = report.private;
         self.inner_states_checked = report.inner_states;
         self.checkpoints_checked = report.checkpoints;
         self.blobs_read = report.blobs;
@@ -255,6 +258,12 @@ impl Verified {
                 grouped(self.samples_not_recomputed)
             ),
         ];
+        if self.updates_private > 0 {
+            lines.push(format!(
+                "not public   {} updates of the round that takes commitments now: verify again when it is over",
+                grouped(self.updates_private)
+            ));
+        }
         for left_out in &self.left_out {
             lines.push(format!("left out     {left_out}, as asked"));
         }

@@ -45,6 +45,8 @@ pub struct Report {
     pub refusals: u64,
     /// Refused updates whose bytes are not there, or that the hub lost: nobody can look at them again.
     pub refusals_gone: u64,
+    /// Verdicts on updates of the round that takes commitments at the log's end, whose bytes nobody is given yet.
+    pub private: u64,
     /// Published inner states that were read and decoded.
     pub inner_states: u64,
     /// Checkpoints, the first model among them, that were compared with the recomputed model.
