@@ -18,7 +18,7 @@ use protocol::{
     units::{BlobReference, WorkerId},
 };
 
-use super::{Shared, errors::Failure, mirrors::mirror_of, runs::is_operator};
+use super::{Shared, errors::Failure, mirrors::may_read, runs::is_operator};
 use crate::{
     Hub,
     blobs::{PART_BYTES_MAX, Upload},
@@ -46,7 +46,7 @@ pub(super) async fn read_blob(
 ) -> Result<Response, Failure> {
     let hash = parse(&hash)?;
     if let Some(run) = hub.private_in(&hash).await
-        && mirror_of(&run, &headers).await.is_none()
+        && !may_read(&hub, &run, hash, &headers).await
     {
         return Err(Failure::new(
             StatusCode::FORBIDDEN,

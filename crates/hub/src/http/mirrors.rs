@@ -12,7 +12,10 @@ use protocol::{
     Hash,
     api::{
         ApiError,
-        mirrors::{EquivocationSummary, MIRROR, MirrorProof, RunHead, SUCCESSION, TakeOver},
+        mirrors::{
+            EquivocationSummary, MIRROR, MIRROR_READ, MirrorProof, MirrorRead, RunHead, SUCCESSION,
+            TakeOver,
+        },
     },
     canonical,
     equivocation::Kind,
@@ -152,4 +155,14 @@ pub(super) async fn mirror_of(run: &Run, headers: &HeaderMap) -> Option<MirrorPr
     let proof = MirrorProof::from_text(text)?;
     let may = run.state.read().await.sealing.names(&proof.key);
     (may && proof.holds(run.id)).then_some(proof)
+}
+
+/// Whether whoever asks for this blob is a mirror that may take the run over, and asks nobody but this hub.
+pub(super) async fn may_read(hub: &Hub, run: &Run, blob: Hash, headers: &HeaderMap) -> bool {
+    let shown = headers.get(MIRROR_READ).and_then(|it| it.to_str().ok());
+    let Some(read) = shown.and_then(MirrorRead::from_text) else {
+        return false;
+    };
+    let may = run.state.read().await.sealing.names(&read.key);
+    may && read.holds(run.id, hub.key.public(), blob)
 }

@@ -11,8 +11,8 @@ use anyhow::{Context, Result, bail};
 use futures_util::{StreamExt, stream};
 use network::HubClient;
 use protocol::{
-    Hash,
-    api::mirrors::{MIRROR, MirrorProof},
+    Hash, PublicKey, SecretKey,
+    api::mirrors::{MIRROR_READ, MirrorRead},
     units::BlobReference,
 };
 use tokio_util::sync::CancellationToken;
@@ -120,10 +120,10 @@ impl Gatherer {
         let Some(source) = source else {
             return Ok(missing.len() as u64);
         };
-        let proof = self.proof().await;
-        let (this, source, proof) = (&*self, &source, proof.as_deref());
+        let reader = self.reader().await;
+        let (this, source, reader) = (&*self, &source, reader.as_ref());
         let fetched: Vec<(BlobReference, Result<bool>)> = stream::iter(missing)
-            .map(|blob| async move { (blob, this.fetch(source, &blob, proof).await) })
+            .map(|blob| async move { (blob, this.fetch(source, &blob, reader).await) })
             .buffer_unordered(PARALLEL)
             .collect()
             .await;
@@ -150,11 +150,11 @@ impl Gatherer {
         outcome.map(|()| left.len() as u64)
     }
 
-    /// What a hub wants to see before it gives updates that are not public.
-    async fn proof(&self) -> Option<String> {
+    /// The key by which the run's hub gives updates that are not public, and that hub's.
+    async fn reader(&self) -> Option<(SecretKey, PublicKey)> {
         let state = self.run.state.read().await;
         let (key, _) = self.parts.mirroring.may_take_over(&state.sealing)?;
-        Some(MirrorProof::sign(key, self.run.id, &state.head).to_text())
+        Some((key.clone(), state.sealing.hub()))
     }
 
     /// Fetches a blob whole; false if the source does not have it (yet).
@@ -162,14 +162,16 @@ impl Gatherer {
         &self,
         source: &HubClient,
         blob: &BlobReference,
-        proof: Option<&str>,
+        reader: Option<&(SecretKey, PublicKey)>,
     ) -> Result<bool> {
+        let read =
+            reader.map(|(key, hub)| MirrorRead::sign(key, self.run.id, *hub, blob.hash).to_text());
         loop {
             let (offset, is_whole) = self.parts.blobs.progress(&blob.hash).await?;
             if is_whole {
                 return Ok(true);
             }
-            let header = proof.map(|it| (MIRROR, it));
+            let header = read.as_deref().map(|it| (MIRROR_READ, it));
             let part = source.blob_part(blob, offset, PART_BYTES_MAX, header).await;
             let part = match part {
                 Ok(part) => part,

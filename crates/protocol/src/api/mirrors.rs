@@ -9,10 +9,14 @@ use crate::{Hash, PublicKey, SecretKey, Signature, canonical, log::Head, units::
 pub const HUB_ADDRESS: &str = "x-athome-hub";
 /// Header of a poll: the newest succession that the worker saw proof of, canonical bytes in hexadecimal.
 pub const SUCCESSION: &str = "x-athome-succession";
-/// Header of a mirror's requests: a [`MirrorProof`] as text.
+/// Header of a mirror's requests for entries: a [`MirrorProof`] as text.
 pub const MIRROR: &str = "x-athome-mirror";
+/// Header of a mirror's requests for an update that is not public yet: a [`MirrorRead`] as text.
+pub const MIRROR_READ: &str = "x-athome-mirror-read";
 /// Domain of its signature; the message is run, length and head.
 const MIRROR_DOMAIN: &str = "AI@home 2026 mirror v1";
+/// Domain of a [`MirrorRead`]'s signature; the message is run, hub and blob.
+const MIRROR_READ_DOMAIN: &str = "AI@home 2026 mirror read v1";
 /// Longest text of a proof.
 const PROOF_BYTES_MAX: usize = 512;
 /// Code of the refusal of a mirror that is asked for what only the run's hub can do (HTTP status 421).
@@ -136,6 +140,57 @@ impl MirrorProof {
     }
 }
 
+/// That whoever asks a hub for a blob may take its run over, and so is given updates that are not public yet.
+///
+/// Of one blob and one hub: whoever sees it on its way can read with it what passes there anyway, and nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MirrorRead {
+    /// The succession key.
+    pub key: PublicKey,
+    signature: Signature,
+}
+
+impl MirrorRead {
+    /// Asks the hub of this key for a blob.
+    #[must_use]
+    pub fn sign(key: &SecretKey, run: RunId, hub: PublicKey, blob: Hash) -> Self {
+        let message = canonical::encode(&(run, hub, blob));
+        Self {
+            key: key.public(),
+            signature: key.sign(MIRROR_READ_DOMAIN, &message),
+        }
+    }
+
+    /// Whether its key asks this hub for this blob; whether the charter names the key is the caller's to ask.
+    #[must_use]
+    pub fn holds(&self, run: RunId, hub: PublicKey, blob: Hash) -> bool {
+        let message = canonical::encode(&(run, hub, blob));
+        self.key
+            .verify(MIRROR_READ_DOMAIN, &message, &self.signature)
+            .is_ok()
+    }
+
+    /// `key:signature` in hexadecimal.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        let signature = data_encoding::HEXLOWER.encode(&self.signature.0);
+        format!("{}:{signature}", self.key)
+    }
+
+    /// Reads the text; `None` for anything else.
+    #[must_use]
+    pub fn from_text(text: &str) -> Option<Self> {
+        let (key, signature) = text
+            .split_once(':')
+            .filter(|_| text.len() <= PROOF_BYTES_MAX)?;
+        let signature = data_encoding::HEXLOWER.decode(signature.as_bytes()).ok()?;
+        Some(Self {
+            key: key.parse().ok()?,
+            signature: Signature(signature.try_into().ok()?),
+        })
+    }
+}
+
 /// A request to a mirror to take a run over.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TakeOver {
@@ -163,6 +218,16 @@ mod tests {
         assert!(read.holds(run));
         assert!(!read.holds(other));
         assert!(!MirrorProof { length: 8, ..read }.holds(run));
+        let read = MirrorRead::sign(&key, run, key.public(), Hash([5; 32]));
+        assert_eq!(MirrorRead::from_text(&read.to_text()), Some(read));
+        assert!(read.holds(run, key.public(), Hash([5; 32])));
+        assert!(!read.holds(other, key.public(), Hash([5; 32])));
+        assert!(!read.holds(run, PublicKey([6; 32]), Hash([5; 32])));
+        assert!(!read.holds(run, key.public(), Hash([6; 32])));
+        let text = read.to_text();
+        for broken in ["", ":", &text[1..], &format!("{text}0"), &"a".repeat(600)] {
+            assert!(MirrorRead::from_text(broken).is_none(), "{broken:.20}");
+        }
         let text = proof.to_text();
         for broken in ["", "::", &text[1..], &format!("{text}:"), &"a".repeat(600)] {
             assert!(MirrorProof::from_text(broken).is_none(), "{broken:.20}");
