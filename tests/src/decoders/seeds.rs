@@ -561,10 +561,35 @@ fn enrol_unit() -> boinc::Unit {
 }
 
 fn work() -> api::Work {
-    let answers = api_answers();
-    let works = answers.iter().map(|it| serde_json::from_slice(it));
-    let work = works.into_iter().find_map(Result::ok);
-    work.expect("the second is an answer to a poll")
+    api::Work {
+        now_ms: 1_000,
+        log_length: 40,
+        generation: 0,
+        finished: false,
+        model: api::WorkModel {
+            round: 3,
+            parameters_hash: Hash([4; 32]).to_string(),
+            checkpoint_round: 2,
+            checkpoint_blob: Hash([5; 32]).to_string(),
+            checkpoint_bytes: 100,
+            deltas: vec![],
+        },
+        assignment: None,
+        late_rounds: vec![],
+        ahead: vec![],
+        worker: api::WorkWorker {
+            joined: true,
+            sequence: 5,
+            carried: None,
+            updates_accepted: 0,
+            updates_refused: 0,
+            last_refusal: None,
+            last_round: None,
+            tokens: 0,
+            credits_micro: 0,
+        },
+        inner_start: None,
+    }
 }
 
 pub(super) fn boinc_units() -> Vec<Vec<u8>> {

@@ -50,6 +50,10 @@ pub struct Release {
     pub version_num: u32,
     /// Public part of the key that signed the files, as BOINC writes it.
     pub code_sign_key: String,
+    /// The key's signature by the key before it, by which clients that know that one go over to this one; a client is sent
+    /// both as `code_sign_key` and `code_sign_key_signature`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code_sign_key_signature: Option<String>,
     /// What runs where.
     pub platforms: Vec<Platform>,
 }
@@ -101,6 +105,15 @@ pub struct Program<'a> {
     pub file: &'a Path,
 }
 
+/// What signs a release.
+#[derive(Clone, Copy, Debug)]
+pub struct Signing<'a> {
+    /// The project's key.
+    pub key: &'a SigningKey,
+    /// The key before it, while clients are about that know no other.
+    pub previous: Option<&'a SigningKey>,
+}
+
 impl Release {
     /// Reads a release and checks it: every file is there, with the length and the hashes that the list says, and signed by
     /// the list's key.
@@ -144,6 +157,9 @@ impl Release {
         check_name("application", &self.app)?;
         check_version(self.version_num)?;
         key::read_public(&self.code_sign_key)?;
+        if let Some(signature) = &self.code_sign_key_signature {
+            key::check_form(signature).context("the signature of the code signing key")?;
+        }
         if !(1..=PLATFORMS_MAX).contains(&self.platforms.len()) {
             bail!("a release is for 1 to {PLATFORMS_MAX} platforms");
         }
@@ -204,7 +220,7 @@ impl Release {
 /// # Errors
 /// The folder holds another version, another key's release or this platform already: what was published under a name stays
 /// as it is.
-pub fn sign(folder: &Path, key: &SigningKey, program: Program<'_>) -> Result<ReleaseFile> {
+pub fn sign(folder: &Path, by: Signing<'_>, program: Program<'_>) -> Result<ReleaseFile> {
     check_name("application", program.app)?;
     check_name("platform", program.platform)?;
     if !program.plan_class.is_empty() {
@@ -218,11 +234,15 @@ pub fn sign(folder: &Path, key: &SigningKey, program: Program<'_>) -> Result<Rel
         None => Release {
             app: program.app.to_owned(),
             version_num: program.version_num,
-            code_sign_key: key.public_text(),
+            code_sign_key: by.key.public_text(),
+            code_sign_key_signature: None,
             platforms: vec![],
         },
     };
-    check_extends(&release, key, program)?;
+    check_extends(&release, by.key, program)?;
+    if let Some(previous) = by.previous {
+        release.code_sign_key_signature = Some(previous.sign_key(by.key)?);
+    }
     let name = file_name(program);
     let target = folder.join(&name);
     copy_program(program.file, &target)?;
@@ -232,7 +252,7 @@ pub fn sign(folder: &Path, key: &SigningKey, program: Program<'_>) -> Result<Rel
         bail!("{} is empty", program.file.display());
     }
     let file = ReleaseFile {
-        file_signature: key.sign(&measured.md5)?,
+        file_signature: by.key.sign(&measured.md5)?,
         name,
         bytes: measured.bytes,
         blake3: measured.blake3,

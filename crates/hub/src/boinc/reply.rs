@@ -171,6 +171,13 @@ impl Body {
         }
         if let Some(key) = &self.code_sign_key {
             let _ = writeln!(out, "<code_sign_key>\n{}\n</code_sign_key>", key.trim());
+            if let Some(signature) = &release.code_sign_key_signature {
+                let signature = signature.trim();
+                let _ = writeln!(
+                    out,
+                    "<code_sign_key_signature>\n{signature}\n</code_sign_key_signature>"
+                );
+            }
         }
         let home = escaped(&self.master_url);
         let _ = writeln!(

@@ -18,7 +18,7 @@ pub(crate) use self::run::App;
 use super::{
     Door,
     accounts::password_hash,
-    release::{self, Program, SigningKey},
+    release::{self, Program, Signing, SigningKey},
     request::without_space,
 };
 use crate::{Config, Ground, Hub, Service};
@@ -71,7 +71,11 @@ impl Fixture {
             plan_class: "",
             file: &program,
         };
-        release::sign(&release, &key, program).unwrap();
+        let by = Signing {
+            key: &key,
+            previous: None,
+        };
+        release::sign(&release, by, program).unwrap();
         let service = open(&folder).await;
         Self {
             router: service.router(),

@@ -6,6 +6,7 @@
 
 use anyhow::{Context, Result, anyhow, bail};
 use data_encoding::HEXLOWER;
+use md5::{Digest, Md5};
 use rsa::{
     BigUint, Pkcs1v15Sign, RsaPrivateKey, RsaPublicKey,
     pkcs8::{DecodePrivateKey, EncodePrivateKey, LineEnding},
@@ -73,6 +74,11 @@ impl SigningKey {
         format!("{BITS}\n{}", text(&bytes))
     }
 
+    /// Signs the public part of the key that comes after this one: clients compare the text without what surrounds it.
+    pub(super) fn sign_key(&self, next: &Self) -> Result<String> {
+        self.sign(&md5_of(next.public_text().trim()))
+    }
+
     /// Signs the MD5 of a file, given in hexadecimal.
     pub(super) fn sign(&self, md5: &str) -> Result<String> {
         let signature = self.0.sign(Pkcs1v15Sign::new_unprefixed(), md5.as_bytes());
@@ -89,6 +95,18 @@ pub(super) fn verify(key: &str, md5: &str, signature: &str) -> Result<()> {
     let signature = bytes(signature, BYTES).context("the signature")?;
     key.verify(Pkcs1v15Sign::new_unprefixed(), md5.as_bytes(), &signature)
         .context("its signature is not of this file by this key")
+}
+
+/// Whether a text has the form of a signature.
+///
+/// # Errors
+/// It has not.
+pub(super) fn check_form(signature: &str) -> Result<()> {
+    bytes(signature, BYTES).map(drop)
+}
+
+fn md5_of(text: &str) -> String {
+    HEXLOWER.encode(&Md5::digest(text.as_bytes()))
 }
 
 /// Reads a public key as BOINC writes it.
@@ -195,6 +213,11 @@ def0509c4e36ce2724ab8655ce29a7984739be69fbfd1494871e5ca3207779eb
         let signature = again.sign(MD5).unwrap();
         verify(&key.public_text(), MD5, &signature).unwrap();
         assert!(verify(KEY, MD5, &signature).is_err());
+        let next = SigningKey::generate().unwrap();
+        let signature = key.sign_key(&next).unwrap();
+        check_form(&signature).unwrap();
+        let text = md5_of(next.public_text().trim_end());
+        verify(&key.public_text(), &text, &signature).unwrap();
         assert_eq!(format!("{key:?}"), "SigningKey(secret)");
         assert!(SigningKey::from_pem("-----BEGIN PRIVATE KEY-----").is_err());
     }

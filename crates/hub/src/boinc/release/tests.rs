@@ -33,7 +33,11 @@ impl Place {
             plan_class: "",
             file: &self.folder.path().join("built"),
         };
-        sign(&self.release(), key, program)
+        let by = Signing {
+            key,
+            previous: None,
+        };
+        sign(&self.release(), by, program)
     }
 }
 
@@ -121,4 +125,32 @@ fn a_list_that_does_not_hold_is_refused() {
     fs::remove_file(&path).unwrap();
     let error = format!("{:#}", Release::read(&place.release()).unwrap_err());
     assert!(error.contains("is not there"), "{error}");
+}
+
+#[test]
+fn a_release_may_carry_clients_over_from_the_key_before() {
+    let place = Place::new();
+    let before = SigningKey::generate().unwrap();
+    let program = Program {
+        app: "athome",
+        version_num: 102,
+        platform: LINUX,
+        plan_class: "",
+        file: &place.folder.path().join("built"),
+    };
+    let by = Signing {
+        key: &place.key,
+        previous: Some(&before),
+    };
+    sign(&place.release(), by, program).unwrap();
+    let release = Release::read(&place.release()).unwrap();
+    assert!(release.code_sign_key_signature.is_some());
+    // A further platform keeps it.
+    place.sign(102, "i686-pc-linux-gnu").unwrap();
+    assert_eq!(
+        Release::read(&place.release())
+            .unwrap()
+            .code_sign_key_signature,
+        release.code_sign_key_signature
+    );
 }

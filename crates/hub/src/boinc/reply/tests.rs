@@ -8,6 +8,7 @@ fn release() -> Release {
         app: "athome".into(),
         version_num: 101,
         code_sign_key: "1024\nab\n.\n".into(),
+        code_sign_key_signature: Some("cd\n.\n".into()),
         platforms: vec![Platform {
             platform: "x86_64-pc-linux-gnu".into(),
             plan_class: String::new(),
@@ -201,6 +202,10 @@ fn a_reply_has_the_shape_that_clients_read() {
         ab
         .
         </code_sign_key>
+        <code_sign_key_signature>
+        cd
+        .
+        </code_sign_key_signature>
         <gui_urls>
             <gui_url>
                 <name>Your machines</name>
