@@ -135,7 +135,11 @@ impl Process {
         lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
     }
 
-    async fn ended(&mut self, wait: Duration) -> Result<ExitStatus> {
+    /// Waits until it has ended by itself.
+    ///
+    /// # Errors
+    /// If it does not within `wait`.
+    pub async fn ended(&mut self, wait: Duration) -> Result<ExitStatus> {
         let begin = std::time::Instant::now();
         let mut look = tokio::time::interval(Duration::from_millis(20));
         while begin.elapsed() < wait {
