@@ -3,6 +3,7 @@
 //! The environment is read here and nowhere else: `ATHOME_HUB`, `ATHOME_HOME`, `ATHOME_LOG`, `ATHOME_OPERATOR_TOKEN`.
 
 mod audit;
+mod boinc;
 mod data;
 mod gateway;
 mod hub;
@@ -87,6 +88,8 @@ enum Command {
     Hub(hub::Hub),
     /// Answer OpenAI clients with a hub's models
     Gateway(gateway::Gateway),
+    /// Prepare the program that BOINC's stock clients run
+    Boinc(boinc::Boinc),
 }
 
 /// Version and arithmetic class: two machines of one class compute the same bits.
@@ -127,6 +130,7 @@ fn execute(command: Command, places: &Places) -> anyhow::Result<()> {
             Command::Audit(command) => command.execute(places, shutdown).await,
             Command::Hub(command) => command.execute(places, shutdown).await,
             Command::Gateway(command) => command.execute(places, shutdown).await,
+            Command::Boinc(command) => command.execute(),
         }
     });
     // Nothing that still computes on a thread of its own may hold up the end.
@@ -141,7 +145,7 @@ impl Command {
             Self::Hub(_) | Self::Gateway(_) => "info",
             // A peer that is gone is nothing to warn of.
             Self::Join(_) => "warn,iroh=error,netwatch=error,noq=error",
-            Self::Run(_) | Self::Data(_) | Self::Audit(_) => "warn",
+            Self::Run(_) | Self::Data(_) | Self::Audit(_) | Self::Boinc(_) => "warn",
         }
     }
 }

@@ -3,6 +3,8 @@
 //! Everything that decides is in `protocol`; everything that computes is in `engine`. This crate is the thin
 //! thing around them: a task per run ([`run`]), a store, blobs and HTTP. It holds no secret but its own key.
 
+pub mod boinc;
+
 mod archive;
 mod blobs;
 mod clock;

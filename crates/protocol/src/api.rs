@@ -3,6 +3,7 @@
 //! Everything shown here is folded from the log; `event` fields are log positions, the answer to "why?".
 //! Text of hashes and keys is hexadecimal. Times are Unix milliseconds.
 
+pub mod accounts;
 pub mod mirrors;
 
 use serde::{Deserialize, Serialize};

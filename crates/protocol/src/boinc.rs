@@ -214,7 +214,10 @@ impl Output {
     #[must_use]
     pub fn head(&self) -> Vec<u8> {
         let head = canonical::encode(self);
-        assert!(head.len() <= OUTPUT_HEAD_BYTES_MAX, "an output's head is short");
+        assert!(
+            head.len() <= OUTPUT_HEAD_BYTES_MAX,
+            "an output's head is short"
+        );
         let mut bytes = MAGIC.to_vec();
         bytes.extend_from_slice(&(head.len() as u32).to_le_bytes());
         bytes.extend_from_slice(&head);

@@ -9,6 +9,7 @@ use crate::{
 };
 
 const DOMAIN: &str = "AI@home 2026 identity binding v1";
+const SIGN_IN_DOMAIN: &str = "AI@home 2026 sign-in v1";
 
 /// What a bound key is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -79,6 +80,26 @@ pub fn sign_half(
     side.sign(DOMAIN, &message(run, account, key, role))
 }
 
+/// An account's signature by which it signs in at a hub, good for a few minutes around `time_ms` and at no other hub.
+#[must_use]
+pub fn sign_in(account: &SecretKey, hub: PublicKey, time_ms: u64) -> Signature {
+    account.sign(SIGN_IN_DOMAIN, &canonical::encode(&(hub, time_ms)))
+}
+
+/// Checks [`sign_in`]; whether `time_ms` is now is for the hub's clock to say.
+///
+/// # Errors
+/// The signature is not this account's for this hub and time.
+pub fn check_sign_in(
+    account: AccountId,
+    hub: PublicKey,
+    time_ms: u64,
+    signature: &Signature,
+) -> Result<(), KeyError> {
+    let message = canonical::encode(&(hub, time_ms));
+    account.0.verify(SIGN_IN_DOMAIN, &message, signature)
+}
+
 fn message(run: RunId, account: AccountId, key: PublicKey, role: KeyRole) -> Vec<u8> {
     canonical::encode(&(run, account, key, role))
 }
@@ -104,5 +125,17 @@ mod tests {
         let mut half = binding;
         half.key_signature = half.account_signature;
         assert!(half.check().is_err());
+    }
+
+    #[test]
+    fn a_sign_in_is_for_one_hub_and_moment() {
+        let account = SecretKey::from_entropy([1; 32]);
+        let hub = SecretKey::from_entropy([2; 32]).public();
+        let id = AccountId(account.public());
+        let signature = sign_in(&account, hub, 7);
+        assert_eq!(check_sign_in(id, hub, 7, &signature), Ok(()));
+        assert!(check_sign_in(id, hub, 8, &signature).is_err());
+        assert!(check_sign_in(id, account.public(), 7, &signature).is_err());
+        assert!(check_sign_in(AccountId(hub), hub, 7, &signature).is_err());
     }
 }

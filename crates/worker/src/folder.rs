@@ -6,6 +6,9 @@ use anyhow::{Context, Result};
 use network::disk::{Disk, Lock};
 use protocol::{SecretKey, units::RunId};
 
+/// The key's file in the folder.
+const KEY_NAME: &str = "worker.key";
+
 /// The folder of one worker, locked for as long as this lives.
 #[derive(Debug)]
 pub(crate) struct Folder {
@@ -18,15 +21,45 @@ pub(crate) struct Folder {
 impl Folder {
     /// Opens or makes the folder, takes its lock, reads or makes its key.
     pub(crate) fn open(disk: &dyn Disk, path: &Path) -> Result<Self> {
+        Self::open_if_free(disk, path)?.with_context(|| {
+            format!(
+                "another worker is using the folder {}: stop it, or give this one a folder of its own",
+                path.display()
+            )
+        })
+    }
+
+    /// The same; `None` if another worker has the folder.
+    pub(crate) fn open_if_free(disk: &dyn Disk, path: &Path) -> Result<Option<Self>> {
         disk.make_folder(path)
             .with_context(|| format!("making the worker's folder {}", path.display()))?;
-        let lock = lock(disk, path)?;
-        let key = read_or_make_key(disk, &path.join("worker.key"))?;
-        Ok(Self {
+        let lock_path = path.join("lock");
+        let lock = disk
+            .lock(&lock_path)
+            .with_context(|| format!("locking {}", lock_path.display()))?;
+        let Some(lock) = lock else {
+            return Ok(None);
+        };
+        let key = read_or_make_key(disk, &path.join(KEY_NAME))?;
+        Ok(Some(Self {
             path: path.to_owned(),
             key,
             _lock: lock,
-        })
+        }))
+    }
+
+    /// Puts the key aside, for the reason of this name, and makes another; once for each reason.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn replace_key(&mut self, disk: &dyn Disk, reason: &str) -> Result<()> {
+        let path = self.path.join(KEY_NAME);
+        let aside = self.path.join(format!("{KEY_NAME}.before-{reason}"));
+        if disk.length(&aside).is_ok() {
+            return Ok(());
+        }
+        disk.rename(&path, &aside)
+            .with_context(|| format!("putting the key {} aside", path.display()))?;
+        self.key = make_key(disk, &path)?;
+        Ok(())
     }
 
     /// The worker's key.
@@ -62,23 +95,22 @@ impl Folder {
         self.path.join("runs").join(run.to_string()).join("model")
     }
 
+    /// Where a BOINC host remembers what it sent.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn recent(&self, run: RunId) -> PathBuf {
+        self.path.join("runs").join(run.to_string()).join("recent")
+    }
+
+    /// Where what a BOINC host sends is written until it is whole.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn fresh_output(&self) -> PathBuf {
+        self.path.join("output.new")
+    }
+
     /// Where committed updates lie until nobody can ask for them.
     pub(crate) fn outbox(&self, run: RunId) -> PathBuf {
         self.path.join("runs").join(run.to_string()).join("outbox")
     }
-}
-
-fn lock(disk: &dyn Disk, folder: &Path) -> Result<Lock> {
-    let path = folder.join("lock");
-    let lock = disk
-        .lock(&path)
-        .with_context(|| format!("locking {}", path.display()))?;
-    lock.with_context(|| {
-        format!(
-            "another worker is using the folder {}: stop it, or give this one a folder of its own",
-            folder.display()
-        )
-    })
 }
 
 fn read_or_make_key(disk: &dyn Disk, path: &Path) -> Result<SecretKey> {

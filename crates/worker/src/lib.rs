@@ -5,6 +5,8 @@
 //! in hand; its key and what it carries between rounds stay in its folder.
 
 pub mod audit;
+#[cfg(target_os = "linux")]
+pub mod boinc;
 
 mod config;
 mod ground;

@@ -1,7 +1,10 @@
 //! The computing half of a worker: model, optimiser, error feedback, and the work of a round. Blocking, no network.
 
 mod measure;
+#[cfg(target_os = "linux")]
+mod paused;
 mod round;
+mod steps;
 
 use std::sync::Arc;
 
@@ -17,7 +20,12 @@ use engine::{
 use protocol::{Hash, charter::Charter, state::decide::fresh};
 
 pub(crate) use measure::Measurement;
-pub(crate) use round::{Newer, Sealed, Task, Trained};
+#[cfg(target_os = "linux")]
+pub(crate) use paused::PausedRound;
+pub(crate) use round::{Sealed, Task, Trained};
+pub(crate) use steps::Newer;
+#[cfg(target_os = "linux")]
+pub(crate) use steps::Progress;
 
 use crate::{
     carried::CarriedStore,
@@ -120,6 +128,12 @@ impl Machine {
     /// The model that is held, if one is.
     pub(crate) fn held(&self) -> Option<Held> {
         self.held
+    }
+
+    /// The parameters of that model.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn parameters(&self) -> &[f32] {
+        &self.base
     }
 
     /// What is carried in or out, unless a round is in the middle.

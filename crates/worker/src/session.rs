@@ -40,7 +40,11 @@ use crate::{
     quota::Quota,
     shards::Shards,
 };
+#[cfg(target_os = "linux")]
+pub(crate) use begin::be_nice;
 use outbox::Outbox;
+#[cfg(target_os = "linux")]
+pub(crate) use training::FASTER;
 
 /// Time to end the work in hand when the owner stops the worker.
 const GOODBYE: Duration = Duration::from_secs(10);
@@ -335,7 +339,7 @@ fn round_of_run(work: &Work) -> Option<u64> {
 }
 
 /// Whether it is for want of room on the disk, which somebody may make.
-fn is_full(error: &anyhow::Error) -> bool {
+pub(crate) fn is_full(error: &anyhow::Error) -> bool {
     let kinds = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
     error
         .chain()

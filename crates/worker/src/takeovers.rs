@@ -154,20 +154,24 @@ impl Takeovers {
     }
 
     fn keep(&self) -> Result<()> {
-        let bytes = canonical::encode(&self.sealing.successions());
-        let fresh = self.file.with_extension("new");
-        let disk = &*self.disk;
-        let folder = self.file.parent().unwrap_or(Path::new("."));
-        disk.make_folder(folder)
-            .and_then(|()| disk.write(&fresh, &mut |into| into.write_all(&bytes)))
-            .and_then(|()| disk.sync(&fresh))
-            .and_then(|()| disk.rename(&fresh, &self.file))
-            .with_context(|| format!("writing {}", self.file.display()))
+        keep(&*self.disk, &self.file, &self.sealing)
     }
 }
 
+/// Keeps statements for the next start.
+pub(crate) fn keep(disk: &dyn Disk, file: &Path, sealing: &Sealing) -> Result<()> {
+    let bytes = canonical::encode(&sealing.successions());
+    let fresh = file.with_extension("new");
+    let folder = file.parent().unwrap_or(Path::new("."));
+    disk.make_folder(folder)
+        .and_then(|()| disk.write(&fresh, &mut |into| into.write_all(&bytes)))
+        .and_then(|()| disk.sync(&fresh))
+        .and_then(|()| disk.rename(&fresh, file))
+        .with_context(|| format!("writing {}", file.display()))
+}
+
 /// The kept statements, checked again.
-fn read(disk: &dyn Disk, file: &Path, begun: &Sealing) -> Result<Sealing> {
+pub(crate) fn read(disk: &dyn Disk, file: &Path, begun: &Sealing) -> Result<Sealing> {
     let bytes = match disk.read_start(file, FILE_BYTES_MAX as u64) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(begun.clone()),

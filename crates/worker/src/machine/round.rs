@@ -1,6 +1,4 @@
-//! One round's work: the assigned samples, the inner steps, the update and what is carried out of the round.
-
-use std::time::Duration;
+//! A round's work and its end: the assignment, the update, and what is carried out of the round.
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -8,24 +6,19 @@ use engine::update::{
     carried::{CarriedState, Moments},
     codec,
     decoded::DecodedUpdate,
-    delta, feedback,
-    hash::{moment_hash, parameters_hash, samples_hash},
-    inner_start, leaves,
+    feedback, inner_start, leaves,
     steps::StepLeaf,
 };
 use protocol::{
     Hash,
-    charter::{Charter, Codec},
+    charter::Codec,
     command::Commitment,
-    sampling,
-    schedule::learning_rate_nano,
     units::{BlobReference, RunId, WorkerId},
     update::{self, UpdateHeader},
 };
-use tokio::time::Instant;
 
 use super::{Carried, Held, Machine};
-use crate::{carried::CarriedStore, shards::Shards};
+use crate::carried::CarriedStore;
 
 /// An assignment, and what its update names.
 #[derive(Clone, Copy, Debug)]
@@ -58,21 +51,10 @@ pub(crate) struct Trained {
     /// Steps done.
     pub(crate) steps: u32,
     /// Steps of those from before a newer model was taken up.
-    head_start_steps: u32,
-    loss_sum: f64,
+    pub(super) head_start_steps: u32,
+    pub(super) loss_sum: f64,
     /// The states that the update commits to, the last among them.
     pub(crate) leaves: Vec<StepLeaf>,
-}
-
-/// The merge of the round before, come while this one trains.
-#[derive(Clone, Debug)]
-pub(crate) struct Newer {
-    /// Its round.
-    pub(crate) round: u64,
-    /// Hash of the parameters after it.
-    pub(crate) after: Hash,
-    /// The published delta.
-    pub(crate) delta: Bytes,
 }
 
 /// An update, ready to be committed to; both states that may follow are on disk.
@@ -120,87 +102,6 @@ impl Ending {
 }
 
 impl Machine {
-    /// Takes inner steps for as long as `another(steps done, last loss)` says so. Blocks, and waits for nothing but what a
-    /// simulated step is said to take.
-    ///
-    /// Before each step `newer(steps done)` may give merges, in order: their deltas are taken from the base and from the
-    /// parameters in training alike, so that the update is made against the newest model without losing a step.
-    ///
-    /// # Errors
-    /// A delta that gives another model than it should; loss or gradient became infinite, or no assigned shard is longer than a sequence. What is carried is then to be
-    /// restored by [`Machine::continue_from`] or [`Machine::begin_fresh`], as after any round that is not sealed.
-    pub(crate) async fn train(
-        &mut self,
-        task: &Task,
-        shards: &Shards,
-        mut newer: impl FnMut(u32) -> Vec<Newer>,
-        mut another: impl FnMut(u32, Option<f32>) -> bool,
-    ) -> Result<Trained> {
-        assert_eq!(self.held, Some(task.base), "the machine holds the base");
-        assert_eq!(self.carried, Some(task.carried), "and what is carried in");
-        self.carried = None;
-        if !self.charter.inner.carry_inner_state {
-            self.reset_moments();
-        }
-        self.trainer.parameters_mut().copy_from_slice(&self.base);
-        let optimizer = engine::charter::optimizer(&self.charter.inner);
-        let assigned = sampling::assigned_shards(&self.charter, &task.seed, &task.worker);
-        let leaf_steps = self.charter.round.leaf_steps;
-        let (mut steps, mut loss, mut loss_sum) = (0, None, 0.0);
-        let mut head_start_steps = 0;
-        let (mut leaves, mut open_leaf) = (Vec::new(), None);
-        let mut stepping = Duration::ZERO;
-        tracing::info!(round = task.round, slot = task.slot, "training begins");
-        while another(steps, loss) {
-            for merge in newer(steps) {
-                self.go_over_to(&merge)?;
-                head_start_steps = steps;
-            }
-            let begun = Instant::now();
-            let (tokens, samples) = batch(&self.charter, task, &assigned, shards, steps)?;
-            let nano = learning_rate_nano(&self.charter.inner, self.tokens_at(task, steps));
-            let report = self
-                .trainer
-                .step(&tokens, engine::charter::learning_rate(nano), &optimizer)
-                .with_context(|| format!("step {} of round {}", steps + 1, task.round))?;
-            if let Some(time) = self.trainer.step_time() {
-                tokio::time::sleep(time).await;
-            }
-            stepping += begun.elapsed();
-            steps += 1;
-            if steps == 1 {
-                tracing::info!(round = task.round, slot = task.slot, "first step done");
-            }
-            loss = Some(report.loss);
-            loss_sum += f64::from(report.loss);
-            open_leaf = Some((samples, report));
-            if steps % leaf_steps == 0
-                && let Some((samples, report)) = open_leaf.take()
-            {
-                leaves.push(self.leaf(steps, &samples, report));
-            }
-        }
-        // The last step always has a leaf: an end that no leaf covers could not be audited.
-        if let Some((samples, report)) = open_leaf {
-            leaves.push(self.leaf(steps, &samples, report));
-        }
-        // Time in inner steps alone, from fetching the tokens to AdamW: what utilisation counts.
-        let stepping_ms = stepping.as_millis() as u64;
-        tracing::info!(
-            round = task.round,
-            slot = task.slot,
-            steps,
-            stepping_ms,
-            "training ends"
-        );
-        Ok(Trained {
-            steps,
-            head_start_steps,
-            loss_sum,
-            leaves,
-        })
-    }
-
     /// Writes the update of a trained round and both states that may follow it. The machine then carries the state
     /// after a merge.
     ///
@@ -295,13 +196,6 @@ impl Machine {
         })
     }
 
-    /// Takes a merge up in the middle of a round.
-    fn go_over_to(&mut self, newer: &Newer) -> Result<()> {
-        let delta = self.apply_delta(newer.round, &newer.delta, newer.after)?;
-        delta::apply_delta(self.trainer.parameters_mut(), &delta);
-        Ok(())
-    }
-
     /// Goes over to the error feedback of the state of this hash, in the middle of a round: the last update turned out
     /// refused, and its work is still to be sent. False if the state is not in the store.
     pub(crate) fn take_error_of(&mut self, wanted: Hash, store: &CarriedStore) -> Result<bool> {
@@ -337,24 +231,6 @@ impl Machine {
             error: std::mem::take(&mut self.error),
         }
     }
-
-    fn tokens_at(&self, task: &Task, step: u32) -> u64 {
-        task.tokens_before
-            + u64::from(step) * self.charter.tokens_per_step() * u64::from(task.slots)
-    }
-
-    fn leaf(&self, step: u32, samples: &[u64], report: engine::train::StepReport) -> StepLeaf {
-        let inner = self.trainer.inner_state();
-        StepLeaf {
-            step: u64::from(step),
-            parameters: parameters_hash(self.trainer.parameters()),
-            first_moment: moment_hash(&inner.m),
-            second_moment: moment_hash(&inner.v),
-            samples: samples_hash(samples),
-            loss_bits: report.loss.to_bits(),
-            gradient_norm_bits: report.gradient_norm.to_bits(),
-        }
-    }
 }
 
 impl Sealed {
@@ -380,30 +256,4 @@ impl Trained {
         let mean = self.loss_sum / f64::from(self.steps.max(1));
         (mean * 1e6).round().max(0.0) as u64
     }
-}
-
-/// One step's tokens, row after row, and the numbers of its samples: positions in all training shards laid end to end.
-fn batch(
-    charter: &Charter,
-    task: &Task,
-    assigned: &[u32],
-    shards: &Shards,
-    step: u32,
-) -> Result<(Vec<u32>, Vec<u64>)> {
-    let row_tokens = charter.inner.sequence as usize + 1;
-    let rows = charter.inner.batch_rows;
-    let mut tokens = Vec::with_capacity(rows as usize * row_tokens);
-    let mut samples = Vec::with_capacity(rows as usize);
-    for row in 0..rows {
-        let sample = sampling::sample(charter, &task.seed, &task.worker, assigned, step, row)
-            .context("no assigned shard is longer than a training sequence")?;
-        let start = sample.start as usize;
-        tokens.extend_from_slice(&shards.tokens(sample.shard)[start..start + row_tokens]);
-        let before: u64 = charter.data.training[..sample.shard as usize]
-            .iter()
-            .map(|it| it.tokens)
-            .sum();
-        samples.push(before + sample.start);
-    }
-    Ok((tokens, samples))
 }

@@ -221,7 +221,13 @@ impl Rig {
 
 /// A disk that has no room for the first so many files.
 #[derive(Debug)]
-struct FullAtFirst(RealDisk, AtomicU32);
+pub(crate) struct FullAtFirst(RealDisk, AtomicU32);
+
+impl FullAtFirst {
+    pub(crate) fn new(files: u32) -> Self {
+        Self(RealDisk, AtomicU32::new(files))
+    }
+}
 
 impl Disk for FullAtFirst {
     fn write(
@@ -286,7 +292,7 @@ fn a_full_disk_costs_a_round_nothing() {
     for full in 1..=4 {
         let mut rigs = [Rig::new(&charter), Rig::new(&charter)];
         let folder = rigs[1].store_folder();
-        let disk = FullAtFirst(RealDisk, AtomicU32::new(full));
+        let disk = FullAtFirst::new(full);
         let store = CarriedStore::open(Arc::new(disk), folder.clone()).unwrap();
         let tasks = [rigs[0].task(1, 0, 1), rigs[1].task(1, 0, 1)];
         let expected = rigs[0].round(&tasks[0], 3);

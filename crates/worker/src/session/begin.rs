@@ -371,7 +371,7 @@ async fn prepare(
 }
 
 /// On Linux the niceness is the calling thread's and passes to the threads that it makes.
-pub(super) fn be_nice(nice: i32) {
+pub(crate) fn be_nice(nice: i32) {
     if world::is_simulated() {
         return;
     }

@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// A round that trained this much faster than the measurement says is news for the hub, which bounds claims by it.
-const FASTER: f64 = 1.2;
+pub(crate) const FASTER: f64 = 1.2;
 /// Commitments are tried for so many windows after the deadline: late ones count for three rounds, and the hub may have
 /// been down. Less than a few seconds is no time for that.
 const COMMIT_WINDOWS: u32 = 4;

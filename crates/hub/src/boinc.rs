@@ -1,0 +1,3 @@
+//! BOINC: stock clients take part in runs.
+
+pub mod release;
