@@ -99,6 +99,18 @@ impl BoincClient {
     /// # Errors
     /// If it is not installed, or does not answer.
     pub async fn start(folder: &Path) -> Result<Self> {
+        Self::open(folder, None).await
+    }
+
+    /// Starts a client in a data directory that is a copy of another's, attached as that one is.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn reopen(folder: &Path, url: &str) -> Result<Self> {
+        Self::open(folder, Some(url.to_owned())).await
+    }
+
+    async fn open(folder: &Path, project: Option<String>) -> Result<Self> {
         ensure!(
             Path::new(CLIENT).exists(),
             "{CLIENT} is missing: run `cargo xtask setup`"
@@ -117,7 +129,7 @@ impl BoincClient {
             folder,
             port,
             process: None,
-            project: None,
+            project,
         };
         client.resume().await?;
         Ok(client)
@@ -237,7 +249,9 @@ impl BoincClient {
     pub async fn project(&self) -> Result<Project> {
         let said = self.answer(&["--get_project_status"]).await?;
         let record = answers::records(&said).next();
-        Ok(Project::from(record.context("it is attached to no project")?))
+        Ok(Project::from(
+            record.context("it is attached to no project")?,
+        ))
     }
 
     /// What the project told its user.
@@ -395,7 +409,9 @@ impl Drop for BoincClient {
             .stderr(Stdio::null())
             .status();
         let begin = Instant::now();
-        while asked.is_ok() && begin.elapsed() < DROP_MAX && !applications::of(&self.folder).is_empty()
+        while asked.is_ok()
+            && begin.elapsed() < DROP_MAX
+            && !applications::of(&self.folder).is_empty()
         {
             std::thread::sleep(LOOK_EVERY);
         }
