@@ -7,6 +7,8 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         "openai_request" => {
             let _ = gateway::check_request(bytes);
         }
+        "boinc_scheduler" => hub::boinc::decoders::scheduler(bytes),
+        "boinc_upload" => hub::boinc::decoders::upload(bytes),
         name => tests::decoders::read(name, bytes),
     }
 });

@@ -335,7 +335,7 @@ async fn slow_connections_are_let_go(network: &Network) -> Result<()> {
         }
         let mut answer = String::new();
         // The hub may have closed before it read that nothing came.
-        if stream.read_to_string(&mut answer).await.is_ok() && answer.starts_with("HTTP/1.1 429") {
+        if stream.read_to_string(&mut answer).await.is_ok() && answer.starts_with("HTTP/1.1 503") {
             refusals += 1;
         }
     }

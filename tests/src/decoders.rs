@@ -27,7 +27,7 @@ use protocol::{
         self,
         mirrors::{MirrorProof, RunHead},
     },
-    canonical,
+    boinc, canonical,
     charter::Charter,
     command::SignedCommand,
     equivocation::Equivocation,
@@ -63,7 +63,7 @@ const LENGTHS: [usize; 3] = [5_000, 64, 300];
 const BINDING_BYTES_MAX: usize = 512;
 
 /// All of them.
-pub const ALL: [Decoder; 24] = [
+pub const ALL: [Decoder; 26] = [
     decoder("log_entry", log_entry, seeds::log_entries),
     decoder("log_page", log_page, seeds::log_pages),
     decoder("command", command, seeds::commands),
@@ -92,6 +92,8 @@ pub const ALL: [Decoder; 24] = [
     },
     decoder("api", api, seeds::api_answers),
     decoder("event_stream", event_stream, seeds::event_streams),
+    decoder("boinc_unit", boinc_unit, seeds::boinc_units),
+    decoder("boinc_output", boinc_output, seeds::boinc_outputs),
 ];
 
 const fn decoder(name: &'static str, read: fn(&[u8]), seeds: fn() -> Vec<Vec<u8>>) -> Decoder {
@@ -110,6 +112,23 @@ const fn decoder(name: &'static str, read: fn(&[u8]), seeds: fn() -> Vec<Vec<u8>
 pub fn read(name: &str, bytes: &[u8]) {
     let decoder = ALL.iter().find(|it| it.name == name);
     (decoder.expect("the target has a decoder").read)(bytes);
+}
+
+fn boinc_unit(bytes: &[u8]) {
+    // A unit is read only after its signature holds: what is inside is looked at without one too.
+    if let Ok((unit, _)) = boinc::Unit::open(bytes) {
+        assert!(unit.name.len() <= boinc::NAME_BYTES_MAX);
+    }
+    let text = bytes.get(96..).unwrap_or_default();
+    let _ = serde_json::from_slice::<boinc::Unit>(text);
+}
+
+fn boinc_output(bytes: &[u8]) {
+    if let Ok((output, length)) = boinc::Output::read_head(bytes) {
+        assert!(length <= boinc::Output::head_bytes_max());
+        assert!(output.files.len() <= boinc::FILES_MAX);
+        assert_eq!(output.head(), bytes[..length], "one spelling");
+    }
 }
 
 fn log_entry(bytes: &[u8]) {

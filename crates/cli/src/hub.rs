@@ -13,6 +13,7 @@ Examples:
   athome hub
   athome hub --listen 0.0.0.0:7700 --gateway http://127.0.0.1:7701
   athome hub --config hub.toml
+  athome hub --address https://hub.example --boinc-release release
   athome hub --follow https://hub.example --folder mirror --listen 127.0.0.1:7710
   athome hub --follow https://hub.example --succession-key mirror.key --address https://mirror.example
 
@@ -43,6 +44,9 @@ pub(crate) struct Hub {
     /// Take over by itself when a run's hub was silent for so many seconds; without it `athome run take-over` says when
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(5..=604_800))]
     take_over_after: Option<u64>,
+    /// Take BOINC clients, with the application's release in this folder (`athome boinc sign` makes one)
+    #[arg(long, value_name = "DIR")]
+    boinc_release: Option<PathBuf>,
     /// Address of the gateway that serves this hub's models, told to the web app
     #[arg(long, value_name = "URL")]
     gateway: Option<String>,
@@ -76,6 +80,7 @@ impl Hub {
         if let Some(folder) = self.folder {
             config.folder = folder;
         }
+        config.boinc_release = self.boinc_release.or(config.boinc_release);
         config.gateway = self.gateway.or(config.gateway);
         config.follow = self.follow.or(config.follow);
         config.address = self.address.or(config.address);

@@ -1,3 +1,192 @@
 //! BOINC: stock clients take part in runs.
+//!
+//! A thin translation: a client's requests become what a connected worker would have asked and sent, and what the run
+//! answers becomes files and tasks as BOINC knows them. What counts is in the runs' logs; what is kept here (accounts,
+//! hosts, tasks, bytes on their way) is the door's own.
 
+mod accounts;
+mod credit;
+pub mod decoders;
+mod files;
+mod hosts;
+mod limits;
 pub mod release;
+mod reply;
+mod request;
+mod scheduler;
+mod settle;
+mod statistics;
+mod store;
+mod tasks;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+mod token;
+mod upload;
+mod xml;
+
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use anyhow::{Context, Result};
+use protocol::SecretKey;
+
+pub(crate) use self::{
+    accounts::{AccountError, SESSION_MS, Secret, normal_name, password_hash},
+    credit::cobblestones,
+    files::{Source, read_file},
+    scheduler::{answer, too_long},
+    settle::{complete_binding, settle_waiting},
+    store::{Account, Host, Team, Unit},
+    tasks::run_for_hosts,
+    upload::receive,
+    xml::escaped,
+};
+use self::{
+    credit::Credit, limits::DoorLimits, release::Release, store::DoorStore, upload::Uploads,
+};
+use crate::config::Config;
+
+/// Longest request to the scheduler.
+pub(crate) const REQUEST_BYTES_MAX: usize = 4 << 20;
+/// Where clients ask for work.
+pub(crate) const SCHEDULER_PATH: &str = "/boinc/scheduler";
+/// Where they bring results.
+pub(crate) const UPLOAD_PATH: &str = "/boinc/file_upload_handler";
+/// Longest result with its head: above 2 GiB clients count wrong.
+pub(crate) const FILE_BYTES_MAX: u64 = 1 << 31;
+/// The project's name at BOINC clients.
+pub(crate) const PROJECT: &str = "AI@home";
+/// What BOINC's clients call themselves.
+const USER_AGENT: &str = "BOINC client";
+
+/// The door of a hub that takes BOINC clients.
+pub(crate) struct Door {
+    pub(crate) release: Release,
+    pub(crate) store: DoorStore,
+    /// Where the application's files lie.
+    release_folder: PathBuf,
+    credit: Credit,
+    limits: DoorLimits,
+    uploads: Uploads,
+    /// Hosts whose requests are being answered.
+    hosts: Busy<String>,
+    /// Results that are being settled.
+    settling_units: Busy<String>,
+    /// Wakes whoever settles what is left.
+    settling: tokio::sync::Notify,
+    token_key: token::TokenKey,
+}
+
+impl Door {
+    /// Opens the door, if the hub's settings say so.
+    ///
+    /// # Errors
+    /// The release is not whole, or the folder can't be used.
+    pub(crate) async fn open(config: &Config, key: &SecretKey) -> Result<Option<Arc<Self>>> {
+        let Some(folder) = &config.boinc_release else {
+            return Ok(None);
+        };
+        let release = Release::read(folder)
+            .with_context(|| format!("can't take BOINC clients with {}", folder.display()))?;
+        Self::open_with(release, folder, &config.folder, key)
+            .await
+            .map(|it| Some(Arc::new(it)))
+    }
+
+    async fn open_with(
+        release: Release,
+        release_folder: &Path,
+        folder: &Path,
+        key: &SecretKey,
+    ) -> Result<Self> {
+        Ok(Self {
+            release,
+            store: DoorStore::open(folder).await?,
+            release_folder: release_folder.to_owned(),
+            credit: Credit::default(),
+            limits: DoorLimits::new(),
+            uploads: Uploads::open(&folder.join("boinc-uploads"))?,
+            hosts: Busy::default(),
+            settling_units: Busy::default(),
+            settling: tokio::sync::Notify::new(),
+            token_key: token::TokenKey::of(key),
+        })
+    }
+
+    /// Platforms that the application is made for.
+    pub(crate) fn platforms(&self) -> impl Iterator<Item = &str> {
+        self.release.platforms.iter().map(|it| it.platform.as_str())
+    }
+
+    /// Says that there is a result to be settled.
+    fn wake_settling(&self) {
+        self.settling.notify_one();
+    }
+
+    /// Forgets addresses that ask no more.
+    pub(crate) fn forget(&self) {
+        self.limits.forget();
+    }
+}
+
+/// Whether a request is one of a BOINC client's, by its path and by what the client calls itself: it must never see an
+/// answer that BOINC takes for the end of a file.
+pub(crate) fn is_of_client(path: &str, user_agent: Option<&str>) -> bool {
+    path.starts_with("/boinc/")
+        || path.starts_with("/stats/")
+        || path.ends_with(".php")
+        || (path == "/" && is_client(user_agent))
+}
+
+/// Whether a program calls itself a BOINC client.
+pub(crate) fn is_client(user_agent: Option<&str>) -> bool {
+    user_agent.is_some_and(|it| it.starts_with(USER_AGENT))
+}
+
+/// What is being worked on: each thing once at a time.
+#[derive(Debug)]
+struct Busy<T>(Arc<Mutex<HashSet<T>>>);
+
+impl<T> Default for Busy<T> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+/// The right to work on one thing, until it is dropped.
+#[derive(Debug)]
+struct Turn<T: Eq + std::hash::Hash> {
+    busy: Arc<Mutex<HashSet<T>>>,
+    thing: T,
+}
+
+impl<T: Eq + std::hash::Hash + Clone> Busy<T> {
+    /// Takes a thing, unless somebody has it.
+    fn begin(&self, thing: T) -> Option<Turn<T>> {
+        // Each change is one insertion or removal: the set is right after any panic.
+        let mut busy = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        busy.insert(thing.clone()).then(|| Turn {
+            busy: Arc::clone(&self.0),
+            thing,
+        })
+    }
+}
+
+impl<T: Eq + std::hash::Hash> Drop for Turn<T> {
+    fn drop(&mut self) {
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        busy.remove(&self.thing);
+    }
+}
+
+/// Random bytes.
+fn entropy<const N: usize>() -> Result<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("no entropy: {error}"))?;
+    Ok(bytes)
+}

@@ -26,6 +26,8 @@ pub struct Config {
     pub succession_key: Option<PathBuf>,
     /// Seconds of a hub's silence after which it does so by itself; never without it.
     pub take_over_after_s: Option<u64>,
+    /// Folder of a BOINC application's release, made by `athome boinc sign`; without it no BOINC client is taken.
+    pub boinc_release: Option<PathBuf>,
     /// Address of the gateway that serves this hub's models, told to the web app.
     pub gateway: Option<String>,
     /// Whoever has it may create runs from other machines; from this one it is not needed.
@@ -94,6 +96,7 @@ impl Default for Config {
             address: None,
             succession_key: None,
             take_over_after_s: None,
+            boinc_release: None,
             gateway: None,
             operator_token: None,
             requests_per_s_per_address: 500,

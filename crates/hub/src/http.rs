@@ -1,7 +1,9 @@
 //! The router: every address of the hub, by who uses it. Handlers parse, call, render.
 
+mod accounts;
 mod admission;
 mod blobs;
+mod boinc;
 mod deltas;
 mod errors;
 mod limits;
@@ -23,7 +25,7 @@ use axum::{
     http::{HeaderValue, header},
     middleware::{self, Next},
     response::Response,
-    routing::get,
+    routing::{get, post},
 };
 use tokio_util::sync::CancellationToken;
 use tower_http::compression::{
@@ -34,7 +36,7 @@ use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::limits::Limits;
-pub(crate) use self::{admission::Admission, deltas::Deltas};
+pub(crate) use self::{admission::Admission, deltas::Deltas, errors::Failure, work::work};
 use crate::{Hub, metrics::StatusLabel};
 
 /// Longest body of a request that is no part of a blob.
@@ -56,7 +58,8 @@ pub(crate) type Shared = State<Arc<Hub>>;
         (name = "runs", description = "What people look at"),
         (name = "log", description = "The record"),
         (name = "work", description = "What workers use"),
-        (name = "blobs", description = "Content-addressed bytes")
+        (name = "blobs", description = "Content-addressed bytes"),
+        (name = "accounts", description = "Accounts and their BOINC machines, where the operator opened the door to them")
     )
 )]
 struct ApiDocument;
@@ -95,6 +98,32 @@ fn api() -> OpenApiRouter<Arc<Hub>> {
         .routes(routes!(peers::ask_for_peers))
         .routes(routes!(blobs::read_blob))
         .routes(routes!(blobs::upload_progress, blobs::upload_part))
+        .routes(routes!(accounts::show_project))
+        .routes(routes!(accounts::sessions::create_account))
+        .routes(routes!(
+            accounts::sessions::sign_in,
+            accounts::sessions::sign_out
+        ))
+        .routes(routes!(accounts::show_account))
+        .routes(routes!(accounts::show_identity))
+        .routes(routes!(accounts::sessions::make_link))
+        .routes(routes!(accounts::set_consent))
+        .routes(routes!(accounts::keys::attach_worker))
+        .routes(routes!(accounts::keys::link_key))
+        .routes(routes!(accounts::hosts::list_hosts))
+        .routes(routes!(
+            accounts::devices::list_devices,
+            accounts::devices::make_device
+        ))
+        .routes(routes!(accounts::devices::revoke_device))
+        .routes(routes!(
+            accounts::teams::list_teams,
+            accounts::teams::create_team
+        ))
+        .routes(routes!(
+            accounts::teams::join_team,
+            accounts::teams::leave_team
+        ))
 }
 
 /// Serves until `shutdown`, with limits on connections and on what they ask.
@@ -131,12 +160,26 @@ fn limited(hub: Arc<Hub>, limits: Arc<Limits>) -> Router {
         }),
     )
     .route("/metrics", get(runs::metrics))
+    .merge(for_clients())
     .fallback(web::file)
     .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
     .layer(CompressionLayer::new().compress_when(compressible()))
     .layer(middleware::from_fn_with_state(limits, limits::limit))
     .layer(middleware::from_fn_with_state(Arc::clone(&hub), finish))
     .with_state(hub)
+}
+
+/// What BOINC's clients call.
+fn for_clients() -> Router<Arc<Hub>> {
+    Router::new()
+        .route("/", get(boinc::front))
+        .route("/get_project_config.php", get(boinc::project_config))
+        .route("/create_account.php", get(boinc::create_account))
+        .route("/lookup_account.php", get(boinc::look_up_account))
+        .route(crate::boinc::SCHEDULER_PATH, post(boinc::schedule))
+        .route(crate::boinc::UPLOAD_PATH, post(boinc::upload))
+        .route("/boinc/files/{hash}", get(boinc::download))
+        .route("/stats/{name}", get(boinc::statistics))
 }
 
 /// What is worth compressing: not blobs and logs, whose bytes are as good as random. Compressed they would cost the hub its
@@ -147,8 +190,14 @@ fn compressible() -> impl Predicate {
 
 /// Counts the answer and sets what every answer carries.
 async fn finish(State(hub): Shared, request: Request, next: Next) -> Response {
-    let is_api = request.uri().path().starts_with("/api/");
+    let path = request.uri().path();
+    let is_api = path.starts_with("/api/");
+    let agent = request.headers().get(header::USER_AGENT);
+    let is_of_client = crate::boinc::is_of_client(path, agent.and_then(|it| it.to_str().ok()));
     let mut response = next.run(request).await;
+    if is_of_client {
+        *response.status_mut() = boinc::for_client(response.status());
+    }
     if is_api {
         response = errors::in_our_form(response).await;
     }

@@ -1,7 +1,10 @@
 //! The hub: keeps a run's log, opens its rounds, merges what comes back, serves blobs, API and web app.
 //!
 //! Everything that decides is in `protocol`; everything that computes is in `engine`. This crate is the thin
-//! thing around them: a task per run ([`run`]), a store, blobs and HTTP. It holds no secret but its own key.
+//! thing around them: a task per run ([`run`]), a store, blobs, HTTP, and a door for BOINC clients ([`boinc`]). It holds no
+//! secret but its own key and, with an open door, the keys of accounts that it made.
+
+pub mod boinc;
 
 pub mod boinc;
 
@@ -62,6 +65,8 @@ pub(crate) struct Hub {
     pub(crate) deltas: http::Deltas,
     pub(crate) mirroring: Arc<Mirroring>,
     pub(crate) room: run::room::Room,
+    /// Where BOINC clients come in, if the operator opened it.
+    pub(crate) door: Option<Arc<boinc::Door>>,
     /// KiB of uploads that may be in memory at once.
     pub(crate) upload_memory: tokio::sync::Semaphore,
     runs: RwLock<BTreeMap<RunId, Run>>,
@@ -109,8 +114,10 @@ impl Service {
     /// The folder, its key or its database can't be used.
     pub async fn open(config: Config, ground: Ground, shutdown: CancellationToken) -> Result<Self> {
         let folder = config.folder.clone();
+        let key = own_key(&*ground.disk, &folder.join("hub.key"))?;
         let hub = Arc::new(Hub {
-            key: own_key(&*ground.disk, &folder.join("hub.key"))?,
+            door: boinc::Door::open(&config, &key).await?,
+            key,
             store: Store::open(&folder, &ground).await?,
             blobs: Blobs::open(&folder, &ground)?,
             metrics: Arc::new(Metrics::new()),
@@ -139,6 +146,10 @@ impl Service {
         }
         let following = mirror::follow_runs(Arc::clone(&hub));
         hub.tasks.lock().await.spawn(following);
+        if let Some(door) = &hub.door {
+            let settling = boinc::settle_waiting(Arc::clone(&hub), Arc::clone(door));
+            hub.tasks.lock().await.spawn(settling);
+        }
         Ok(Self { hub })
     }
 
@@ -158,6 +169,9 @@ impl Service {
         self.hub.shutdown.cancel();
         let mut tasks = std::mem::take(&mut *self.hub.tasks.lock().await);
         while tasks.join_next().await.is_some() {}
+        if let Some(door) = &self.hub.door {
+            door.store.close().await;
+        }
         self.hub.store.close().await;
     }
 }

@@ -181,6 +181,26 @@ impl Store {
         rows.iter().map(entry_of).collect()
     }
 
+    /// Entries of some kinds from a position on.
+    pub(crate) async fn entries_of_kinds(
+        &self,
+        run: RunId,
+        from: u64,
+        kinds: [&str; 2],
+        limit: u64,
+    ) -> Result<Vec<Entry>> {
+        let query = sqlx::query(
+            "SELECT entry FROM log WHERE run = ? AND position >= ? AND kind IN (?, ?) ORDER BY position LIMIT ?",
+        )
+        .bind(&run.0.0[..])
+        .bind(i64::try_from(from).unwrap_or(i64::MAX))
+        .bind(kinds[0])
+        .bind(kinds[1])
+        .bind(limit as i64);
+        let rows = world::settled(query.fetch_all(&self.pool)).await?;
+        rows.iter().map(entry_of).collect()
+    }
+
     /// Entries of a run's log.
     pub(crate) async fn length(&self, run: RunId) -> Result<u64> {
         let query =

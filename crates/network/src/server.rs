@@ -176,7 +176,7 @@ async fn connection<S, B>(
 async fn refuse(mut stream: TcpStream) {
     const BODY: &str = r#"{"code":"too_many","message":"this address, or all together, have as many connections open as are allowed here; close some or try again later"}"#;
     let answer = format!(
-        "HTTP/1.1 429 Too Many Requests\r\nconnection: close\r\nretry-after: 1\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{BODY}",
+        "HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{BODY}",
         BODY.len()
     );
     let telling = async {

@@ -21,17 +21,18 @@ use protocol::{
         self,
         mirrors::{MirrorProof, RunHead},
     },
+    boinc,
     charter::{
         Baselines, Charter, Codec, Data, Income, Inner, Model, Outer, RoundRules, ShardReference,
     },
     command::{Command, Commitment, Device, SignedCommand},
     equivocation::Equivocation,
     event::{Checkpoint, Event, ModelState},
-    identity::{Binding, KeyRole},
+    identity::{Binding, KeyRole, sign_half},
     log::{Entry, Head},
     peers::{PeerAddress, PeersQuestion, SignedPeersQuestion},
     succession::{Sealing, Succession},
-    units::{BlobReference, WorkerId},
+    units::{AccountId, BlobReference, WorkerId},
     update::{self, UpdateHeader},
 };
 
@@ -521,4 +522,85 @@ pub(super) fn api_answers() -> Vec<Vec<u8>> {
 pub(super) fn event_streams() -> Vec<Vec<u8>> {
     let stream = "\u{7}: keep-alive\n\nevent: entry\nid: 41\ndata: {\"index\":41}\n\nretry: 3\r\ndata: a\rdata: b\r\n\r\n";
     vec![stream.into()]
+}
+
+/// A unit to enrol, and one to measure a model.
+fn units() -> [boinc::Unit; 2] {
+    let (unit, work) = (enrol_unit(), work());
+    let measure = boinc::EvaluationTask {
+        round: 3,
+        parameters: Hash([4; 32]),
+        work,
+        shard: 0,
+        first_window: 2,
+        windows: 8,
+        measure_ms: 15_000,
+    };
+    let measuring = boinc::Unit {
+        task: boinc::UnitTask::Evaluate(measure),
+        ..unit.clone()
+    };
+    [unit, measuring]
+}
+
+fn enrol_unit() -> boinc::Unit {
+    boinc::Unit {
+        name: "enrol_0_1_00000000".into(),
+        run: charter().id(),
+        account: AccountId(key(8).public()),
+        task: boinc::UnitTask::Enrol {
+            sequence: 0,
+            with_new_key: false,
+        },
+        takeovers: vec![],
+        files: vec![boinc::UnitFile {
+            open_name: "charter".into(),
+            blob: blob(3),
+        }],
+    }
+}
+
+fn work() -> api::Work {
+    let answers = api_answers();
+    let works = answers.iter().map(|it| serde_json::from_slice(it));
+    let work = works.into_iter().find_map(Result::ok);
+    work.expect("the second is an answer to a poll")
+}
+
+pub(super) fn boinc_units() -> Vec<Vec<u8>> {
+    units().iter().map(|it| it.seal(&key(1))).collect()
+}
+
+pub(super) fn boinc_outputs() -> Vec<Vec<u8>> {
+    let unit = enrol_unit();
+    let worker = key(4);
+    let half = sign_half(
+        &worker,
+        unit.run,
+        unit.account,
+        worker.public(),
+        KeyRole::Worker,
+    );
+    let leave = Command::Leave {
+        reason: "for mutations".into(),
+    };
+    let enrolled = boinc::Output {
+        unit: unit.name,
+        commands: vec![SignedCommand::sign(&worker, unit.run, 1, leave)],
+        binding: Some(half),
+        evaluation: None,
+        files: vec![blob(5), blob(6)],
+    };
+    let measured = boinc::Output {
+        commands: vec![],
+        binding: None,
+        evaluation: Some(boinc::Evaluation {
+            windows: 8,
+            tokens: 64,
+            loss_micronats: 300_000_000,
+        }),
+        files: vec![],
+        ..enrolled.clone()
+    };
+    [enrolled, measured].map(|it| it.head()).to_vec()
 }

@@ -57,7 +57,7 @@ impl Admission {
     }
 
     /// Refuses one newcomer, or one command of a worker, too many. The command's signature holds.
-    pub(super) async fn check(
+    pub(crate) async fn check(
         &self,
         run: &Run,
         command: &SignedCommand,
@@ -107,7 +107,7 @@ impl Admission {
     }
 
     /// Refuses a binding of which nothing is known, or one too many: each is an entry of the log for ever.
-    pub(super) async fn check_binding(
+    pub(crate) async fn check_binding(
         &self,
         run: &Run,
         binding: &Binding,
@@ -115,6 +115,28 @@ impl Admission {
     ) -> Result<(), Failure> {
         let state = run.state.read().await;
         self.admit_binding(&state, binding, client)
+    }
+
+    /// Refuses to let an account's held key act for its person's own key, where no machine is bound to the held one.
+    pub(crate) async fn check_link(
+        &self,
+        run: &Run,
+        binding: &Binding,
+        client: IpAddr,
+    ) -> Result<(), Failure> {
+        let state = run.state.read().await;
+        if state.bindings.get(&binding.key) == Some(&binding.account) {
+            return Ok(());
+        }
+        let held = AccountId(binding.key);
+        if !state.bindings.values().any(|it| *it == held) {
+            return Err(Failure::new(
+                StatusCode::CONFLICT,
+                "no_machine",
+                "no machine of the account has joined the run yet",
+            ));
+        }
+        self.count_binding(binding, client)
     }
 
     fn admit_binding(
@@ -140,6 +162,10 @@ impl Admission {
                 "neither the key nor the account is a worker's that has joined the run",
             ));
         }
+        self.count_binding(binding, client)
+    }
+
+    fn count_binding(&self, binding: &Binding, client: IpAddr) -> Result<(), Failure> {
         // Nobody uses up the share of an account that is not theirs.
         binding
             .check()

@@ -57,29 +57,52 @@ pub(super) async fn read_blob(
     let Some(length) = hub.blobs.length(&hash).await? else {
         return Err(Failure::not_found("this hub does not have that blob"));
     };
-    let range = requested(&headers, length)?;
-    let part = range.clone().unwrap_or(0..length);
-    let mut response = Response::builder()
-        .header(header::CONTENT_TYPE, "application/octet-stream")
-        .header(header::ACCEPT_RANGES, "bytes")
-        .header(header::ETAG, format!("\"{hash}\""))
-        .header(header::CACHE_CONTROL, "public, max-age=31536000, immutable")
-        .header(header::CONTENT_LENGTH, part.end - part.start);
-    if range.is_some() {
-        response = response.status(StatusCode::PARTIAL_CONTENT).header(
-            header::CONTENT_RANGE,
-            format!("bytes {}-{}/{length}", part.start, part.end - 1),
-        );
-    }
+    let ranged = Ranged {
+        length,
+        asked: requested(&headers, length)?,
+    };
+    let part = ranged.part();
     let body = if method == Method::HEAD || part.is_empty() {
         Body::empty()
     } else {
         count_sent(&hub, &headers, part.end - part.start).await;
         Body::from_stream(hub.blobs.stream(&hash, part).await?)
     };
-    response
-        .body(body)
-        .map_err(|error| Failure::from(anyhow::Error::from(error)))
+    ranged.response(&hash, body)
+}
+
+/// What is asked of bytes whose name is their hash.
+pub(super) struct Ranged {
+    pub(super) length: u64,
+    /// A part, if one was asked for.
+    pub(super) asked: Option<Range<u64>>,
+}
+
+impl Ranged {
+    /// The part to be sent.
+    pub(super) fn part(&self) -> Range<u64> {
+        self.asked.clone().unwrap_or(0..self.length)
+    }
+
+    /// The answer with these bytes, which are the part.
+    pub(super) fn response(&self, hash: &Hash, body: Body) -> Result<Response, Failure> {
+        let part = self.part();
+        let mut response = Response::builder()
+            .header(header::CONTENT_TYPE, "application/octet-stream")
+            .header(header::ACCEPT_RANGES, "bytes")
+            .header(header::ETAG, format!("\"{hash}\""))
+            .header(header::CACHE_CONTROL, "public, max-age=31536000, immutable")
+            .header(header::CONTENT_LENGTH, part.end - part.start);
+        if self.asked.is_some() {
+            response = response.status(StatusCode::PARTIAL_CONTENT).header(
+                header::CONTENT_RANGE,
+                format!("bytes {}-{}/{}", part.start, part.end - 1, self.length),
+            );
+        }
+        response
+            .body(body)
+            .map_err(|error| Failure::from(anyhow::Error::from(error)))
+    }
 }
 
 /// How much of a blob the hub holds; 404 if nobody may upload it.
@@ -269,7 +292,7 @@ fn progress(status: StatusCode, held: u64, is_whole: bool) -> Response {
 }
 
 /// The range asked for; several ranges are answered with the whole, as the standard allows (RFC 9110, 14.2).
-fn requested(headers: &HeaderMap, length: u64) -> Result<Option<Range<u64>>, Failure> {
+pub(super) fn requested(headers: &HeaderMap, length: u64) -> Result<Option<Range<u64>>, Failure> {
     let Some(text) = headers.get(header::RANGE).and_then(|it| it.to_str().ok()) else {
         return Ok(None);
     };

@@ -20,7 +20,12 @@ use network::server::{Peer, Share, Shares, share_of};
 use tokio_util::sync::CancellationToken;
 
 use super::errors::Failure;
-use crate::{Hub, blobs::PART_BYTES_MAX, config::Config};
+use crate::{
+    Hub,
+    blobs::PART_BYTES_MAX,
+    boinc::{self, FILE_BYTES_MAX},
+    config::Config,
+};
 
 /// An ordinary request that takes longer is given up.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -64,6 +69,9 @@ impl Limits {
             self.rate.retain_recent();
             self.rate.shrink_to_fit();
             hub.admission.forget();
+            if let Some(door) = &hub.door {
+                door.forget();
+            }
         }
     }
 }
@@ -101,7 +109,13 @@ pub(super) async fn limit(
         .headers()
         .get(header::CONTENT_LENGTH)
         .and_then(|it| it.to_str().ok()?.parse().ok());
-    if announced.is_some_and(|it: u64| it > PART_BYTES_MAX as u64) {
+    let is_result = request.uri().path() == boinc::UPLOAD_PATH;
+    let bytes_max = if is_result {
+        FILE_BYTES_MAX
+    } else {
+        PART_BYTES_MAX as u64
+    };
+    if announced.is_some_and(|it: u64| it > bytes_max) {
         return Failure::new(
             StatusCode::PAYLOAD_TOO_LARGE,
             "too_long",
@@ -132,7 +146,7 @@ pub(super) async fn limit(
     let Ok(_permit) = limits.in_progress.try_acquire() else {
         return Failure::too_many("the hub is busy; try again in a second").into_response();
     };
-    let longest = if request.method() == Method::PATCH {
+    let longest = if request.method() == Method::PATCH || is_result {
         UPLOAD_TIMEOUT
     } else {
         REQUEST_TIMEOUT
@@ -149,7 +163,7 @@ pub(super) async fn limit(
 }
 
 fn is_stream(path: &str) -> bool {
-    path.ends_with("/work") || path.ends_with("/events")
+    path.ends_with("/work") || path.ends_with("/events") || path == boinc::SCHEDULER_PATH
 }
 
 /// The other end of the connection; behind trusted proxies, the last address that they did not add themselves.

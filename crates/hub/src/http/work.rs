@@ -147,7 +147,13 @@ pub(super) async fn ask_for_work(
     Ok(Json(work))
 }
 
-async fn work(hub: &Hub, run: &Run, worker: WorkerId, held: Option<u64>) -> Result<Work, Failure> {
+/// The answer to a worker that has the model of round `held`.
+pub(crate) async fn work(
+    hub: &Hub,
+    run: &Run,
+    worker: WorkerId,
+    held: Option<u64>,
+) -> Result<Work, Failure> {
     // The state is read before the deltas, so that the deltas reach at least to its model.
     let state = ForWork::of(&*run.state.read().await, &worker);
     // Most polls need nothing that is not in memory.

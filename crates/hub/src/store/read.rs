@@ -98,6 +98,47 @@ impl Store {
         Ok(refusal.flatten())
     }
 
+    /// The same with the position of the refusal in the log.
+    pub(crate) async fn last_refusal_event(
+        &self,
+        run: RunId,
+        id: &WorkerId,
+    ) -> Result<Option<(String, u64)>> {
+        let query = sqlx::query(
+            "SELECT last_refusal, last_refusal_event FROM worker
+             WHERE run = ? AND id = ? AND last_refusal_event IS NOT NULL",
+        )
+        .bind(&run.0.0[..])
+        .bind(&id.0.0[..]);
+        let row = world::settled(query.fetch_optional(&self.pool)).await?;
+        let refusal = row.map(|row| {
+            let sentence: Option<String> = row.try_get("last_refusal")?;
+            Ok((
+                sentence.unwrap_or_default(),
+                count(&row, "last_refusal_event")?,
+            ))
+        });
+        refusal.transpose()
+    }
+
+    /// A worker's parts in rounds, newest first.
+    pub(crate) async fn contributions_of(
+        &self,
+        run: RunId,
+        id: &WorkerId,
+        limit: u64,
+    ) -> Result<Vec<(u64, Contribution)>> {
+        let query = sqlx::query(
+            "SELECT c.*, NULL AS name FROM contribution c WHERE run = ? AND worker = ? ORDER BY round DESC, slot LIMIT ?",
+        )
+        .bind(&run.0.0[..])
+        .bind(&id.0.0[..])
+        .bind(limit as i64);
+        let rows = world::settled(query.fetch_all(&self.pool)).await?;
+        let part = |row| Ok((count(row, "round")?, contribution(row)?));
+        rows.iter().map(part).collect()
+    }
+
     /// The loss curves, oldest first, thinned evenly to [`LOSS_POINTS_MAX`].
     pub(crate) async fn losses(&self, run: RunId) -> Result<Vec<LossPoint>> {
         let query =

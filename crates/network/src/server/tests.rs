@@ -128,7 +128,7 @@ async fn an_address_has_its_share_of_connections() {
     let first = TcpStream::connect(address).await.unwrap();
     let _second = TcpStream::connect(address).await.unwrap();
     let (refusal, _) = send_and_stall(address, ask).await;
-    assert!(refusal.starts_with("HTTP/1.1 429"), "{refusal}");
+    assert!(refusal.starts_with("HTTP/1.1 503"), "{refusal}");
     assert!(refusal.contains("\"code\":\"too_many\""), "{refusal}");
     // The first two say nothing and are let go; then there is room again.
     drop(first);

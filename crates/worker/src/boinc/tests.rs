@@ -171,7 +171,7 @@ fn a_round_that_was_ended_twice_gives_the_same_bits() {
     let (output, file) = &outputs[0];
     assert_eq!(output.files, [expected.update]);
     assert_eq!(BlobReference::of(file), expected.update);
-    let (header, _) = update::open(file, file.len()).unwrap();
+    let (header, _) = update::open(file).unwrap();
     assert_eq!(header, expected.header);
     for command in &output.commands {
         command.check().unwrap();

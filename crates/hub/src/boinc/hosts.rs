@@ -1,0 +1,92 @@
+//! Which machine asks: BOINC clients lose their numbers, are copied with their disks, and say so only by the way.
+
+use anyhow::Result;
+
+use super::{
+    Door,
+    request::{Machine, SchedulerRequest},
+    store::{Account, Host, UnitState},
+};
+
+/// Who asks.
+#[derive(Debug)]
+pub(super) struct Identified {
+    pub(super) host: Host,
+    /// Whether the client must be told the host's number: it believes another, or none.
+    pub(super) is_news: bool,
+}
+
+impl Door {
+    /// Finds the host, or makes one; `None` if the account has too many.
+    pub(super) async fn identify(
+        &self,
+        account: &Account,
+        request: &SchedulerRequest,
+        platform: &str,
+        now_ms: u64,
+    ) -> Result<Option<Identified>> {
+        let described = |found: Host| Host {
+            sequence: request.sequence,
+            seen_ms: now_ms,
+            platform: platform.to_owned(),
+            client_version: request.client_version.clone(),
+            machine: request.machine.clone(),
+            ..found
+        };
+        if request.host != 0
+            && let Some(found) = self.store.host(request.host).await?
+            && found.account == account.id
+            && request.sequence >= found.sequence
+        {
+            let host = described(found);
+            self.store.update_host(host.clone()).await?;
+            let is_news = false;
+            return Ok(Some(Identified { host, is_news }));
+        }
+        if let Some(found) = self.same_machine(account, request).await? {
+            // The client forgot what it had: its tasks are over.
+            let open = self.store.open_units(found.id).await?;
+            let names = open.into_iter().map(|it| it.name).collect();
+            let why = "the client was attached again and had forgotten the task";
+            self.store.give_up(names, UnitState::Lost, why).await?;
+            let host = described(found);
+            self.store.update_host(host.clone()).await?;
+            let is_news = true;
+            return Ok(Some(Identified { host, is_news }));
+        }
+        let new = described(Host {
+            account: account.id,
+            created_ms: now_ms,
+            ..Host::default()
+        });
+        let Some(id) = self.store.add_host(new.clone()).await? else {
+            return Ok(None);
+        };
+        Ok(Some(Identified {
+            host: Host { id, ..new },
+            is_news: true,
+        }))
+    }
+
+    /// The account's host that calls itself by this name and has this hardware.
+    async fn same_machine(
+        &self,
+        account: &Account,
+        request: &SchedulerRequest,
+    ) -> Result<Option<Host>> {
+        let machine = &request.machine;
+        if request.allows_multiple_clients || machine.cpid.is_empty() {
+            return Ok(None);
+        }
+        let named = self.store.hosts_named(account.id, &machine.cpid).await?;
+        Ok(named.into_iter().find(|it| is_like(&it.machine, machine)))
+    }
+}
+
+/// Whether two descriptions may be of one machine: what changes with an update of its system is not looked at.
+fn is_like(one: &Machine, other: &Machine) -> bool {
+    one.vendor == other.vendor
+        && one.model == other.model
+        && one.processors == other.processors
+        && one.os_name == other.os_name
+}

@@ -1,0 +1,404 @@
+//! The scheduler: a client reports what it did, says what it holds, and is given the next thing to do.
+//!
+//! Nothing of a report is believed but that the client is done with a task: it is acknowledged whatever it says, or the
+//! client would send it for ever.
+
+mod choice;
+
+use std::sync::Arc;
+
+use anyhow::Result;
+
+use self::choice::Unreported;
+use super::{
+    Door,
+    accounts::md5_hex,
+    credit::Earning,
+    hosts::Identified,
+    release::Platform,
+    reply::{Account as AccountBlock, Body, Message, SchedulerReply, Task, unit_of_result},
+    request::{Report, SchedulerRequest, without_space},
+    store::{Account, Host, Outcome, Unit, UnitState},
+    tasks::{self, For},
+};
+use crate::{Hub, run::Run};
+
+/// Delays in seconds that BOINC's own scheduler tells.
+const INVALID_DELAY_S: f64 = 3_600.0;
+const PLATFORM_DELAY_S: f64 = 86_400.0;
+const NO_RUN_DELAY_S: f64 = 3_600.0;
+const BUSY_DELAY_S: f64 = 60.0;
+/// Bounds of the least delay between requests: short where tasks are short.
+const DELAY_S: (f64, f64) = (5.0, 60.0);
+/// Bounds of the longest delay: a host that is called back learns it at its next request.
+const NEXT_DELAY_S: (f64, f64) = (60.0, 1_800.0);
+/// Exit statuses by which a client says who ended a task.
+const ABORTED_BY_PROJECT: i64 = 202;
+const ABORTED_BY_USER: i64 = 203;
+/// The states of a result in a report.
+const STATE_ABORTED: i64 = 6;
+const STATE_UPLOADED: i64 = 5;
+
+/// Answers a request of a client.
+pub(crate) async fn answer(
+    hub: &Arc<Hub>,
+    door: &Door,
+    request: &[u8],
+    master_url: &str,
+) -> Result<SchedulerReply> {
+    let now_ms = hub.clock.now_ms();
+    let request = match SchedulerRequest::read(request) {
+        Ok(request) => request,
+        Err(error) => return Ok(SchedulerReply::only(error.to_string(), true, BUSY_DELAY_S)),
+    };
+    let account = door
+        .account_of_device(&request.authenticator, now_ms)
+        .await?;
+    let Some(account) = account else {
+        let text = "Invalid or revoked account key: detach this project and attach it again";
+        return Ok(SchedulerReply::only(text, true, INVALID_DELAY_S));
+    };
+    let Some(platform) = door.platform_for(&request).cloned() else {
+        let text = format!(
+            "AI@home has no application for {} yet",
+            request.platforms.join(" or ")
+        );
+        return Ok(SchedulerReply::only(text, true, PLATFORM_DELAY_S));
+    };
+    let Some(_turn) = door.turn_of(&account, &request) else {
+        let text = "another request of this host is being answered";
+        return Ok(SchedulerReply::only(text, false, BUSY_DELAY_S));
+    };
+    let found = door
+        .identify(&account, &request, &platform.platform, now_ms)
+        .await?;
+    let Some(found) = found else {
+        let text = "this account has as many machines as it may have";
+        return Ok(SchedulerReply::only(text, true, PLATFORM_DELAY_S));
+    };
+    let call = Call {
+        hub,
+        door,
+        account,
+        found,
+        platform,
+        request,
+        now_ms,
+    };
+    call.answer(master_url).await
+}
+
+/// The answer to a request that is too long to be read.
+pub(crate) fn too_long() -> SchedulerReply {
+    let mib = super::REQUEST_BYTES_MAX >> 20;
+    let text = format!("the request has more than {mib} MiB, or was cut");
+    SchedulerReply::only(text, true, BUSY_DELAY_S)
+}
+
+impl Door {
+    fn platform_for(&self, request: &SchedulerRequest) -> Option<&Platform> {
+        let wanted = request.platforms.iter();
+        let found = |name: &String| {
+            let mut platforms = self.release.platforms.iter();
+            platforms.find(|it| it.platform == *name && it.plan_class.is_empty())
+        };
+        wanted.into_iter().find_map(found)
+    }
+
+    /// One request of a host at a time; a new one is told by what it calls itself.
+    fn turn_of(
+        &self,
+        account: &Account,
+        request: &SchedulerRequest,
+    ) -> Option<super::Turn<String>> {
+        let cpid = &request.machine.cpid;
+        self.hosts.begin(match request.host {
+            0 => format!("new {} {cpid}", account.id),
+            host => host.to_string(),
+        })
+    }
+}
+
+/// A request of a host that is known.
+struct Call<'a> {
+    hub: &'a Arc<Hub>,
+    door: &'a Door,
+    account: Account,
+    found: Identified,
+    platform: Platform,
+    request: SchedulerRequest,
+    now_ms: u64,
+}
+
+/// What a reply says besides who it is for.
+#[derive(Default)]
+struct Answer {
+    messages: Vec<Message>,
+    aborted: Vec<String>,
+    deleted: Vec<String>,
+    task: Option<Task>,
+    /// Longer than usual, where there is a reason.
+    delay_s: Option<f64>,
+}
+
+impl Answer {
+    fn say(&mut self, is_notice: bool, text: impl Into<String>) {
+        let text = text.into();
+        self.messages.push(Message { is_notice, text });
+    }
+}
+
+impl Call<'_> {
+    async fn answer(&self, master_url: &str) -> Result<SchedulerReply> {
+        let mut answer = Answer::default();
+        self.note_reports().await?;
+        self.note_trickles().await?;
+        self.note_cross_id().await?;
+        let run = tasks::run_for_hosts(self.hub).await?;
+        let unreported = self.unreported(&mut answer).await?;
+        match &run {
+            None => {
+                answer.say(false, "No run of this hub takes BOINC clients now");
+                answer.delay_s = Some(NO_RUN_DELAY_S);
+            }
+            Some(run) => {
+                self.tell_refusals(run, &mut answer).await?;
+                self.choose_task(run, unreported, &mut answer).await?;
+            }
+        }
+        let (least, longest) = match &run {
+            Some(run) => delays(run).await,
+            None => (NO_RUN_DELAY_S, None),
+        };
+        Ok(SchedulerReply {
+            request_delay_s: answer.delay_s.unwrap_or(least),
+            next_request_s: longest.filter(|_| answer.delay_s.is_none()),
+            messages: std::mem::take(&mut answer.messages),
+            body: Some(self.body(master_url, answer).await?),
+        })
+    }
+
+    fn host(&self) -> &Host {
+        &self.found.host
+    }
+
+    fn whom<'b>(&'b self, run: &'b Run) -> For<'b> {
+        For {
+            hub: self.hub,
+            run,
+            account: &self.account,
+            host: self.host(),
+            platform: &self.platform,
+            request: &self.request,
+            now_ms: self.now_ms,
+        }
+    }
+
+    async fn note_reports(&self) -> Result<()> {
+        if self.request.reports.is_empty() {
+            return Ok(());
+        }
+        let (host, door) = (self.host().id, self.door);
+        let reports = self.request.reports.iter();
+        let outcomes: Vec<_> = reports.filter_map(|it| outcome(it, host)).collect();
+        let is_failure = |name: &String| {
+            let mut outcomes = outcomes.iter();
+            outcomes.any(|it| it.name == *name && it.otherwise == UnitState::Failed)
+        };
+        let ended = door
+            .store
+            .note_reports(outcomes.clone(), self.now_ms)
+            .await?;
+        if ended.iter().any(is_failure) {
+            return door.store.note_failure(host, true, self.now_ms).await;
+        }
+        let is_done = outcomes.iter().any(|it| it.exit_status == 0);
+        if is_done && self.host().failures > 0 {
+            door.store.note_failure(host, false, self.now_ms).await?;
+        }
+        Ok(())
+    }
+
+    async fn note_trickles(&self) -> Result<()> {
+        let told = self.request.trickles.iter().filter_map(|it| {
+            let unit = unit_of_result(&it.result)?;
+            Some((unit.to_owned(), it.clone()))
+        });
+        let told: Vec<_> = told.collect();
+        match told.is_empty() {
+            true => Ok(()),
+            false => self.door.store.note_progress(self.host().id, told).await,
+        }
+    }
+
+    /// The oldest identifier of a person wins at every project: the client brings it.
+    async fn note_cross_id(&self) -> Result<()> {
+        let brought = &self.request.cross_project_id;
+        let is_id = brought.len() == 32 && brought.bytes().all(|it| it.is_ascii_hexdigit());
+        if is_id && *brought != self.account.cross_id {
+            let id = self.account.id;
+            self.door.store.set_cross_id(id, brought.clone()).await?;
+        }
+        Ok(())
+    }
+
+    /// The tasks that the host still has, or lost with a reply. What it has and nobody wants is called back.
+    async fn unreported(&self, answer: &mut Answer) -> Result<Unreported> {
+        let door = self.door;
+        let open = door.store.open_units(self.host().id).await?;
+        let held: Vec<&str> = self.request.held.iter().map(String::as_str).collect();
+        let is_held = |unit: &Unit| held.iter().any(|it| unit_of_result(it) == Some(&unit.name));
+        let (mut unreported, mut gone) = (Unreported::default(), Vec::new());
+        for unit in &open {
+            match (is_held(unit), unit.state) {
+                (true, UnitState::Sent) if !self.is_wanted(unit).await => {
+                    answer.aborted.push(super::reply::result_name(&unit.name));
+                    unreported.is_busy = true;
+                }
+                (true, _) => unreported.is_busy = true,
+                (false, UnitState::Sent) => unreported.lost.push(unit.clone()),
+                (false, _) => gone.push(unit.name.clone()),
+            }
+        }
+        let strangers = held.iter().filter(|it| {
+            let unit = unit_of_result(it);
+            !open.iter().any(|open| unit == Some(&open.name))
+        });
+        answer.aborted.extend(strangers.map(|it| (*it).to_owned()));
+        if !gone.is_empty() {
+            door.store.note_gone(gone, self.now_ms).await?;
+        }
+        let aborted = answer.aborted.iter().filter_map(|it| unit_of_result(it));
+        let aborted: Vec<String> = aborted.map(str::to_owned).collect();
+        if !aborted.is_empty() {
+            let why = "the round was over before the task was done";
+            let state = UnitState::Aborted;
+            door.store.give_up(aborted, state, why).await?;
+        }
+        Ok(unreported)
+    }
+
+    async fn is_wanted(&self, unit: &Unit) -> bool {
+        let Ok(run) = Door::run(self.hub, unit.run).await else {
+            return false;
+        };
+        let state = run.state.read().await;
+        match (unit.kind.as_str(), unit.round, &unit.worker) {
+            ("train", Some(round), Some(worker)) => tasks::is_wanted(&state, round, worker),
+            _ => !state.is_finished(),
+        }
+    }
+
+    /// Tells the user why something did not count: results that the door refused, updates that the run did.
+    async fn tell_refusals(&self, run: &Run, answer: &mut Answer) -> Result<()> {
+        let (store, host) = (&self.door.store, self.host().id);
+        for (name, refusal) in store.take_refusals(host).await? {
+            answer.say(true, format!("Task {name} was refused: {refusal}"));
+        }
+        let enrolment = store.enrolment(host, run.id).await?;
+        let Some(worker) = enrolment.worker else {
+            return Ok(());
+        };
+        let refused = self.hub.store.last_refusal_event(run.id, &worker).await?;
+        if let Some((refusal, event)) = refused
+            && event > enrolment.refusal_told
+        {
+            answer.say(
+                true,
+                format!("An update of this machine was refused: {refusal}"),
+            );
+            store.note_refusal_told(host, run.id, event).await?;
+        }
+        Ok(())
+    }
+
+    async fn body(&self, master_url: &str, answer: Answer) -> Result<Body> {
+        let (door, host) = (self.door, self.host());
+        let workers = door.store.workers_of(host.id).await?;
+        let of_host = door.credit.of_workers(self.hub, &workers).await?;
+        let release_key = &door.release.code_sign_key;
+        let holds_key = without_space(release_key) == self.request.code_sign_key;
+        let reports = self.request.reports.iter();
+        Ok(Body {
+            master_url: master_url.to_owned(),
+            project: super::PROJECT.to_owned(),
+            account: self.account_block().await?,
+            host: self.found.is_news.then_some(host.id),
+            host_created_s: host.created_ms / 1_000,
+            host_total: of_host.cobblestones(),
+            host_recent: of_host.recent(),
+            acknowledged: reports.map(|it| it.name.clone()).collect(),
+            has_trickles: !self.request.trickles.is_empty(),
+            aborted: answer.aborted,
+            deleted: answer.deleted,
+            task: answer.task,
+            code_sign_key: (!holds_key).then(|| release_key.clone()),
+        })
+    }
+
+    async fn account_block(&self) -> Result<AccountBlock> {
+        let (door, account) = (self.door, &self.account);
+        let earned = door.credit.of_accounts(self.hub, &[account.key]).await?;
+        let earned: Earning = earned.into_iter().next().unwrap_or_default();
+        let team = match account.team {
+            Some(id) => door.store.team(id).await?.map(|it| (it.id, it.name)),
+            None => None,
+        };
+        Ok(AccountBlock {
+            id: account.id,
+            name: account.name.clone(),
+            total: earned.cobblestones(),
+            recent: earned.recent(),
+            created_s: account.created_ms / 1_000,
+            email_hash: md5_hex(account.email.as_bytes()),
+            cross_project_id: account.cross_id.clone(),
+            external_id: external_id(account),
+            team,
+        })
+    }
+}
+
+/// The identifier by which statistics know a person: not to be told from the one that clients carry.
+pub(super) fn external_id(account: &Account) -> String {
+    md5_hex(format!("{}{}", account.cross_id, account.email).as_bytes())
+}
+
+/// What a report means; `None` for names that are no results of ours.
+fn outcome(report: &Report, host: u64) -> Option<Outcome> {
+    let name = unit_of_result(&report.name)?.to_owned();
+    let is_done = report.state == STATE_UPLOADED && report.exit_status == 0;
+    let (otherwise, refusal) = match report.exit_status {
+        _ if is_done => (
+            UnitState::Failed,
+            "the client says that it is done, and its result never came".to_owned(),
+        ),
+        ABORTED_BY_PROJECT => (UnitState::Aborted, "called back".to_owned()),
+        ABORTED_BY_USER => (UnitState::Aborted, "given up by the user".to_owned()),
+        _ if report.state == STATE_ABORTED => (UnitState::Aborted, "given up".to_owned()),
+        status => (
+            UnitState::Failed,
+            format!("it failed on the machine with exit status {status}"),
+        ),
+    };
+    Some(Outcome {
+        name,
+        host,
+        otherwise,
+        refusal: Some(refusal),
+        exit_status: report.exit_status,
+        stderr: report.stderr.clone(),
+        cpu_ms: report.cpu_ms,
+        elapsed_ms: report.elapsed_ms,
+    })
+}
+
+/// Least and longest time to a host's next request, in seconds.
+async fn delays(run: &Run) -> (f64, Option<f64>) {
+    let round = &run.state.read().await.charter.round;
+    let least = round.boinc_unit_ms as f64 / 8_000.0;
+    let longest = round.window_ms as f64 / 2_000.0;
+    (
+        least.clamp(DELAY_S.0, DELAY_S.1),
+        Some(longest.clamp(NEXT_DELAY_S.0, NEXT_DELAY_S.1)),
+    )
+}

@@ -1,0 +1,170 @@
+//! Which task a host is given: one that it lost with a reply, a round to train, or something to measure meanwhile.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Result;
+use protocol::{api::Work, units::WorkerId};
+
+use super::{Answer, Call, INVALID_DELAY_S};
+use crate::{
+    boinc::{
+        reply::Task,
+        store::{Unit, UnitState},
+        tasks::{self, For},
+    },
+    run::Run,
+};
+
+/// Longest wait for an assignment.
+const ASSIGNMENT_WAIT: Duration = Duration::from_secs(15);
+/// First and longest pause of a host whose tasks fail, in milliseconds.
+const FAILURE_PAUSE_MS: (u64, u64) = (60_000, 4 * 3_600_000);
+/// Least share of a task's time that must be left in a round.
+const LEFT_MIN: u64 = 4;
+
+/// Tasks that a host was given and has not reported.
+#[derive(Default)]
+pub(super) struct Unreported {
+    /// Whether it has one.
+    pub(super) is_busy: bool,
+    /// Those that it does not know of.
+    pub(super) lost: Vec<Unit>,
+}
+
+impl Call<'_> {
+    /// The next task, if the client wants one and has none.
+    pub(super) async fn choose_task(
+        &self,
+        run: &Run,
+        unreported: Unreported,
+        answer: &mut Answer,
+    ) -> Result<()> {
+        let whom = self.whom(run);
+        let mut lost = unreported.lost.into_iter();
+        let mut given_up: Vec<String> = Vec::new();
+        if !unreported.is_busy && self.request.wants_work {
+            for unit in lost.by_ref() {
+                if unit.run == run.id
+                    && self.is_timely(run, &unit).await
+                    && let Some(task) = self.door.resend(&whom, &unit).await?
+                {
+                    answer.task = Some(task);
+                    break;
+                }
+                given_up.push(unit.name);
+            }
+        }
+        if unreported.is_busy || answer.task.is_some() {
+            given_up.extend(lost.map(|it| it.name));
+        }
+        if !given_up.is_empty() {
+            let why = "the client forgot the task";
+            let state = UnitState::Lost;
+            self.door.store.give_up(given_up, state, why).await?;
+        }
+        if unreported.is_busy || !self.request.wants_work || answer.task.is_some() {
+            return Ok(());
+        }
+        if let Some(pause_ms) = self.pause_ms().await? {
+            answer.delay_s = Some(pause_ms as f64 / 1_000.0);
+            answer.say(
+                false,
+                "This machine's last tasks failed: it gets the next one after a pause",
+            );
+            return Ok(());
+        }
+        let task = self.new_task(&whom).await?;
+        let held = self.request.files.iter().map(|it| it.bytes).sum::<u64>();
+        let share = self.request.machine.disk_share_bytes;
+        if share > 0 && task.disk_bytes > share.saturating_add(held) {
+            let needed = task.disk_bytes >> 20;
+            answer.say(
+                true,
+                format!("A task needs {needed} MiB of disk; allow this project more"),
+            );
+            answer.delay_s = Some(INVALID_DELAY_S);
+            let (state, why) = (UnitState::Lost, "the machine has too little disk for it");
+            return self.door.store.give_up(vec![task.name], state, why).await;
+        }
+        answer.deleted = tasks::to_delete(&whom, &task).await;
+        answer.task = Some(task);
+        Ok(())
+    }
+
+    /// Whether a task whose reply was lost still makes sense.
+    async fn is_timely(&self, run: &Run, unit: &Unit) -> bool {
+        let state = run.state.read().await;
+        let window_ms = state.charter.round.window_ms;
+        match (unit.kind.as_str(), unit.round) {
+            ("train", Some(round)) => state.training.as_ref().is_some_and(|it| {
+                let until_ms = it.deadline_ms.saturating_sub(tasks::margin_ms(window_ms));
+                it.round == round && self.now_ms + unit.expected_ms / LEFT_MIN < until_ms
+            }),
+            _ => self.now_ms < unit.deadline_ms,
+        }
+    }
+
+    /// How long a host waits whose tasks failed.
+    async fn pause_ms(&self) -> Result<Option<u64>> {
+        let host = self.door.store.host(self.host().id).await?;
+        let Some(host) = host.filter(|it| it.failures > 0) else {
+            return Ok(None);
+        };
+        let doubled = FAILURE_PAUSE_MS.0 << (host.failures - 1).min(16);
+        let until_ms = host.failed_ms + doubled.min(FAILURE_PAUSE_MS.1);
+        Ok(until_ms.checked_sub(self.now_ms).filter(|it| *it > 0))
+    }
+
+    async fn new_task(&self, whom: &For<'_>) -> Result<Task> {
+        let (run, door) = (whom.run, self.door);
+        let enrolment = door.store.enrolment(whom.host.id, run.id).await?;
+        let Some(worker) = enrolment.worker else {
+            return door.enrol(whom, 0, enrolment.is_copy).await;
+        };
+        let (is_joined, sequence, is_bound) = {
+            let state = run.state.read().await;
+            let record = state.workers.get(&worker);
+            let is_bound = state.bindings.get(&worker.0) == Some(&self.account.key);
+            let sequence = record.map_or(0, |it| it.sequence);
+            (record.is_some_and(|it| it.joined), sequence, is_bound)
+        };
+        if !is_joined || !is_bound {
+            return door.enrol(whom, sequence, false).await;
+        }
+        let (work, is_given) = self.wait_for_assignment(run, worker).await?;
+        // Time passed: what is told of the host's clock is from when it asked.
+        match is_given {
+            true => door.train(whom, worker, work).await,
+            false => door.evaluate(whom, worker, work).await,
+        }
+    }
+
+    /// Waits for an assignment as a worker that polls does: it counts as there meanwhile. Says too whether there is one
+    /// that leaves time to train.
+    async fn wait_for_assignment(&self, run: &Run, worker: WorkerId) -> Result<(Work, bool)> {
+        let presence = Arc::clone(&run.presence);
+        let waiting = presence.wait(worker, self.hub.clock.now_ms());
+        if waiting.was_away {
+            run.look();
+        }
+        let (window_ms, train_ms) = {
+            let round = &run.state.read().await.charter.round;
+            (round.window_ms, round.boinc_unit_ms)
+        };
+        let until = tokio::time::Instant::now() + ASSIGNMENT_WAIT;
+        loop {
+            let work = tasks::poll(self.hub, run, worker).await?;
+            let is_given = work.assignment.as_ref().is_some_and(|it| {
+                let until_ms = it.deadline_ms.saturating_sub(tasks::margin_ms(window_ms));
+                !it.committed && work.now_ms + train_ms / LEFT_MIN <= until_ms
+            });
+            if is_given || work.finished || tokio::time::Instant::now() >= until {
+                return Ok((work, is_given));
+            }
+            tokio::select! {
+                () = self.hub.shutdown.cancelled() => return Ok((work, false)),
+                _ = tokio::time::timeout_at(until, run.news_for(worker, work.log_length)) => {}
+            }
+        }
+    }
+}

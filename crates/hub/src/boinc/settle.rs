@@ -1,0 +1,406 @@
+//! What follows from a result: its commands are granted, its binding is completed, its files become blobs, as if a
+//! connected worker had sent them one after the other.
+//!
+//! Nothing is believed: signatures and hashes are checked, the run's own rules decide. What they refuse for now is tried
+//! again here, because the client has done its part.
+
+mod file;
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use protocol::{
+    boinc::Output,
+    command::{CheckedCommand, Command},
+    identity::{Binding, KeyRole, sign_half},
+    state::decide::RefusalCode,
+    units::{BlobReference, WorkerId},
+};
+use tokio::{
+    fs::File,
+    io::{AsyncReadExt, AsyncSeekExt, SeekFrom},
+};
+
+use self::file::{check_files, read_head};
+use super::{
+    Door,
+    store::{Account, Measured, Settled, Unit, UnitState},
+};
+use crate::{
+    Hub,
+    blobs::{PART_BYTES_MAX, Upload},
+    run::{Run, RunError},
+};
+
+/// Pause before what was refused for now is tried again.
+const AGAIN: Duration = Duration::from_millis(500);
+/// How often old files are looked for.
+const CLEAN_EVERY: Duration = Duration::from_secs(3_600);
+/// A measured loss that is further from the hub's than this share of it is not believed.
+const LOSS_RATIO_MAX: f64 = 0.5;
+
+/// How far settling came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Settled,
+    /// The run takes it at another moment.
+    Later,
+}
+
+/// Why a result is not granted.
+enum No {
+    /// For ever, with the reason.
+    Never(String),
+    /// Not now.
+    Later,
+    /// The hub failed.
+    Inside(anyhow::Error),
+}
+
+impl From<anyhow::Error> for No {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Inside(error)
+    }
+}
+
+impl From<std::io::Error> for No {
+    fn from(error: std::io::Error) -> Self {
+        Self::Inside(error.into())
+    }
+}
+
+impl From<RunError> for No {
+    fn from(error: RunError) -> Self {
+        match &error {
+            RunError::Refused(refusal) if refusal.code == RefusalCode::BetweenRounds => Self::Later,
+            RunError::Refused(_) | RunError::CannotTakeOver(_) => Self::Never(error.to_string()),
+            RunError::Unavailable | RunError::Mirror(_) => Self::Later,
+        }
+    }
+}
+
+fn never(why: impl Into<String>) -> No {
+    No::Never(why.into())
+}
+
+/// A result being settled.
+struct Settling<'a> {
+    hub: &'a Hub,
+    door: &'a Door,
+    run: Run,
+    unit: Unit,
+    client: IpAddr,
+}
+
+/// Settles again and again what was not settled when its client was answered, until the hub stops.
+pub(crate) async fn settle_waiting(hub: Arc<Hub>, door: Arc<Door>) {
+    let shutdown = hub.shutdown.clone();
+    let mut clean = tokio::time::interval(CLEAN_EVERY);
+    loop {
+        let is_left = match settle_all(&hub, &door).await {
+            Ok(is_left) => is_left,
+            Err(error) => {
+                tracing::error!("can't settle results of BOINC clients: {error:#}");
+                true
+            }
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = door.settling.notified(), if !is_left => {}
+            () = tokio::time::sleep(AGAIN), if is_left => {}
+            _ = clean.tick() => {
+                if let Err(error) = door.uploads.clean().await {
+                    tracing::error!("can't remove old results of BOINC clients: {error}");
+                }
+            }
+        }
+    }
+}
+
+async fn settle_all(hub: &Arc<Hub>, door: &Arc<Door>) -> Result<bool> {
+    let mut is_left = false;
+    for unit in door.store.unsettled().await? {
+        // Who sent it was counted when it was sent.
+        let client = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        is_left |= settle(hub, door, &unit.name, client).await? == Step::Later;
+    }
+    Ok(is_left)
+}
+
+/// Settles a result that is here.
+pub(super) async fn settle(
+    hub: &Arc<Hub>,
+    door: &Arc<Door>,
+    name: &str,
+    client: IpAddr,
+) -> Result<Step> {
+    let Some(_turn) = door.settling_units.begin(name.to_owned()) else {
+        return Ok(Step::Later);
+    };
+    let unit = door.store.unit(name).await?.context("no such task")?;
+    if unit.state != UnitState::Uploaded {
+        return Ok(Step::Settled);
+    }
+    let settling = Settling {
+        run: Door::run(hub, unit.run).await?,
+        hub,
+        door,
+        unit,
+        client,
+    };
+    let settled = match settling.work().await {
+        Ok(settled) => settled,
+        Err(No::Later) if hub.clock.now_ms() <= settling.unit.deadline_ms => {
+            return Ok(Step::Later);
+        }
+        Err(No::Later) => refused("no round took the update before the task's time was over"),
+        Err(No::Never(why)) => refused(&why),
+        Err(No::Inside(error)) => return Err(error),
+    };
+    if let Some(refusal) = &settled.refusal {
+        tracing::info!(
+            unit = name,
+            refusal,
+            "a result of a BOINC client was refused"
+        );
+    }
+    door.store.settle(name.to_owned(), settled).await?;
+    door.uploads.remove(&settling.unit).await?;
+    Ok(Step::Settled)
+}
+
+fn refused(why: &str) -> Settled {
+    Settled {
+        refusal: Some(why.to_owned()),
+        ..Settled::default()
+    }
+}
+
+impl Settling<'_> {
+    async fn work(&self) -> Result<Settled, No> {
+        self.run.must_be_hub()?;
+        let path = self.door.uploads.path(&self.unit);
+        let (output, start) = read_head(&path).await?;
+        if output.unit != self.unit.name {
+            return Err(never("the result is of another task"));
+        }
+        let commands = output.commands.iter().cloned().map(|it| it.checked());
+        let commands = commands.collect::<Result<Vec<_>, _>>();
+        let commands = commands.map_err(|error| never(error.to_string()))?;
+        let run = self.run.id;
+        if commands.iter().any(|it| it.get().run != run) {
+            return Err(never("the result's commands are of another run"));
+        }
+        match self.unit.kind.as_str() {
+            "enrol" => self.enrol(&output, commands).await,
+            "train" => self.train(&path, start, &output, commands).await,
+            _ => self.evaluate(&output).await,
+        }
+    }
+
+    /// The host becomes a worker of the account.
+    async fn enrol(&self, output: &Output, commands: Vec<CheckedCommand>) -> Result<Settled, No> {
+        let [join] = commands.as_slice() else {
+            return Err(never("a machine joins by one command"));
+        };
+        let worker = join.get().worker;
+        if !matches!(join.get().command, Command::Join { .. }) {
+            return Err(never("the machine did not ask to join"));
+        }
+        let (host, run) = (self.unit.host, self.run.id);
+        let account = self.door.store.account(self.unit.account).await?;
+        let account = account.context("the task's account is gone")?;
+        let bound = self.run.state.read().await.bindings.get(&worker.0).copied();
+        let other = self.door.store.host_of_worker(run, worker).await?;
+        if bound.is_some_and(|it| it != account.key) || other.is_some_and(|it| it != host) {
+            self.door.store.note_copy(host, run).await?;
+            return Err(never(
+                "the machine's key is another machine's (its disk was copied); it makes a new one",
+            ));
+        }
+        self.grant(join.clone()).await?;
+        if bound.is_none() {
+            self.bind(&account, worker, output).await?;
+        }
+        if !self.door.store.enrol(host, run, worker).await? {
+            self.door.store.note_copy(host, run).await?;
+            return Err(never(
+                "the machine's key is another machine's; it makes a new one",
+            ));
+        }
+        Ok(Settled {
+            worker: Some(worker),
+            ..Settled::default()
+        })
+    }
+
+    /// Adds the account's half to the worker's.
+    async fn bind(&self, account: &Account, worker: WorkerId, output: &Output) -> Result<(), No> {
+        let Some(half) = output.binding else {
+            return Err(never(
+                "the machine's key did not sign that it is the account's",
+            ));
+        };
+        let binding = complete_binding(self.run.id, account, worker, half)
+            .ok_or_else(|| never("the account's key is not held by this hub"))?;
+        binding
+            .check()
+            .map_err(|_| never("the machine's signature under its binding does not hold"))?;
+        let admission = &self.hub.admission;
+        let admitted = admission
+            .check_binding(&self.run, &binding, self.client)
+            .await;
+        admitted.map_err(|_| No::Later)?;
+        self.run.bind(binding).await?;
+        Ok(())
+    }
+
+    async fn train(
+        &self,
+        path: &Path,
+        start: u64,
+        output: &Output,
+        commands: Vec<CheckedCommand>,
+    ) -> Result<Settled, No> {
+        let worker = self.unit.worker.context("a training task of no worker")?;
+        if commands.iter().any(|it| it.get().worker != worker) {
+            return Err(never(
+                "the result is signed by another worker than the task's",
+            ));
+        }
+        let commitment = commands.iter().find_map(|it| match &it.get().command {
+            Command::Commit(commitment) => Some(commitment.clone()),
+            Command::Join { .. } | Command::Leave { .. } => None,
+        });
+        let Some(commitment) = commitment else {
+            return Err(never(
+                "the machine did not come far enough in the round's time",
+            ));
+        };
+        let inner = commitment.header.inner_state;
+        let named: Vec<BlobReference> = [commitment.update].into_iter().chain(inner).collect();
+        if named != output.files {
+            return Err(never("the result's files are not those that it commits to"));
+        }
+        for blob in &named {
+            let is_update = *blob == commitment.update;
+            if blob.bytes > self.run.arithmetic.upload_bytes_max(is_update) {
+                return Err(never("no update of this run is that long"));
+            }
+        }
+        check_files(path, start, &named).await?;
+        for command in commands {
+            self.grant(command).await?;
+        }
+        let mut at = start;
+        for blob in &named {
+            self.keep(path, at, blob).await?;
+            at += blob.bytes;
+        }
+        Ok(Settled::default())
+    }
+
+    /// Has the run grant a command, within the limits that connected workers have.
+    async fn grant(&self, command: CheckedCommand) -> Result<(), No> {
+        if self.hub.names_known_blob(command.get()).await? {
+            return Err(never(
+                "the commitment names bytes that this hub has already; an update's hash is its maker's alone",
+            ));
+        }
+        let admission = &self.hub.admission;
+        let admitted = admission.check(&self.run, command.get(), self.client).await;
+        admitted.map_err(|_| No::Later)?;
+        self.run.command(command).await?;
+        Ok(())
+    }
+
+    /// Makes a part of the result a blob of the hub's.
+    async fn keep(&self, path: &Path, start: u64, blob: &BlobReference) -> Result<(), No> {
+        let mut file = File::open(path).await?;
+        let (mut at, _) = self.hub.blobs.progress(&blob.hash).await?;
+        while at < blob.bytes {
+            file.seek(SeekFrom::Start(start + at)).await?;
+            let mut part = vec![0; PART_BYTES_MAX.min((blob.bytes - at) as usize)];
+            file.read_exact(&mut part).await?;
+            let bytes_max = self.hub.config.unused_bytes_max;
+            if !self.hub.unused.take(part.len() as u64, bytes_max) {
+                return Err(No::Later);
+            }
+            let kept = self.hub.blobs.append(blob, at, Bytes::from(part)).await?;
+            match kept {
+                Upload::Partial(held) | Upload::WrongOffset(held) => at = held,
+                Upload::Complete => break,
+                Upload::WrongHash | Upload::TooLong => {
+                    return Err(anyhow::anyhow!("the blob {} changed", blob.hash).into());
+                }
+            }
+        }
+        self.run.uploaded(blob.hash).await;
+        Ok(())
+    }
+
+    async fn evaluate(&self, output: &Output) -> Result<Settled, No> {
+        let Some(found) = output.evaluation.filter(|it| it.tokens > 0) else {
+            return Err(never("the machine measured nothing in the time it had"));
+        };
+        let round = self.unit.round.unwrap_or(0);
+        let loss_micronats = found.loss_micronats / found.tokens;
+        let loss_of_hub = self.loss_of_hub(round).await?;
+        let measured = Measured {
+            tokens: found.tokens,
+            loss_micronats,
+            loss_of_hub,
+        };
+        let is_far = |hub: u64| {
+            let ratio = loss_micronats as f64 / (hub as f64).max(1.0);
+            (ratio - 1.0).abs() > LOSS_RATIO_MAX
+        };
+        let refusal = loss_of_hub
+            .filter(|it| is_far(*it))
+            .map(|_| "the measured loss is far from what the hub measured of the same model");
+        Ok(Settled {
+            refusal: refusal.map(str::to_owned),
+            worker: None,
+            measured: Some(measured),
+        })
+    }
+
+    /// The held-out loss of a round's model by the hub, in 10^-6 nats a token.
+    async fn loss_of_hub(&self, round: u64) -> Result<Option<u64>> {
+        let newest = self.run.state.read().await.evaluation;
+        if let Some((of_round, evaluation)) = newest
+            && of_round == round
+        {
+            return Ok(Some(evaluation.loss_micronats));
+        }
+        let rounds = self.hub.store.rounds(self.run.id, round + 1, 1).await?;
+        let found = rounds.into_iter().find(|it| it.round == round);
+        let loss = found.and_then(|it| it.held_out_loss);
+        Ok(loss.map(|it| (it * 1e6) as u64))
+    }
+}
+
+/// The whole binding of a worker to an account whose key the hub holds; what the worker signed is not checked.
+pub(crate) fn complete_binding(
+    run: protocol::units::RunId,
+    account: &Account,
+    worker: WorkerId,
+    half: protocol::Signature,
+) -> Option<Binding> {
+    let held = account.held_key.as_ref()?;
+    let role = KeyRole::Worker;
+    Some(Binding {
+        run,
+        account: account.key,
+        key: worker.0,
+        role,
+        account_signature: sign_half(held, run, account.key, worker.0, role),
+        key_signature: half,
+    })
+}

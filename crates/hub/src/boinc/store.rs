@@ -1,0 +1,202 @@
+//! The door's own database, beside the hub's: accounts, hosts, tasks. One task writes it; what waits together is written in
+//! one transaction (group commit), and nobody is answered before that is on the disk.
+
+mod accounts;
+mod devices;
+mod files;
+mod hosts;
+mod outcomes;
+mod teams;
+mod units;
+
+use std::{fs, io, os::unix::fs::OpenOptionsExt, path::Path, time::Duration};
+
+use anyhow::{Context, Result};
+use futures_util::future::BoxFuture;
+use sqlx::{
+    Connection, Row, SqliteConnection, SqlitePool,
+    sqlite::{
+        SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+    },
+};
+use tokio::sync::{mpsc, oneshot};
+
+pub(crate) use self::{
+    accounts::{Account, NewAccount},
+    files::FileSum,
+    hosts::Host,
+    outcomes::{Measured, Outcome, Settled},
+    teams::Team,
+    units::{NewUnit, Unit, UnitState},
+};
+
+/// The database's file in a hub's folder.
+const DATABASE: &str = "boinc.sqlite";
+/// Connections for readers.
+const READERS_MAX: u32 = 4;
+/// How long a statement waits for another's lock.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Changes written together.
+const TOGETHER_MAX: usize = 256;
+/// Changes that wait; whoever comes then waits outside.
+const WAITING_MAX: usize = 1_024;
+
+/// The database. Clones are the same one.
+#[derive(Clone)]
+pub(crate) struct DoorStore {
+    pool: SqlitePool,
+    changes: mpsc::Sender<Change>,
+}
+
+/// Tells whoever asked for a change whether it is on the disk.
+type Tell = Box<dyn FnOnce(bool) + Send>;
+/// A change, which is made inside of a transaction.
+type Change = Box<dyn for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Tell> + Send>;
+
+impl DoorStore {
+    /// Opens or creates the database in a folder; nobody else on the machine reads it.
+    pub(crate) async fn open(folder: &Path) -> Result<Self> {
+        let path = folder.join(DATABASE);
+        make_private(&path).with_context(|| format!("can't create {}", path.display()))?;
+        let options = SqliteConnectOptions::new()
+            .filename(&path)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(BUSY_TIMEOUT);
+        let pool = SqlitePoolOptions::new()
+            .max_connections(READERS_MAX)
+            .connect_with(options.clone())
+            .await
+            .with_context(|| format!("can't open the database {}", path.display()))?;
+        sqlx::migrate!("src/boinc/store/migrations")
+            .run(&pool)
+            .await
+            .with_context(|| {
+                format!(
+                    "the database {} was made by another version",
+                    path.display()
+                )
+            })?;
+        let (changes, waiting) = mpsc::channel(WAITING_MAX);
+        tokio::spawn(write_all(options, waiting));
+        Ok(Self { pool, changes })
+    }
+
+    /// Makes a change; it is on the disk when this returns.
+    async fn write<T: Send + 'static>(
+        &self,
+        change: impl for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T>>
+        + Send
+        + 'static,
+    ) -> Result<T> {
+        let (reply, answer) = oneshot::channel();
+        let change: Change = Box::new(move |connection| {
+            Box::pin(async move {
+                let made = in_savepoint(connection, change).await;
+                let tell: Tell = Box::new(move |is_written| {
+                    let answer = match is_written {
+                        true => made,
+                        false => made.and_then(|_| anyhow::bail!("the change was not written")),
+                    };
+                    // Whoever asked may have gone; the change stands all the same.
+                    let _ = reply.send(answer);
+                });
+                tell
+            })
+        });
+        let closed = || anyhow::anyhow!("the door's database is closed");
+        self.changes.send(change).await.map_err(|_| closed())?;
+        answer.await.map_err(|_| closed())?
+    }
+
+    /// Closes the readers; what was answered is on the disk.
+    pub(crate) async fn close(&self) {
+        self.pool.close().await;
+    }
+}
+
+/// One that fails takes back what it did and nothing of the others.
+async fn in_savepoint<T>(
+    connection: &mut SqliteConnection,
+    change: impl for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T>>,
+) -> Result<T> {
+    sqlx::query("SAVEPOINT change")
+        .execute(&mut *connection)
+        .await?;
+    let made = change(&mut *connection).await;
+    if made.is_err() {
+        sqlx::query("ROLLBACK TO change")
+            .execute(&mut *connection)
+            .await?;
+    }
+    sqlx::query("RELEASE change")
+        .execute(&mut *connection)
+        .await?;
+    made
+}
+
+/// Makes changes, those that wait together in one transaction, until nobody can ask for more.
+async fn write_all(options: SqliteConnectOptions, mut waiting: mpsc::Receiver<Change>) {
+    let mut connection = None;
+    let mut changes = Vec::new();
+    while waiting.recv_many(&mut changes, TOGETHER_MAX).await > 0 {
+        let mut told = Vec::new();
+        let written = write_together(&options, connection.take(), &mut changes, &mut told).await;
+        let is_written = written.is_ok();
+        match written {
+            Ok(writer) => connection = Some(writer),
+            // After any error the connection is opened anew: what it believes of its transaction may not be true.
+            Err(error) => tracing::error!("can't write the door's database: {error:#}"),
+        }
+        changes.clear();
+        for tell in told {
+            tell(is_written);
+        }
+    }
+}
+
+async fn write_together(
+    options: &SqliteConnectOptions,
+    connection: Option<SqliteConnection>,
+    changes: &mut Vec<Change>,
+    told: &mut Vec<Tell>,
+) -> Result<SqliteConnection> {
+    let mut connection = match connection {
+        Some(connection) => connection,
+        None => SqliteConnection::connect_with(options).await?,
+    };
+    sqlx::query("BEGIN IMMEDIATE")
+        .execute(&mut connection)
+        .await?;
+    for change in changes.drain(..) {
+        told.push(change(&mut connection).await);
+    }
+    sqlx::query("COMMIT").execute(&mut connection).await?;
+    Ok(connection)
+}
+
+fn make_private(path: &Path) -> io::Result<()> {
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600);
+    options.open(path).map(drop)
+}
+
+fn count(row: &SqliteRow, column: &str) -> Result<u64> {
+    Ok(row.try_get::<i64, _>(column)?.unsigned_abs())
+}
+
+fn optional(row: &SqliteRow, column: &str) -> Result<Option<u64>> {
+    let number: Option<i64> = row.try_get(column)?;
+    Ok(number.map(i64::unsigned_abs))
+}
+
+fn bytes_of<const N: usize>(row: &SqliteRow, column: &str) -> Result<[u8; N]> {
+    let bytes: &[u8] = row.try_get(column)?;
+    bytes
+        .try_into()
+        .with_context(|| format!("{column} of the door's database has another length"))
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

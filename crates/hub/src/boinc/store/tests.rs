@@ -1,0 +1,208 @@
+use protocol::{
+    Hash, SecretKey,
+    units::{RunId, WorkerId},
+};
+
+use super::*;
+
+pub(crate) async fn store(folder: &tempfile::TempDir) -> DoorStore {
+    DoorStore::open(folder.path()).await.unwrap()
+}
+
+async fn account(store: &DoorStore, number: u8) -> u64 {
+    let new = NewAccount {
+        email: format!("{number}@example.org"),
+        name: "A".into(),
+        password: "x".into(),
+        held_key: SecretKey::from_entropy([number; 32]),
+        cross_id: "c".into(),
+        now_ms: 1,
+    };
+    store.create_account(new).await.unwrap().unwrap()
+}
+
+fn run() -> RunId {
+    RunId(Hash([9; 32]))
+}
+
+fn worker(seed: u8) -> WorkerId {
+    WorkerId(SecretKey::from_entropy([seed; 32]).public())
+}
+
+async fn host(store: &DoorStore, account: u64) -> u64 {
+    let new = Host {
+        account,
+        created_ms: 1,
+        ..Host::default()
+    };
+    store.add_host(new).await.unwrap().unwrap()
+}
+
+fn unit_of(host: u64, account: u64, name: &str) -> NewUnit {
+    NewUnit {
+        name: name.into(),
+        host,
+        account,
+        run: run(),
+        kind: "train",
+        round: Some(3),
+        worker: Some(worker(1)),
+        sealed: name.as_bytes().to_vec(),
+        upload_bytes_max: 100,
+        expected_ms: 10,
+        sent_ms: 1_000,
+        deadline_ms: 2_000,
+    }
+}
+
+#[tokio::test]
+async fn what_is_written_together_fails_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder).await;
+    let first = account(&store, 1).await;
+    let failing = store.write::<()>(|connection| {
+        Box::pin(async move {
+            sqlx::query("UPDATE account SET name = 'lost'")
+                .execute(&mut *connection)
+                .await?;
+            sqlx::query("INSERT INTO nowhere VALUES (1)")
+                .execute(connection)
+                .await?;
+            Ok(())
+        })
+    });
+    let (failed, kept) = tokio::join!(failing, store.set_consent(first, true));
+    assert!(failed.is_err());
+    kept.unwrap();
+    store.close().await;
+    let store = self::store(&folder).await;
+    let account = store.account(first).await.unwrap().unwrap();
+    assert_eq!(
+        (account.name.as_str(), account.shows_statistics),
+        ("A", true)
+    );
+    assert_eq!(
+        account.held_key.unwrap().public(),
+        account.key.0,
+        "the hub holds the key that it made"
+    );
+}
+
+#[tokio::test]
+async fn many_write_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder).await;
+    let owner = account(&store, 1).await;
+    let hosts: Vec<u64> =
+        futures_util::future::join_all((0..500).map(|_| host(&store, owner))).await;
+    let different: std::collections::HashSet<_> = hosts.iter().collect();
+    assert_eq!(different.len(), 500);
+    assert_eq!(store.host_count(owner).await.unwrap(), 500);
+}
+
+#[tokio::test]
+async fn a_link_works_once_and_a_session_until_it_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder).await;
+    let owner = account(&store, 1).await;
+    store
+        .add_session([1; 32], owner, true, 0, 100)
+        .await
+        .unwrap();
+    assert_eq!(store.session([1; 32], 50).await.unwrap(), None);
+    assert_eq!(store.use_link([1; 32], 100).await.unwrap(), None);
+    assert_eq!(store.use_link([1; 32], 50).await.unwrap(), Some(owner));
+    assert_eq!(store.use_link([1; 32], 50).await.unwrap(), None);
+    store
+        .add_session([2; 32], owner, false, 0, 100)
+        .await
+        .unwrap();
+    assert_eq!(store.use_link([2; 32], 50).await.unwrap(), None);
+    assert_eq!(store.session([2; 32], 50).await.unwrap(), Some(owner));
+    assert_eq!(store.session([2; 32], 100).await.unwrap(), None);
+    store.end_session([2; 32]).await.unwrap();
+    assert_eq!(store.session([2; 32], 50).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_revoked_key_opens_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder).await;
+    let (owner, other) = (account(&store, 1).await, account(&store, 2).await);
+    let key = store.add_device_key(owner, [1; 32], "a".into(), 5).await;
+    let key = key.unwrap().unwrap();
+    let found = store.account_of_device([1; 32], 5).await.unwrap().unwrap();
+    assert_eq!((found.0.id, found.1), (owner, true));
+    assert!(!store.revoke_device_key(other, key, 9).await.unwrap());
+    assert!(store.account_of_device([1; 32], 5).await.unwrap().is_some());
+    assert!(store.revoke_device_key(owner, key, 9).await.unwrap());
+    assert!(store.account_of_device([1; 32], 5).await.unwrap().is_none());
+    assert!(!store.revoke_device_key(owner, u64::MAX, 9).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_worker_is_one_host() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder).await;
+    let owner = account(&store, 1).await;
+    let (first, second) = (host(&store, owner).await, host(&store, owner).await);
+    assert!(store.enrol(first, run(), worker(1)).await.unwrap());
+    assert!(store.enrol(first, run(), worker(1)).await.unwrap());
+    assert!(!store.enrol(second, run(), worker(1)).await.unwrap());
+    store.note_copy(second, run()).await.unwrap();
+    let copied = store.enrolment(second, run()).await.unwrap();
+    assert!(copied.is_copy && copied.worker.is_none());
+    assert!(store.enrol(second, run(), worker(2)).await.unwrap());
+    let enrolled = store.enrolment(second, run()).await.unwrap();
+    assert_eq!(
+        (enrolled.worker, enrolled.is_copy),
+        (Some(worker(2)), false)
+    );
+    assert_eq!(
+        store.host_of_worker(run(), worker(1)).await.unwrap(),
+        Some(first)
+    );
+}
+
+#[tokio::test]
+async fn a_task_ends_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder).await;
+    let owner = account(&store, 1).await;
+    let (first, second) = (host(&store, owner).await, host(&store, owner).await);
+    store.add_unit(unit_of(first, owner, "a")).await.unwrap();
+    let report = |host, exit_status| Outcome {
+        name: "a".into(),
+        host,
+        otherwise: UnitState::Failed,
+        refusal: Some("it failed".into()),
+        exit_status,
+        stderr: "x".into(),
+        cpu_ms: u64::MAX,
+        elapsed_ms: u64::MAX,
+    };
+    // Another host's report changes nothing.
+    let ended = store.note_reports(vec![report(second, 1)], 1_500).await;
+    assert!(ended.unwrap().is_empty());
+    assert_eq!(store.open_units(first).await.unwrap().len(), 1);
+    let hash = store.unit("a").await.unwrap().unwrap().sealed_hash;
+    assert_eq!(store.sealed(&hash).await.unwrap(), Some(b"a".to_vec()));
+    store.note_uploaded("a".into(), 9, 1_400).await.unwrap();
+    let settled = Settled {
+        refusal: Some("no".into()),
+        ..Settled::default()
+    };
+    store.settle("a".into(), settled).await.unwrap();
+    let ended = store.note_reports(vec![report(first, 1)], 1_500).await;
+    assert!(ended.unwrap().is_empty(), "its result was here");
+    let unit = store.unit("a").await.unwrap().unwrap();
+    assert_eq!(unit.state, UnitState::Refused);
+    assert_eq!(unit.reported_ms, Some(1_500));
+    assert_eq!(store.open_units(first).await.unwrap().len(), 0);
+    assert_eq!(
+        store.take_refusals(first).await.unwrap(),
+        [("a".to_owned(), "no".to_owned())]
+    );
+    assert!(store.take_refusals(first).await.unwrap().is_empty());
+    assert_eq!(store.sealed(&hash).await.unwrap(), None);
+}

@@ -1,0 +1,305 @@
+//! Results on their way in: BOINC's upload protocol, resumable, streamed to the disk.
+//!
+//! A head of tags ends with the line `<data>`; raw bytes follow it, and nothing closes it. An answer of status 0 means that
+//! the file is whole and durable here.
+
+mod head;
+
+use std::{
+    io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context, Result};
+use bytes::{Bytes, BytesMut};
+use data_encoding::HEXLOWER;
+use futures_util::{Stream, StreamExt};
+use md5::{Digest, Md5};
+use tokio::{
+    fs,
+    io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt, SeekFrom},
+};
+
+pub(super) use self::head::UploadHead;
+use self::head::{DONE, HEAD_BYTES_MAX, UploadReply, later, never};
+use super::{
+    Busy, Door,
+    reply::unit_of_output,
+    settle::{self, Step},
+    store::{Unit, UnitState},
+};
+use crate::Hub;
+
+/// Bytes read at once where a file is summed up.
+const BLOCK_BYTES: usize = 256 * 1024;
+/// Longest wait for what follows from a whole result, before the client is answered; it goes on without the client.
+const SETTLE_WAIT: Duration = Duration::from_secs(20);
+/// Files that nothing came of for so long are removed.
+const KEPT: Duration = Duration::from_secs(14 * 86_400);
+
+/// The folder of results that are not whole or not settled.
+pub(super) struct Uploads {
+    folder: PathBuf,
+    busy: Busy<String>,
+    /// Bytes that lie there.
+    held: AtomicU64,
+}
+
+impl Uploads {
+    pub(super) fn open(folder: &Path) -> Result<Self> {
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("can't create the folder {}", folder.display()))?;
+        let mut held = 0;
+        for file in std::fs::read_dir(folder)? {
+            held += file?.metadata()?.len();
+        }
+        Ok(Self {
+            folder: folder.to_owned(),
+            busy: Busy::default(),
+            held: AtomicU64::new(held),
+        })
+    }
+
+    /// Where a unit's result lies.
+    pub(super) fn path(&self, unit: &Unit) -> PathBuf {
+        self.folder.join(&unit.name)
+    }
+
+    async fn length(&self, unit: &Unit) -> io::Result<u64> {
+        match fs::metadata(self.path(unit)).await {
+            Ok(found) => Ok(found.len()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes a unit's result.
+    pub(super) async fn remove(&self, unit: &Unit) -> io::Result<()> {
+        let length = self.length(unit).await?;
+        match fs::remove_file(self.path(unit)).await {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        self.free(length);
+        Ok(())
+    }
+
+    fn free(&self, bytes: u64) {
+        let less = |held: u64| Some(held.saturating_sub(bytes));
+        let _ = self
+            .held
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    }
+
+    /// Removes files that nothing came of.
+    pub(super) async fn clean(&self) -> io::Result<()> {
+        let mut files = fs::read_dir(&self.folder).await?;
+        while let Some(file) = files.next_entry().await? {
+            let found = file.metadata().await?;
+            let age = SystemTime::now().duration_since(found.modified()?);
+            if age.is_ok_and(|it| it > KEPT) {
+                fs::remove_file(file.path()).await?;
+                self.free(found.len());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Takes an upload request.
+pub(crate) async fn receive<E>(
+    hub: &Arc<Hub>,
+    door: &Arc<Door>,
+    body: impl Stream<Item = Result<Bytes, E>>,
+    client: IpAddr,
+) -> UploadReply {
+    let mut body = std::pin::pin!(body);
+    let mut start = BytesMut::new();
+    let end = loop {
+        if let Some(end) = UploadHead::end(&start) {
+            break Some(end);
+        }
+        if start.len() > HEAD_BYTES_MAX {
+            return never("the upload's head is too long");
+        }
+        match body.next().await {
+            Some(Ok(part)) => start.extend_from_slice(&part),
+            Some(Err(_)) => return later("the upload was cut"),
+            None => break None,
+        }
+    };
+    let head = UploadHead::read(&start[..end.unwrap_or(start.len())]);
+    let answer = match (head, end) {
+        (Some(UploadHead::Size { file }), _) => size(door, &file).await,
+        (Some(head @ UploadHead::Data { .. }), Some(end)) => {
+            let first = start.split_off(end).freeze();
+            let bytes = futures_util::stream::iter([Ok(first)]).chain(body);
+            take(hub, door, head, std::pin::pin!(bytes), client).await
+        }
+        _ => Ok(never("the upload does not read")),
+    };
+    answer.unwrap_or_else(|error| {
+        tracing::error!("an upload of a BOINC client failed: {error:#}");
+        later("the hub failed; try again later")
+    })
+}
+
+async fn size(door: &Door, file: &str) -> Result<UploadReply> {
+    let Some(unit) = unit_of(door, file).await? else {
+        return Ok(never("there is no such task"));
+    };
+    let size = match unit.uploaded_bytes {
+        Some(bytes) => bytes,
+        // A client that hears of all its bytes sends nothing more, and takes the file for taken: until it is, the last
+        // byte is asked for again.
+        None => door.uploads.length(&unit).await?.saturating_sub(1),
+    };
+    Ok(UploadReply {
+        file_size: Some(size),
+        ..DONE
+    })
+}
+
+async fn unit_of(door: &Door, file: &str) -> Result<Option<Unit>> {
+    match unit_of_output(file) {
+        Some(name) => door.store.unit(name).await,
+        None => Ok(None),
+    }
+}
+
+async fn take<E>(
+    hub: &Arc<Hub>,
+    door: &Arc<Door>,
+    head: UploadHead,
+    body: impl Stream<Item = Result<Bytes, E>> + Unpin,
+    client: IpAddr,
+) -> Result<UploadReply> {
+    let UploadHead::Data {
+        file,
+        token,
+        bytes_max,
+        bytes,
+        md5,
+        offset,
+    } = head
+    else {
+        return Ok(never("the upload does not read"));
+    };
+    let Some(unit) = unit_of(door, &file).await? else {
+        return Ok(never("there is no such task"));
+    };
+    let now_s = hub.clock.now_ms() / 1_000;
+    if !door.token_key.holds(&token, &file, bytes_max, now_s) {
+        return Ok(never("the upload's token is not this file's, or too old"));
+    }
+    if bytes > bytes_max {
+        return Ok(never("the file is longer than the task allows"));
+    }
+    match unit.state {
+        UnitState::Sent | UnitState::Lost | UnitState::Aborted => {}
+        // The answer to the whole file was lost.
+        UnitState::Uploaded | UnitState::Granted | UnitState::Refused => return Ok(DONE),
+        UnitState::Failed => return Ok(never("the task is over")),
+    }
+    let Some(_turn) = door.uploads.busy.begin(unit.name.clone()) else {
+        return Ok(later("another upload of the file is in progress"));
+    };
+    if offset > bytes || offset > door.uploads.length(&unit).await? {
+        return Ok(later("the upload does not begin where the file ends"));
+    }
+    if let Some(refusal) = write(hub, door, &unit, body, offset, bytes).await? {
+        return Ok(refusal);
+    }
+    let path = door.uploads.path(&unit);
+    if sum(&path).await? != md5 {
+        door.uploads.remove(&unit).await?;
+        return Ok(later(
+            "the bytes are not those that were announced; send them again",
+        ));
+    }
+    fs::File::open(&path).await?.sync_all().await?;
+    fs::File::open(&door.uploads.folder)
+        .await?
+        .sync_all()
+        .await?;
+    let now_ms = hub.clock.now_ms();
+    let name = unit.name.clone();
+    door.store.note_uploaded(name, bytes, now_ms).await?;
+    settle_soon(hub, door, &unit, client).await;
+    Ok(DONE)
+}
+
+/// Does what follows from a whole result, as long as the client waits; after that it goes on without it.
+async fn settle_soon(hub: &Arc<Hub>, door: &Arc<Door>, unit: &Unit, client: IpAddr) {
+    let settling = settle::settle(hub, door, &unit.name, client);
+    match tokio::time::timeout(SETTLE_WAIT, settling).await {
+        Ok(Ok(Step::Settled)) => {}
+        Ok(Ok(Step::Later)) | Err(_) => door.wake_settling(),
+        Ok(Err(error)) => {
+            tracing::error!(unit = unit.name, "a result is not settled: {error:#}");
+            door.wake_settling();
+        }
+    }
+}
+
+/// Writes the bytes; an answer if the file is not whole then.
+async fn write<E>(
+    hub: &Hub,
+    door: &Door,
+    unit: &Unit,
+    mut body: impl Stream<Item = Result<Bytes, E>> + Unpin,
+    offset: u64,
+    bytes: u64,
+) -> Result<Option<UploadReply>> {
+    let uploads = &door.uploads;
+    let mut options = fs::OpenOptions::new();
+    options.create(true).truncate(false).write(true);
+    let mut file = options.open(uploads.path(unit)).await?;
+    let before = file.metadata().await?.len();
+    file.set_len(offset).await?;
+    uploads.free(before.saturating_sub(offset));
+    file.seek(SeekFrom::Start(offset)).await?;
+    let mut at = offset;
+    let mut refusal = None;
+    while let Some(part) = body.next().await {
+        let Ok(part) = part else {
+            break;
+        };
+        let length = part.len() as u64;
+        if at + length > bytes {
+            refusal = Some(never("these are more bytes than were announced"));
+            break;
+        }
+        let held = uploads.held.fetch_add(length, Ordering::Relaxed);
+        if held + length > hub.config.unused_bytes_max {
+            uploads.free(length);
+            refusal = Some(later(
+                "the hub has no room for results now; try again later",
+            ));
+            break;
+        }
+        hub.metrics.bytes_received.inc_by(length);
+        file.write_all(&part).await?;
+        at += length;
+    }
+    file.flush().await?;
+    Ok(refusal.or((at < bytes).then(|| later("the upload was cut"))))
+}
+
+/// A file's MD5.
+async fn sum(path: &Path) -> Result<String> {
+    let mut file = fs::File::open(path).await?;
+    let (mut md5, mut block) = (Md5::new(), vec![0; BLOCK_BYTES]);
+    loop {
+        match file.read(&mut block).await? {
+            0 => return Ok(HEXLOWER.encode(&md5.finalize())),
+            read => md5.update(&block[..read]),
+        }
+    }
+}
