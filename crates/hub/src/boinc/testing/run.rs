@@ -136,7 +136,7 @@ impl App {
                         arithmetic: "scalar".into(),
                         threads: 1,
                         memory_mib: 1,
-                        tokens_per_s: 100_000,
+                        tokens_per_s: 10_000_000,
                     },
                 };
                 output.commands = vec![self.signed(unit, join)];
@@ -193,7 +193,7 @@ fn made_up(
         .collect();
     let settings = engine::charter::update_settings(&charter.outer);
     let payload = codec::encode(&lengths, &settings, &values).unwrap();
-    let steps = 1;
+    let steps = 100;
     let header = UpdateHeader {
         run: run.id,
         worker: app.worker(),
@@ -231,8 +231,8 @@ fn charter(
         succession: Vec::new(),
         model: Model {
             vocab_size: tokenizer.vocabulary_size(),
-            hidden_size: 4,
-            intermediate_size: 4,
+            hidden_size: 32,
+            intermediate_size: 32,
             num_hidden_layers: 1,
             num_attention_heads: 1,
             num_key_value_heads: 1,
@@ -250,7 +250,7 @@ fn charter(
             baselines: Baselines::default(),
         },
         inner: Inner {
-            batch_rows: 1,
+            batch_rows: 64,
             sequence: SEQUENCE,
             learning_rate_peak_nano: 1_000_000,
             warmup_tokens: 100,

@@ -178,14 +178,12 @@ async fn a_devices_key_computes_and_does_nothing_else() {
         run.state.read().await.bindings[&worker.public()],
         account_key
     );
+    let again = with_key(Method::POST, "/api/v1/account/workers", attach.clone()).await;
+    assert_eq!(again.status, StatusCode::OK, "the same again costs nothing");
     let mut forged = attach;
     forged["signature"] = json!("00".repeat(64));
     let forged = with_key(Method::POST, "/api/v1/account/workers", forged).await;
-    assert_eq!(
-        forged.status,
-        StatusCode::OK,
-        "the same binding again costs nothing"
-    );
+    assert_eq!(forged.status, StatusCode::FORBIDDEN);
     let shown = browser.get("/api/v1/account").await.json();
     assert_eq!(shown["workers"], json!([worker.public().to_string()]));
     // Revoked, it opens nothing.
@@ -327,4 +325,66 @@ async fn a_hub_without_a_release_has_no_door() {
         );
     }
     assert!(!folder.path().join("boinc.sqlite").exists());
+}
+
+#[tokio::test]
+async fn a_persons_own_key_is_linked_and_signs_in() {
+    let fixture = Fixture::new().await;
+    let id = fixture.create_run(60_000).await;
+    let mut browser = Browser::new(&fixture);
+    let account = browser.post("/api/v1/accounts", alice()).await.json();
+    let own = SecretKey::from_entropy([5; 32]);
+    let own_id = protocol::units::AccountId(own.public());
+    let held = account["hub_key"].as_str().unwrap().parse().unwrap();
+    let half = sign_half(&own, id, own_id, held, KeyRole::Session);
+    let link = json!({
+        "run": "for hosts",
+        "key": own.public().to_string(),
+        "signature": data_encoding::HEXLOWER.encode(&half.0),
+    });
+    let early = browser.post("/api/v1/account/key", link.clone()).await;
+    assert_eq!(early.json()["code"], "no_machine");
+    let mut client = HandMade::new(&fixture.account("alice@example.org").await);
+    let reply = client.ask(&fixture).await;
+    let run = fixture.run(id).await;
+    let charter = run.state.read().await.charter.clone();
+    let output = App::new(7).work(&fixture.unit(&reply).await, &run, &charter, 1.0);
+    client.upload(&fixture, &reply, &output).await;
+    let mut forged = link.clone();
+    forged["signature"] = json!("00".repeat(64));
+    let forged = browser.post("/api/v1/account/key", forged).await;
+    assert_eq!(forged.json()["code"], "bad_request");
+    let linked = browser.post("/api/v1/account/key", link.clone()).await;
+    assert_eq!(linked.status, StatusCode::OK, "{}", linked.text());
+    assert_eq!(run.state.read().await.bindings[&held], own_id);
+    let shown = browser.get("/api/v1/account").await.json();
+    assert_eq!(shown["key"], own.public().to_string());
+    assert_eq!(shown["is_key_held_by_hub"], false);
+
+    let sign = |time_ms: u64| {
+        let hub = fixture.hub().key.public();
+        let signature = protocol::identity::sign_in(&own, hub, time_ms);
+        json!({
+            "key": own.public().to_string(),
+            "time_ms": time_ms,
+            "signature": data_encoding::HEXLOWER.encode(&signature.0),
+        })
+    };
+    let now_ms = fixture.hub().clock.now_ms();
+    let mut elsewhere = Browser::new(&fixture);
+    let signed_in = elsewhere.post("/api/v1/sessions", sign(now_ms)).await;
+    assert_eq!(signed_in.status, StatusCode::OK, "{}", signed_in.text());
+    assert_eq!(signed_in.json()["name"], "Alice B");
+    let old = elsewhere
+        .post("/api/v1/sessions", sign(now_ms - 600_000))
+        .await;
+    assert_eq!(old.json()["code"], "wrong_key");
+    // Nobody else's account is linked with it.
+    let mut bob = Browser::new(&fixture);
+    let account = json!({"email": "bob@example.org", "password": "secret99", "name": "Bob"});
+    bob.post("/api/v1/accounts", account).await;
+    assert_eq!(
+        bob.post("/api/v1/account/key", link).await.json()["code"],
+        "taken"
+    );
 }
