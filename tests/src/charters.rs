@@ -50,6 +50,24 @@ pub fn small() -> Result<String> {
     ])
 }
 
+/// The small model in a run that takes BOINC hosts: their units train this long, and a round leaves them the time that their
+/// client takes beside. Rounds end as soon as everyone who is there has committed.
+///
+/// # Errors
+/// As [`with`].
+pub fn boinc(unit_ms: u64, window_ms: u64) -> Result<String> {
+    let charter = small()?
+        .replace("window_ms = 1500", &format!("window_ms = {window_ms}"))
+        .replace("warm_start_tokens = 2000", "warm_start_tokens = 0")
+        .replace("steps_max = 20", "steps_max = 400");
+    let rules = "[round]\n";
+    ensure!(
+        charter.matches(rules).count() == 1,
+        "the demo's charter has one [round]"
+    );
+    Ok(charter.replace(rules, &format!("{rules}boinc_unit_ms = {unit_ms}\n")))
+}
+
 /// Sentences made of few words in a fixed order, one document a line as JSON: the same text each time.
 #[must_use]
 pub fn small_text() -> String {

@@ -4,6 +4,8 @@
 //! `protocol`, `network` and `engine`. They never reach into a role's crate.
 
 pub mod audit;
+#[cfg(target_os = "linux")]
+pub mod boinc;
 pub mod charters;
 pub mod decoders;
 pub mod disk;

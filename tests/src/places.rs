@@ -34,6 +34,17 @@ pub fn athome() -> Result<PathBuf> {
     )
 }
 
+/// What BOINC clients run.
+///
+/// # Errors
+/// A sentence that says how to build it.
+pub fn boinc_application() -> Result<PathBuf> {
+    required(
+        target().join("debug/athome-boinc"),
+        "cargo build --workspace --bins --tests",
+    )
+}
+
 /// A Python of `cargo xtask setup`: `python-transformers` or `python-openai`.
 ///
 /// # Errors

@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::AsyncWriteExt as _;
 
 use crate::places;
 
@@ -135,7 +136,11 @@ impl Process {
         lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
     }
 
-    async fn ended(&mut self, wait: Duration) -> Result<ExitStatus> {
+    /// Waits until it has ended by itself.
+    ///
+    /// # Errors
+    /// If it does not within `wait`.
+    pub async fn ended(&mut self, wait: Duration) -> Result<ExitStatus> {
         let begin = std::time::Instant::now();
         let mut look = tokio::time::interval(Duration::from_millis(20));
         while begin.elapsed() < wait {
@@ -186,6 +191,39 @@ pub async fn run<A: AsRef<OsStr>>(program: &Path, arguments: &[A]) -> Result<Out
         .await
         .with_context(|| format!("{} did not end", program.display()))?
         .with_context(|| format!("cannot start {}", program.display()))?;
+    Ok(Output {
+        success: output.status.success(),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    })
+}
+
+/// Runs a command to its end that reads this from standard input.
+///
+/// # Errors
+/// If it can't be started, does not read, or does not end.
+pub async fn run_told<A: AsRef<OsStr>>(
+    program: &Path,
+    arguments: &[A],
+    told: &str,
+) -> Result<Output> {
+    let mut command = tokio::process::Command::new(program);
+    command
+        .args(arguments)
+        .current_dir(places::root())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    let mut child = command
+        .spawn()
+        .with_context(|| format!("cannot start {}", program.display()))?;
+    let mut input = child.stdin.take().context("it has no standard input")?;
+    input.write_all(told.as_bytes()).await?;
+    drop(input);
+    let output = tokio::time::timeout(COMMAND_MAX, child.wait_with_output())
+        .await
+        .with_context(|| format!("{} did not end", program.display()))??;
     Ok(Output {
         success: output.status.success(),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),

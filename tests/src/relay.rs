@@ -8,7 +8,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -27,6 +27,8 @@ use tokio::{
 
 /// Bytes passed on at once.
 const CHUNK_BYTES: usize = 16 << 10;
+/// Bytes of an answer after which it is held, if none is to be.
+const NEVER: u64 = u64::MAX;
 /// A slowed direction passes on so many chunks a second.
 const SLOW_CHUNKS_PER_S: u64 = 20;
 
@@ -37,6 +39,12 @@ pub enum Wanted {
     Commitment,
     /// A piece of an update.
     Upload,
+    /// A BOINC client's question to the scheduler.
+    BoincScheduler,
+    /// A BOINC client's request for a file.
+    BoincDownload,
+    /// Bytes of a BOINC client's output.
+    BoincUpload,
 }
 
 /// Where a trap stops the request.
@@ -48,6 +56,8 @@ pub enum Moment {
     Within(usize),
     /// The hub has answered, and nobody gets the answer.
     BeforeAnswer,
+    /// This many bytes of the answer arrive.
+    WithinAnswer(usize),
 }
 
 /// A running relay; it ends when it is dropped.
@@ -241,6 +251,13 @@ impl Wanted {
     fn begins(self, chunk: &[u8]) -> bool {
         match self {
             Self::Upload => chunk.starts_with(b"PATCH /api/v1/uploads/"),
+            Self::BoincScheduler => chunk.starts_with(b"POST /boinc/scheduler"),
+            Self::BoincDownload => chunk.starts_with(b"GET /boinc/files/"),
+            // The client sends a request's head alone; and questions how far an upload is go to the same address.
+            Self::BoincUpload => {
+                let tag = b"<file_upload>";
+                chunk.windows(tag.len()).any(|it| it == tag)
+            }
             Self::Commitment => {
                 let Some(end) = chunk.windows(4).position(|it| it == b"\r\n\r\n") else {
                     return false;
@@ -267,7 +284,7 @@ async fn connection(worker: TcpStream, control: Arc<Control>) {
     }
     let (from_worker, to_worker) = worker.into_split();
     let (from_hub, to_hub) = hub.into_split();
-    let holds_answer = AtomicBool::new(false);
+    let holds_answer = AtomicU64::new(NEVER);
     let both = async {
         tokio::join!(
             up(from_worker, to_hub, &control, &holds_answer),
@@ -284,7 +301,7 @@ async fn up(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     control: &Control,
-    holds_answer: &AtomicBool,
+    holds_answer: &AtomicU64,
 ) {
     let mut buffer = vec![0; CHUNK_BYTES];
     while let Ok(bytes @ 1..) = from.read(&mut buffer[..]).await {
@@ -302,7 +319,10 @@ async fn up(
                 chunk = after;
                 control.hold().await;
             }
-            Some(Moment::BeforeAnswer) => holds_answer.store(true, Ordering::Relaxed),
+            Some(Moment::BeforeAnswer) => holds_answer.store(0, Ordering::Relaxed),
+            Some(Moment::WithinAnswer(first)) => {
+                holds_answer.store(first as u64, Ordering::Relaxed);
+            }
         }
         for piece in chunk.chunks(control.chunk_bytes()) {
             control.pace(piece.len()).await;
@@ -321,15 +341,26 @@ async fn down(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     control: &Control,
-    holds_answer: &AtomicBool,
+    holds_answer: &AtomicU64,
 ) {
     let mut buffer = vec![0; CHUNK_BYTES];
     while let Ok(bytes @ 1..) = from.read(&mut buffer).await {
-        if holds_answer.swap(false, Ordering::Relaxed) {
-            control.hold().await;
+        let mut chunk = &buffer[..bytes];
+        let first = holds_answer.load(Ordering::Relaxed);
+        if first != NEVER {
+            let (before, after) = chunk.split_at(chunk.len().min(first as usize));
+            if to.write_all(before).await.is_err() {
+                return;
+            }
+            chunk = after;
+            holds_answer.store(first - before.len() as u64, Ordering::Relaxed);
+            if !chunk.is_empty() {
+                holds_answer.store(NEVER, Ordering::Relaxed);
+                control.hold().await;
+            }
         }
         control.open().await;
-        if to.write_all(&buffer[..bytes]).await.is_err() {
+        if to.write_all(chunk).await.is_err() {
             return;
         }
         control

@@ -48,6 +48,11 @@ export function credits(micro: number): string {
   return value.toFixed(decimals)
 }
 
+/** BOINC's figure of credit: whole from ten on, as its clients show it. */
+export function cobblestones(value: number): string {
+  return value >= 10 || value === 0 ? count(Math.round(value)) : value >= 0.01 ? value.toFixed(2) : '< 0.01'
+}
+
 export function percent(part: number, all: number): string {
   if (all <= 0) return '0 %'
   const share = (100 * part) / all

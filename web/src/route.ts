@@ -1,9 +1,11 @@
-// Addresses of the pages: `#/`, `#/run/ID`, `#/run/ID/log?from=N`, `#/chat`.
+// Addresses of the pages: `#/`, `#/run/ID`, `#/run/ID/log?from=N`, `#/join`, `#/machines`, `#/chat`.
 
 export type Route =
   | { page: 'runs' }
   | { page: 'run'; run: string }
   | { page: 'log'; run: string; from: number | null }
+  | { page: 'join' }
+  | { page: 'machines'; link: string | null }
   | { page: 'chat'; model: string | null }
   | { page: 'unknown'; address: string }
 
@@ -15,6 +17,8 @@ export function parseRoute(hash: string): Route {
   const parameters = new URLSearchParams(query)
   if (parts.length === 0) return { page: 'runs' }
   if (parts[0] === 'chat' && parts.length === 1) return { page: 'chat', model: parameters.get('model') }
+  if (parts[0] === 'join' && parts.length === 1) return { page: 'join' }
+  if (parts[0] === 'machines' && parts.length === 1) return { page: 'machines', link: parameters.get('link') }
   if (parts[0] === 'run' && parts[1] !== undefined) {
     if (parts.length === 2) return { page: 'run', run: parts[1] }
     if (parts.length === 3 && parts[2] === 'log') {

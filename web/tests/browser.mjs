@@ -6,18 +6,15 @@
 // a gateway that the hub names. CHROMIUM names the browser, /usr/bin/chromium if unset.
 // Every check prints one line; the first that fails ends the test with exit status 1 and a picture of the page.
 
-import { mkdirSync, readFileSync } from 'node:fs'
-import { createRequire } from 'node:module'
+import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
-import { chromium } from 'playwright-core'
 
-const PAGE_MS = 30_000
+import { accessible, DESK, fits, inBrowser, must, ok, PAGE_MS, recolour, report, until } from './page.mjs'
+
 const ANSWER_MS = 120_000
 const STOP_MS_MAX = 100
 const STOP_TRIES = 12
-const PHONE = { width: 360, height: 760 }
-const DESK = { width: 1280, height: 1180 }
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
@@ -31,84 +28,11 @@ if (!hub || !out) {
 const origin = new URL(hub).origin
 const roundsMin = Number(values.rounds)
 const liveMs = Number(values['live-ms'])
-const axeSource = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8')
-
-let passed = 0
-function ok(what) {
-  passed += 1
-  console.log(`ok - ${what}`)
-}
-function must(condition, what, saw) {
-  if (!condition) throw new Error(`${what}${saw === undefined ? '' : `; saw ${JSON.stringify(saw)}`}`)
-  ok(what)
-}
 
 async function json(path) {
   const response = await fetch(`${origin}/api/v1${path}`)
   if (!response.ok) throw new Error(`${path} answered with status ${response.status}`)
   return response.json()
-}
-
-/** Waits until `read` gives something that `enough` accepts, and returns it. */
-async function until(what, read, enough, ms = PAGE_MS) {
-  const end = Date.now() + ms
-  let value
-  for (;;) {
-    value = await read()
-    if (enough(value)) return value
-    if (Date.now() > end) throw new Error(`${what}: not within ${ms} ms; last saw ${JSON.stringify(value)}`)
-    await new Promise((resolve) => setTimeout(resolve, 100))
-  }
-}
-
-/** Errors of scripts, refusals of the Content-Security-Policy, requests to foreign hosts. */
-function watch(page, allowed) {
-  const troubles = []
-  page.on('pageerror', (error) => troubles.push(`script error: ${error.stack}`))
-  page.on('console', (message) => {
-    if (/Content.Security.Policy/i.test(message.text())) troubles.push(message.text())
-  })
-  page.on('request', (request) => {
-    const { protocol, origin: asked } = new URL(request.url())
-    if (/^https?:$/.test(protocol) && !allowed.includes(asked)) troubles.push(`request to a foreign host: ${request.url()}`)
-  })
-  return troubles
-}
-
-/** Switches the colours and waits until they are painted. */
-async function recolour(page, colorScheme) {
-  await page.emulateMedia({ colorScheme })
-  await page.evaluate(() => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve))))
-}
-
-async function violations(page) {
-  return page.evaluate(async () => {
-    const { violations } = await window.axe.run(document)
-    return violations
-      .filter(({ impact }) => impact === 'serious' || impact === 'critical')
-      .map(({ id, help, nodes }) => `${id} (${help}): ${nodes.slice(0, 3).map((node) => node.html.slice(0, 160)).join(' | ')}`)
-  })
-}
-
-async function accessible(page, name) {
-  for (const colorScheme of ['light', 'dark']) {
-    await recolour(page, colorScheme)
-    await page.evaluate(axeSource)
-    let found = await violations(page)
-    if (found.length > 0) {
-      // A live page may have been looked at in the middle of a change: what is wrong is still wrong a moment later.
-      await new Promise((resolve) => setTimeout(resolve, 500))
-      found = await violations(page)
-    }
-    must(found.length === 0, `${name}: no serious accessibility violation in ${colorScheme}`, found)
-  }
-  await recolour(page, 'light')
-}
-
-async function fits(page, name) {
-  await page.setViewportSize(PHONE)
-  const width = await page.evaluate(() => document.documentElement.scrollWidth)
-  must(width <= PHONE.width, `${name}: no horizontal scrolling at ${PHONE.width} px`, width)
 }
 
 async function checkRuns(page, run) {
@@ -292,36 +216,12 @@ async function main() {
   const run = values.run ? runs.find(({ name, id }) => name === values.run || id === values.run) : runs[0]
   if (!run) throw new Error(`the hub has no run ${values.run ?? 'at all'}`)
 
-  const browser = await chromium.launch({
-    executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
-    args: ['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-component-update', '--disable-sync', '--no-first-run'],
+  await inBrowser([origin, new URL(info.gateway).origin], join(out, 'failure.png'), async (page) => {
+    await checkRuns(page, run)
+    await checkRun(page, run)
+    await checkLog(page, run)
+    await checkChat(page)
   })
-  try {
-    const context = await browser.newContext({ viewport: DESK, colorScheme: 'light', reducedMotion: 'reduce' })
-    const page = await context.newPage()
-    page.setDefaultTimeout(PAGE_MS)
-    const troubles = watch(page, [origin, new URL(info.gateway).origin])
-    try {
-      await checkRuns(page, run)
-      await checkRun(page, run)
-      await checkLog(page, run)
-      await checkChat(page)
-      must(troubles.length === 0, 'no script error, no policy violation, no foreign host', troubles)
-    } catch (error) {
-      await page.screenshot({ path: join(out, 'failure.png') }).catch(() => {})
-      if (troubles.length > 0) console.error(troubles.join('\n'))
-      throw error
-    }
-  } finally {
-    await browser.close()
-  }
 }
 
-try {
-  await main()
-  console.log(`${passed} passed, 0 failed`)
-} catch (error) {
-  console.error(`not ok - ${error.message}`)
-  console.log(`${passed} passed, 1 failed`)
-  process.exitCode = 1
-}
+await report(main)

@@ -14,9 +14,10 @@ use anyhow::{Context, Result, bail};
 
 use crate::{process, workspace};
 
-/// Debian packages of the tests: a browser with fonts, `ip` and `tc` for shaped links, clocks that are wrong, PyTorch to check
-/// exported models against, venv.
-const DEBIAN_PACKAGES: [&str; 6] = [
+/// Debian packages of the tests: an unmodified BOINC client, a browser with fonts, `ip` and `tc` for shaped links, clocks that
+/// are wrong, PyTorch to check exported models against, venv.
+const DEBIAN_PACKAGES: [&str; 7] = [
+    "boinc-client",
     "chromium",
     "fonts-dejavu-core",
     "iproute2",
@@ -30,6 +31,10 @@ const TRANSFORMERS: [&str; 2] = ["transformers==4.49.0", "safetensors"];
 const OPENAI: [&str; 1] = ["openai"];
 /// The test runner, where it has to be built first.
 const NEXTEST_VERSION: &str = "0.9.143";
+/// What Debian's packages ask before they start a service, and the answer "no": the tests start their own BOINC clients, and
+/// nobody asked for one that runs on this machine for ever.
+const SERVICE_POLICY: &str = "/usr/sbin/policy-rc.d";
+const START_NO_SERVICE: &str = "#!/bin/sh\nexit 101\n";
 /// Debian's Python, the one that sees `python3-torch`.
 const PYTHON: &str = "/usr/bin/python3";
 
@@ -149,15 +154,16 @@ pub(crate) fn debian(packages: &[&str]) -> Result<()> {
     } else {
         bail!("These packages are needed: {list}. Run: sudo apt-get install {list}");
     };
+    let as_superuser = |program: &str| match superuser {
+        Some(sudo) => {
+            let mut command = Command::new(sudo);
+            command.arg(program);
+            command
+        }
+        None => Command::new(program),
+    };
     let apt = |arguments: &[&str]| {
-        let mut command = match superuser {
-            Some(sudo) => {
-                let mut command = Command::new(sudo);
-                command.arg("apt-get");
-                command
-            }
-            None => Command::new("apt-get"),
-        };
+        let mut command = as_superuser("apt-get");
         command
             .env("DEBIAN_FRONTEND", "noninteractive")
             .args(arguments);
@@ -165,9 +171,35 @@ pub(crate) fn debian(packages: &[&str]) -> Result<()> {
     };
     process::required("apt-update", &mut apt(&["update"]))?;
     let mut install = apt(&["install", "--yes", "--no-install-recommends"]);
-    process::required("apt-install", install.args(&missing))
-        .with_context(|| format!("cannot install {list}"))?;
+    without_services(&as_superuser, || {
+        process::required("apt-install", install.args(&missing))
+            .with_context(|| format!("cannot install {list}"))
+    })?;
     Ok(())
+}
+
+/// Runs `work` while nothing that is installed may start a service; a policy that this machine has stays as it is.
+fn without_services<T>(
+    as_superuser: &impl Fn(&str) -> Command,
+    work: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    if Path::new(SERVICE_POLICY).exists() {
+        return work();
+    }
+    let policy = workspace::tools().join("policy-rc.d");
+    fs::create_dir_all(workspace::tools()).context("cannot make target/athome-tools")?;
+    fs::write(&policy, START_NO_SERVICE)?;
+    let mut put = as_superuser("install");
+    process::required(
+        "apt-policy",
+        put.args(["-m", "755"]).arg(&policy).arg(SERVICE_POLICY),
+    )?;
+    let outcome = work();
+    process::required(
+        "apt-policy-removal",
+        as_superuser("rm").args(["-f", SERVICE_POLICY]),
+    )?;
+    outcome
 }
 
 /// cargo-nextest; returns the folder to put on the path if it had to be built.

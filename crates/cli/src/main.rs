@@ -2,12 +2,14 @@
 //!
 //! The environment is read here and nowhere else: `ATHOME_HUB`, `ATHOME_HOME`, `ATHOME_LOG`, `ATHOME_OPERATOR_TOKEN`.
 
+mod account;
 mod audit;
 mod boinc;
 mod data;
 mod gateway;
 mod hub;
 mod join;
+mod keys;
 mod output;
 mod places;
 mod run;
@@ -84,6 +86,8 @@ enum Command {
     Data(data::Data),
     /// Do one update again and say whether it comes out the same
     Audit(audit::Audit),
+    /// Make, restore and use the key that your machines' work counts for
+    Account(account::Account),
     /// Keep runs: their logs, rounds, models and web app
     Hub(hub::Hub),
     /// Answer OpenAI clients with a hub's models
@@ -128,6 +132,7 @@ fn execute(command: Command, places: &Places) -> anyhow::Result<()> {
             Command::Run(command) => command.execute(places, shutdown).await,
             Command::Data(command) => command.execute(places, shutdown).await,
             Command::Audit(command) => command.execute(places, shutdown).await,
+            Command::Account(command) => command.execute(places).await,
             Command::Hub(command) => command.execute(places, shutdown).await,
             Command::Gateway(command) => command.execute(places, shutdown).await,
             Command::Boinc(command) => command.execute(),
@@ -145,7 +150,9 @@ impl Command {
             Self::Hub(_) | Self::Gateway(_) => "info",
             // A peer that is gone is nothing to warn of.
             Self::Join(_) => "warn,iroh=error,netwatch=error,noq=error",
-            Self::Run(_) | Self::Data(_) | Self::Audit(_) | Self::Boinc(_) => "warn",
+            Self::Run(_) | Self::Data(_) | Self::Audit(_) | Self::Account(_) | Self::Boinc(_) => {
+                "warn"
+            }
         }
     }
 }

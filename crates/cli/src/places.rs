@@ -31,6 +31,11 @@ impl Places {
         self.home.join("worker")
     }
 
+    /// The key of this user's account.
+    pub(crate) fn account_key(&self) -> PathBuf {
+        self.home.join("account.key")
+    }
+
     /// The gateway's cache.
     pub(crate) fn gateway(&self) -> PathBuf {
         self.home.join("gateway")

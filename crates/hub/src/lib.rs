@@ -6,8 +6,6 @@
 
 pub mod boinc;
 
-pub mod boinc;
-
 mod archive;
 mod blobs;
 mod clock;

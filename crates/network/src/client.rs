@@ -1,5 +1,6 @@
 //! Typed calls of the hub's HTTP API (`protocol::api`).
 
+pub mod accounts;
 mod addresses;
 mod error;
 mod mirrors;

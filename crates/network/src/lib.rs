@@ -19,5 +19,5 @@ pub mod text;
 pub mod world;
 
 pub use blobs::{BlobCache, UploadAuthorisation};
-pub use client::{ClientError, HubClient};
+pub use client::{ClientError, HubClient, accounts};
 pub use source::Source;

@@ -54,11 +54,78 @@ impl Network {
     /// # Errors
     /// If there is none.
     pub async fn merged_of(&mut self, run: RunId, worker: WorkerId) -> Result<()> {
+        self.merged_of_within(run, worker, MERGE_MAX).await
+    }
+
+    /// Waits until any worker has joined, and gives the first one's id.
+    ///
+    /// # Errors
+    /// If none does within `wait`.
+    pub async fn has_joined_within(&mut self, run: RunId, wait: Duration) -> Result<WorkerId> {
+        let events = self.client()?.events(run, Some(0)).await?;
+        self.follow(events, wait, "join", |entry| {
+            (entry.kind == "worker_joined").then_some(())
+        })
+        .await?;
+        let workers = self.client()?.workers(run).await?;
+        let first = workers.iter().min_by_key(|it| it.event);
+        Ok(first.context("nobody joined")?.id.parse()?)
+    }
+
+    /// As [`Self::merged_of`], with more patience.
+    ///
+    /// # Errors
+    /// If there is none within `wait`.
+    pub async fn merged_of_within(
+        &mut self,
+        run: RunId,
+        worker: WorkerId,
+        wait: Duration,
+    ) -> Result<()> {
         let (id, what) = (worker.to_string(), format!("merge with {}", worker.short()));
-        self.watch(run, MERGE_MAX, &what, |entry| {
+        self.watch(run, wait, &what, |entry| {
             let updates = entry.body["updates"].as_array()?;
             let is_there = updates.iter().any(|it| it["worker"] == id.as_str());
             (entry.kind == "round_merged" && is_there).then_some(())
+        })
+        .await
+    }
+
+    /// Waits for so many merges from now on that a worker is no part of.
+    ///
+    /// # Errors
+    /// If they do not come.
+    pub async fn merged_of_others(
+        &mut self,
+        run: RunId,
+        worker: WorkerId,
+        rounds: usize,
+    ) -> Result<()> {
+        let (id, mut merged) = (worker.to_string(), 0);
+        // Until it counts as gone, every round waits for it.
+        let longest = MERGE_MAX * u32::try_from(rounds + 2)?;
+        self.watch(run, longest, "merges of others", |entry| {
+            let updates = entry.body["updates"].as_array()?;
+            let is_there = updates.iter().any(|it| it["worker"] == id.as_str());
+            merged += usize::from(entry.kind == "round_merged" && !is_there);
+            (merged == rounds).then_some(())
+        })
+        .await
+    }
+
+    /// Waits for a merge of this many workers.
+    ///
+    /// # Errors
+    /// If there is none within `wait`.
+    pub async fn merged_with_hosts(
+        &mut self,
+        run: RunId,
+        workers: usize,
+        wait: Duration,
+    ) -> Result<()> {
+        self.watch(run, wait, "merge of all", |entry| {
+            let updates = entry.body["updates"].as_array()?;
+            (entry.kind == "round_merged" && updates.len() == workers).then_some(())
         })
         .await
     }

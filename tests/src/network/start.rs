@@ -1,7 +1,7 @@
 //! Starting hub and workers in other ways than the usual one: behind a relay or a link, under another program, with another
 //! clock.
 
-use std::process::Command;
+use std::{path::Path, process::Command};
 
 use anyhow::{Context, Result, ensure};
 use protocol::units::RunId;
@@ -9,7 +9,13 @@ use protocol::units::RunId;
 use super::{Network, Worker};
 #[cfg(target_os = "linux")]
 use crate::link::Link;
-use crate::{charters, places, process::Process};
+use crate::{
+    charters, places,
+    process::{Process, run_well},
+};
+
+/// Version of the application for BOINC clients, as they count: 1.01.
+const BOINC_VERSION: &str = "101";
 
 /// How a process is started, if not in the usual way.
 #[derive(Default)]
@@ -72,6 +78,30 @@ impl Start<'_> {
 }
 
 impl Network {
+    /// A network whose hub takes BOINC clients, with the application signed by a key of this test.
+    ///
+    /// # Errors
+    /// If the application can't be signed, or the hub does not answer.
+    pub async fn start_with_boinc(name: &str) -> Result<Self> {
+        let folder = Self::fresh_folder(name)?;
+        let release = folder.join("release");
+        sign_boinc_application(&folder, &release).await?;
+        let hub = Start {
+            arguments: vec![
+                "--boinc-release".to_owned(),
+                release.to_string_lossy().into_owned(),
+            ],
+            ..Start::default()
+        };
+        Self::start_in(folder, hub).await
+    }
+
+    /// The hub's address as BOINC clients want it: with a slash at its end.
+    #[must_use]
+    pub fn project_url(&self) -> String {
+        format!("{}/", self.hub_url())
+    }
+
     /// Starts a worker with one thread and no quota, again after [`Self::kill_worker`], on the same folder.
     ///
     /// # Errors
@@ -164,4 +194,17 @@ impl Network {
             &self.folder.join("hub.log"),
         )
     }
+}
+
+/// Does what an operator does once for a release, away from the hub.
+async fn sign_boinc_application(folder: &Path, release: &Path) -> Result<()> {
+    let (athome, application) = (places::athome()?, places::boinc_application()?);
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let key = text(&folder.join("signing.pem"));
+    run_well(&athome, &["boinc", "key", &key]).await?;
+    let (application, release) = (text(&application), text(release));
+    let mut sign = vec!["boinc", "sign", &application, "--key", &key];
+    sign.extend(["--version", BOINC_VERSION, "--release", &release]);
+    run_well(&athome, &sign).await?;
+    Ok(())
 }

@@ -4,6 +4,198 @@
  */
 
 export interface paths {
+    "/api/v1/account": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The account that one is signed in to. */
+        get: operations["show_account"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/account/devices": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The account's keys of devices, newest first. */
+        get: operations["list_devices"];
+        put?: never;
+        /** Makes a key for a device; the answer is the only one that shows it. */
+        post: operations["make_device"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/account/devices/{id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /** Revokes a key of a device. */
+        delete: operations["revoke_device"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/account/hosts": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The account's machines, those heard of last first, each with its newest tasks. */
+        get: operations["list_hosts"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/account/identity": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The account that a device's key computes for, or that one is signed in to: what a worker signs that is to be attached. */
+        get: operations["show_identity"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/account/key": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Links the account with its person's own key, by both signatures, in the log of a run: from then on that key signs in too. */
+        post: operations["link_key"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/account/links": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Makes a link for signing in elsewhere; it works once. */
+        post: operations["make_link"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/account/statistics": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        /** Says whether the account may be shown in statistics that other sites collect. */
+        put: operations["set_consent"];
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/account/team": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        /** Joins a team, and leaves the one before. */
+        put: operations["join_team"];
+        post?: never;
+        /** Leaves the team. */
+        delete: operations["leave_team"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/account/workers": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Binds a worker that has joined a run to the account, by the worker's signature and the account's key that the hub holds.
+         *     With the key of a device (`Authorization: Bearer …`), or signed in.
+         */
+        post: operations["attach_worker"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/accounts": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Makes an account and signs in to it. */
+        post: operations["create_account"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/blobs/{hash}": {
         parameters: {
             query?: never;
@@ -13,6 +205,23 @@ export interface paths {
         };
         /** A blob, or a range of it. */
         get: operations["read_blob"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/boinc": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** What BOINC clients are told of this hub; not found where it takes none. */
+        get: operations["show_project"];
         put?: never;
         post?: never;
         delete?: never;
@@ -351,6 +560,42 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/sessions": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Signs in: the answer sets a cookie that scripts can't read. */
+        post: operations["sign_in"];
+        /** Signs out. */
+        delete: operations["sign_out"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/teams": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Teams, those that earned most first. */
+        get: operations["list_teams"];
+        put?: never;
+        /** Makes a team and joins it. */
+        post: operations["create_team"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/uploads/{hash}": {
         parameters: {
             query?: never;
@@ -373,12 +618,70 @@ export interface paths {
 export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
+        /** @description What others may know of an account that agreed to it. */
+        AccountIdentity: {
+            /** @description Its public key: what a worker's half of a binding names. */
+            key: string;
+            /** @description Name for people. */
+            name: string;
+        };
+        /** @description An account, to whoever is signed in to it. */
+        AccountSummary: {
+            /**
+             * Format: int64
+             * @description When it was made.
+             */
+            created_ms: number;
+            /** @description BOINC's identifier of the same person at several projects. */
+            cross_project_id: string;
+            /** @description What its workers earned, of all runs of this hub. */
+            earned: components["schemas"]["Earned"];
+            /** @description Address by which it signs in. */
+            email: string;
+            /**
+             * Format: int64
+             * @description Its machines.
+             */
+            hosts: number;
+            /** @description The key that the hub made and holds: what the account's machines are bound to. */
+            hub_key: string;
+            /** @description Whether the hub made that key and holds it. */
+            is_key_held_by_hub: boolean;
+            /** @description Its public key: the account, as the log names it. */
+            key: string;
+            /** @description Name for people. */
+            name: string;
+            /**
+             * Format: int64
+             * @description Its place among the accounts of this hub by credit, 1 for the first; none before the first credit.
+             */
+            rank?: number | null;
+            /**
+             * Format: int64
+             * @description Accounts with credit.
+             */
+            ranked: number;
+            /** @description Whether it may be shown in the statistics that other sites collect. */
+            shows_statistics: boolean;
+            team?: null | components["schemas"]["TeamSummary"];
+            /** @description Workers bound to it that are no BOINC machines, by public key. */
+            workers: string[];
+        };
         /** @description The body of every error. */
         ApiError: {
             /** @description Stable, for programs. */
             code: string;
             /** @description A sentence for people: what happened, whether anything was lost, what to do. */
             message: string;
+        };
+        /** @description A worker's half of its binding to the account ([`crate::identity::sign_half`] as a worker); the hub adds the account's. */
+        AttachWorker: {
+            /** @description The run, by id or name. */
+            run: string;
+            /** @description Its signature, in hexadecimal. */
+            signature: string;
+            /** @description The worker's public key. */
+            worker: string;
         };
         /** @description Held-out losses of n-gram models over the same tokens, nats a token. */
         BaselineLosses: {
@@ -397,6 +700,20 @@ export interface components {
              * @description One-token frequencies.
              */
             unigram: number;
+        };
+        /** @description What BOINC clients are told of this hub. */
+        BoincProject: {
+            /** @description Platforms that the application is made for, as BOINC names them. */
+            platforms: string[];
+            /** @description The run that BOINC clients work for now, if one takes them. */
+            run?: string | null;
+            /** @description Address to give to a BOINC client as the project's URL. */
+            url: string;
+            /**
+             * Format: int32
+             * @description Version of the application: 101 is 1.01.
+             */
+            version: number;
         };
         /** @description A checkpoint that is kept whole. */
         CheckpointSummary: {
@@ -528,6 +845,49 @@ export interface components {
             /** @description Its id. */
             id: string;
         };
+        /** @description The key of a device: it computes for the account and can do nothing else. */
+        DeviceKeySummary: {
+            /**
+             * Format: int64
+             * @description Its number.
+             */
+            id: number;
+            /**
+             * Format: int64
+             * @description When it was made.
+             */
+            made_ms: number;
+            /** @description What it is for, for people. */
+            name: string;
+            /**
+             * Format: int64
+             * @description When it was revoked.
+             */
+            revoked_ms?: number | null;
+            /**
+             * Format: int64
+             * @description When it was used last.
+             */
+            used_ms?: number | null;
+        };
+        /** @description An amount of credit in both figures. */
+        Earned: {
+            /**
+             * Format: double
+             * @description The same in BOINC's figure, rounded.
+             */
+            cobblestones: number;
+            /**
+             * Format: int64
+             * @description In millionths of a credit.
+             */
+            credits_micro: number;
+            /**
+             * Format: double
+             * @description Cobblestones a day, averaged with a half-life of 7 days, as BOINC shows it.
+             */
+            recent_cobblestones: number;
+        };
         /** @description A key that said two things that exclude each other. */
         EquivocationSummary: {
             /**
@@ -551,6 +911,55 @@ export interface components {
             /** @description What happened, for people. */
             sentence: string;
         };
+        /** @description A machine with a BOINC client. */
+        HostSummary: {
+            /** @description Version of its BOINC client. */
+            client_version: string;
+            /**
+             * Format: int64
+             * @description When it was first seen.
+             */
+            created_ms: number;
+            /** @description What it earned. */
+            earned: components["schemas"]["Earned"];
+            /**
+             * Format: int64
+             * @description Failures in a row; with each the machine waits longer for its next task.
+             */
+            failures: number;
+            /**
+             * Format: int64
+             * @description Its number at this hub.
+             */
+            id: number;
+            /**
+             * Format: int64
+             * @description Memory.
+             */
+            memory_bytes: number;
+            /** @description Its operating system. */
+            operating_system: string;
+            /** @description BOINC's name of the platform. */
+            platform: string;
+            /** @description Its processor. */
+            processor: string;
+            /**
+             * Format: int32
+             * @description Threads.
+             */
+            processors: number;
+            /**
+             * Format: int64
+             * @description When its client was last heard of.
+             */
+            seen_ms: number;
+            /** @description Its newest tasks. */
+            tasks: components["schemas"]["TaskSummary"][];
+            /** @description The worker that it is, by public key, in the run it works for. */
+            worker?: string | null;
+            /** @description The name of that worker. */
+            worker_name?: string | null;
+        };
         /** @description A hub, as it introduces itself. */
         HubInfo: {
             /** @description Address of the gateway that serves its models, if the operator named one. */
@@ -564,6 +973,26 @@ export interface components {
             runs: number;
             /** @description `athome`'s version. */
             version: string;
+        };
+        /** @description A wish to join a team. */
+        JoinTeam: {
+            /**
+             * Format: int64
+             * @description The team's number.
+             */
+            id: number;
+        };
+        /**
+         * @description An own key's half of the statement that the hub's key acts for it ([`crate::identity::sign_half`] as a session); the hub
+         *     adds the other half.
+         */
+        LinkKey: {
+            /** @description The account's own public key. */
+            key: string;
+            /** @description The run whose log says so, by id or name. */
+            run: string;
+            /** @description Its signature, in hexadecimal. */
+            signature: string;
         };
         /** @description One log entry as JSON, for people and the event stream. */
         LogEntry: {
@@ -635,6 +1064,35 @@ export interface components {
              * @description Mean training loss of the round's updates, nats a token.
              */
             training_loss?: number | null;
+        };
+        /** @description A new key of a device. */
+        MadeDeviceKey: {
+            /**
+             * Format: int64
+             * @description Its number.
+             */
+            id: number;
+            /** @description The key, which is shown this once: the hub keeps its hash. */
+            key: string;
+        };
+        /** @description A new account. */
+        NewAccount: {
+            /** @description Address by which to sign in; no message is ever sent to it. */
+            email: string;
+            /** @description Name for people. */
+            name: string;
+            /** @description At least 8 bytes. */
+            password: string;
+        };
+        /** @description A wish for a key of a device. */
+        NewDeviceKey: {
+            /** @description What it is for, for people; at most 64 bytes. */
+            name: string;
+        };
+        /** @description A wish for a team. */
+        NewTeam: {
+            /** @description Its name, at most 64 bytes. */
+            name: string;
         };
         /** @description Where a peer is reached. */
         Peer: {
@@ -834,10 +1292,150 @@ export interface components {
              */
             workers_present: number;
         };
+        /** @description A sign-in: by `email` and `password`, or by the token of a link. */
+        SignIn: {
+            /** @description The account's address. */
+            email: string;
+            /** @description Its password. */
+            password: string;
+        } | {
+            /** @description The account's own public key. */
+            key: string;
+            /** @description Its signature, in hexadecimal. */
+            signature: string;
+            /**
+             * Format: int64
+             * @description The moment of signing by the signer's clock, Unix milliseconds; a few minutes from now at most.
+             */
+            time_ms: number;
+        } | {
+            /** @description The link's token. */
+            token: string;
+        };
+        /** @description A link for signing in elsewhere. */
+        SignInLink: {
+            /**
+             * Format: int64
+             * @description When it stops working, Unix milliseconds.
+             */
+            expires_ms: number;
+            /** @description What to show in [`SignIn::Link`]; a secret. */
+            token: string;
+        };
+        /** @description Whether an account may be shown in the statistics that other sites collect. */
+        StatisticsConsent: {
+            /** @description Whether it may. */
+            shows_statistics: boolean;
+        };
         /** @description A request to a mirror to take a run over. */
         TakeOver: {
             /** @description Even though its hub answers. */
             force?: boolean;
+        };
+        /** @description A task that a machine was given. */
+        TaskSummary: {
+            /**
+             * Format: double
+             * @description The same in BOINC's figure.
+             */
+            cobblestones?: number | null;
+            /**
+             * Format: int64
+             * @description Credit for it, in millionths.
+             */
+            credits_micro?: number | null;
+            /**
+             * Format: int64
+             * @description By when it is expected.
+             */
+            deadline_ms: number;
+            /**
+             * Format: double
+             * @description The loss of the same model by the hub, in nats a token.
+             */
+            hub_loss?: number | null;
+            /** @description `enrol`, `train` or `evaluate`. */
+            kind: string;
+            /**
+             * Format: double
+             * @description The training loss that it told with them, in nats a token.
+             */
+            loss_told?: number | null;
+            /**
+             * Format: double
+             * @description The loss it measured, in nats a token.
+             */
+            measured_loss?: number | null;
+            /** @description Its name, as the BOINC client shows it. */
+            name: string;
+            /**
+             * Format: int32
+             * @description How far it said it was, in millionths.
+             */
+            progress_ppm?: number | null;
+            /** @description Why it was refused or failed, a sentence. */
+            refusal?: string | null;
+            /**
+             * Format: int64
+             * @description When the client reported it.
+             */
+            reported_ms?: number | null;
+            /**
+             * Format: int64
+             * @description The round that it trains, or the round of the model that it measures.
+             */
+            round?: number | null;
+            /** @description The run, by id. */
+            run: string;
+            /**
+             * Format: int64
+             * @description When it was given.
+             */
+            sent_ms: number;
+            /**
+             * @description `sent`, `uploaded`, `granted`, `refused`, `failed`, `aborted` or `lost`; of a granted training also what the log says
+             *     of its update: `accepted`, `merged`.
+             */
+            state: string;
+            /**
+             * Format: int64
+             * @description Inner steps that it said it had done.
+             */
+            steps_told?: number | null;
+            /**
+             * Format: int64
+             * @description Tokens of its update, by the log.
+             */
+            tokens?: number | null;
+            /**
+             * Format: int64
+             * @description When its result was whole at the hub.
+             */
+            uploaded_ms?: number | null;
+        };
+        /** @description A team. */
+        TeamSummary: {
+            /**
+             * Format: int64
+             * @description When it was made.
+             */
+            created_ms: number;
+            /** @description What they earned. */
+            earned: components["schemas"]["Earned"];
+            /** @description Who made it, if that account is shown in statistics. */
+            founder?: string | null;
+            /**
+             * Format: int64
+             * @description Its number.
+             */
+            id: number;
+            /**
+             * Format: int64
+             * @description Its members.
+             */
+            members: number;
+            /** @description Its name. */
+            name: string;
         };
         /** @description What a worker is to do now; the answer to its poll. */
         Work: {
@@ -1097,6 +1695,472 @@ export interface components {
 }
 export type $defs = Record<string, never>;
 export interface operations {
+    show_account: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["AccountSummary"];
+                };
+            };
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
+    list_devices: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["DeviceKeySummary"][];
+                };
+            };
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
+    make_device: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["NewDeviceKey"];
+            };
+        };
+        responses: {
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["MadeDeviceKey"];
+                };
+            };
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
+    revoke_device: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Number of the key */
+                id: number;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
+    list_hosts: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HostSummary"][];
+                };
+            };
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
+    show_identity: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["AccountIdentity"];
+                };
+            };
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
+    link_key: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["LinkKey"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CommandReply"];
+                };
+            };
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
+    make_link: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SignInLink"];
+                };
+            };
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
+    set_consent: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["StatisticsConsent"];
+            };
+        };
+        responses: {
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
+    join_team: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["JoinTeam"];
+            };
+        };
+        responses: {
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
+    leave_team: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
+    attach_worker: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["AttachWorker"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CommandReply"];
+                };
+            };
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
+    create_account: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["NewAccount"];
+            };
+        };
+        responses: {
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["AccountSummary"];
+                };
+            };
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
     read_blob: {
         parameters: {
             query?: never;
@@ -1142,6 +2206,33 @@ export interface operations {
                 };
             };
             416: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
+    show_project: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["BoincProject"];
+                };
+            };
+            404: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -1858,6 +2949,136 @@ export interface operations {
                 };
             };
             404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
+    sign_in: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["SignIn"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["AccountSummary"];
+                };
+            };
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
+    sign_out: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+        };
+    };
+    list_teams: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TeamSummary"][];
+                };
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
+    create_team: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["NewTeam"];
+            };
+        };
+        responses: {
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TeamSummary"];
+                };
+            };
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+            422: {
                 headers: {
                     [name: string]: unknown;
                 };

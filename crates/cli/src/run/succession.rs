@@ -1,21 +1,13 @@
 //! `athome run succession-key` and `athome run take-over`: who keeps a run after its hub.
 
-use std::{
-    fs::OpenOptions,
-    io::Write,
-    path::{Path, PathBuf},
-};
+use std::path::PathBuf;
 
-use anyhow::Context as _;
 use clap::Args;
-use protocol::{
-    SecretKey,
-    api::mirrors::{RunHead, TakeOver as Request},
-};
+use protocol::api::mirrors::{RunHead, TakeOver as Request};
 use serde::Serialize;
 
 use super::Context;
-use crate::output::printable;
+use crate::{keys, output::printable};
 
 /// Make a key that may name a run's next hub.
 #[derive(Args)]
@@ -59,13 +51,12 @@ struct Made {
 
 impl SuccessionKey {
     pub(super) fn execute(self, context: &Context<'_>) -> anyhow::Result<()> {
-        let key = match std::fs::read_to_string(&self.file) {
-            Ok(text) => SecretKey::from_text(text.trim())
-                .with_context(|| format!("{} is there and is no key", self.file.display()))?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => make(&self.file)
-                .with_context(|| format!("can't write the key {}", self.file.display()))?,
-            Err(error) => {
-                return Err(error).with_context(|| format!("can't read {}", self.file.display()));
+        let key = match keys::read(&self.file)? {
+            Some(key) => key,
+            None => {
+                let key = keys::draw()?;
+                keys::write(&self.file, &key)?;
+                key
             }
         };
         let made = Made {
@@ -80,22 +71,6 @@ impl SuccessionKey {
             )
         })
     }
-}
-
-/// Draws a key and writes it where only its owner reads it.
-fn make(file: &Path) -> anyhow::Result<SecretKey> {
-    let mut entropy = [0; 32];
-    getrandom::fill(&mut entropy)
-        .map_err(|error| anyhow::anyhow!("no entropy for a key: {error}"))?;
-    let key = SecretKey::from_entropy(entropy);
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut opened = options.open(file)?;
-    writeln!(opened, "{}", key.to_secret_text())?;
-    opened.sync_all()?;
-    Ok(key)
 }
 
 impl TakeOver {

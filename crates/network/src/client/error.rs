@@ -49,6 +49,18 @@ pub enum ClientError {
 }
 
 impl ClientError {
+    /// The hub's code for its refusal, if it refused.
+    #[must_use]
+    pub fn code(&self) -> Option<&str> {
+        match self {
+            Self::Refused { code, .. } => Some(code),
+            Self::Address { .. }
+            | Self::Unreachable { .. }
+            | Self::Malformed { .. }
+            | Self::TooLong { .. } => None,
+        }
+    }
+
     /// Whether the same call may succeed later without anyone changing it: no connection, an overloaded or restarting hub, a mirror.
     #[must_use]
     pub fn is_temporary(&self) -> bool {

@@ -1,0 +1,387 @@
+//! What happens to BOINC hosts: transfers that are cut, replies that are lost, a client that ends in mid-unit, a user who
+//! suspends, units that became useless, a program that was tampered with, a data directory that was copied, and who knocks
+//! at the door with anything but XML. Nothing of it loses work that was done, or takes work that was not.
+
+#![cfg(target_os = "linux")]
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use protocol::units::RunId;
+use tests::{
+    boinc::{BoincClient, Task},
+    charters,
+    network::Network,
+    relay::{Moment, Relay, Wanted},
+};
+
+/// Time that a unit trains where nothing is done in its middle, and where something is.
+const SHORT_MS: u64 = 5_000;
+const LONG_MS: u64 = 25_000;
+/// A round's window: the client takes half a minute beside.
+const WINDOW_MS: u64 = 60_000;
+/// Longest wait for a request to stand in a trap, and for the next thing of a client's.
+const WAIT_MAX: Duration = Duration::from_secs(90);
+/// Longest wait for a first training unit: the client attaches, fetches the program, and measures the machine.
+const TRAINS_MAX: Duration = Duration::from_secs(150);
+/// How long processor time is watched.
+const WATCHED: Duration = Duration::from_secs(4);
+/// A suspended application may look for messages, and no more.
+const SUSPENDED_CPU_MAX: Duration = Duration::from_millis(100);
+const PASSWORD: &str = "correct horse battery";
+
+async fn opened(name: &str, unit_ms: u64) -> Result<(Network, RunId)> {
+    let network = Network::start_with_boinc(name).await?;
+    // Updates of more than 8 KiB: a client asks of no shorter file how much of it arrived.
+    let charter = charters::boinc(unit_ms, WINDOW_MS)?.replace("kept = 128", "kept = 1024");
+    ensure!(charter.contains("kept = 1024"));
+    let run = network.open_small_run_of(&charter).await?;
+    Ok((network, run))
+}
+
+async fn attached(network: &Network, name: &str, url: &str) -> Result<BoincClient> {
+    let mut host = BoincClient::start(&network.folder.join(name)).await?;
+    let email = format!("{name}@example.org");
+    let key = host
+        .create_account(&network.project_url(), &email, PASSWORD)
+        .await?;
+    host.attach(url, &key).await?;
+    Ok(host)
+}
+
+/// A unit that trains right now, not one that evaluates or measures the machine.
+fn trains(task: &Task) -> bool {
+    task.name.starts_with("train_") && task.active_state == "EXECUTING"
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cut_transfers_and_lost_replies_are_made_good() -> Result<()> {
+    let (mut network, run) = opened("boinc-cuts", SHORT_MS).await?;
+    let relay = Relay::start(network.hub_address()).await?;
+    let url = format!("{}/", relay.url());
+    // The program is the first file: cut in its middle.
+    relay.set_trap(Wanted::BoincDownload, Moment::WithinAnswer(300_000));
+    let mut host = attached(&network, "cut", &url).await?;
+    relay.caught(WAIT_MAX).await.context("a download")?;
+    let (_, before) = relay.bytes();
+    relay.cut();
+    relay.set_trap(Wanted::BoincUpload, Moment::Within(400));
+    host.says("Finished download of athome_101", 0, WAIT_MAX)
+        .await?;
+    let program = fs::metadata(
+        fs::read_dir(network.folder.join("release"))?
+            .flatten()
+            .map(|it| it.path())
+            .find(|it| it.extension().is_none())
+            .context("the release has no program")?,
+    )?;
+    let (_, after) = relay.bytes();
+    ensure!(
+        after - before < program.len(),
+        "{} bytes came after the cut of a program of {}",
+        after - before,
+        program.len()
+    );
+
+    // The answer to the measurement of the machine, and then an update.
+    relay.caught(TRAINS_MAX).await.context("a first upload")?;
+    relay.cut();
+    let worker = network.has_joined_within(run, TRAINS_MAX).await?;
+    relay.set_trap(Wanted::BoincUpload, Moment::Within(9_000));
+    relay.caught(TRAINS_MAX).await.context("an update")?;
+    relay.cut();
+    network.merged_of_within(run, worker, TRAINS_MAX).await?;
+
+    // The hub gives a task, and the client never hears of it.
+    let mut lost = None;
+    for _ in 0..4 {
+        relay.set_trap(Wanted::BoincScheduler, Moment::BeforeAnswer);
+        relay.caught(TRAINS_MAX).await.context("a question")?;
+        lost = host.tasks().await?.is_empty().then_some(());
+        relay.cut();
+        if lost.is_some() {
+            break;
+        }
+    }
+    lost.context("every question was asked in the middle of a task")?;
+    let at = host.log().len();
+    host.says("Scheduler request failed", at, WAIT_MAX).await?;
+    let task = host
+        .task_that("task sent again", TRAINS_MAX, |it| it.state != "uploaded")
+        .await?;
+    ensure!(
+        hub_gave(&network, "cut", &task.name).await? == ["sent"],
+        "{task:?} is not the task that was lost"
+    );
+    network.merged_of_within(run, worker, TRAINS_MAX).await?;
+    host.quit().await?;
+    network.finish().await
+}
+
+/// States in which the hub's page shows the tasks of this name, and of those that nobody heard of since.
+async fn hub_gave(network: &Network, account: &str, result: &str) -> Result<Vec<String>> {
+    let api = format!("{}/api/v1", network.hub_url());
+    let http = reqwest::Client::new();
+    let email = format!("{account}@example.org");
+    let signed_in = http
+        .post(format!("{api}/sessions"))
+        .json(&serde_json::json!({"email": email, "password": PASSWORD}))
+        .send()
+        .await?
+        .error_for_status()?;
+    let cookie = signed_in.headers()["set-cookie"].to_str()?.to_owned();
+    let cookie = cookie.split(';').next().unwrap_or_default();
+    let hosts: serde_json::Value = http
+        .get(format!("{api}/account/hosts"))
+        .header("cookie", cookie)
+        .send()
+        .await?
+        .error_for_status()?
+        .json()
+        .await?;
+    let tasks = hosts.as_array().into_iter().flatten();
+    let tasks = tasks.flat_map(|it| it["tasks"].as_array().into_iter().flatten());
+    Ok(tasks
+        .filter(|it| {
+            let is_it = it["name"].as_str().is_some_and(|it| result.starts_with(it));
+            is_it || it["state"] == "lost"
+        })
+        .map(|it| it["state"].as_str().unwrap_or_default().to_owned())
+        .collect())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn suspended_restarted_and_called_back() -> Result<()> {
+    let (mut network, run) = opened("boinc-suspended", LONG_MS).await?;
+    let mut host = attached(&network, "suspended", &network.project_url()).await?;
+    let worker = network.has_joined_within(run, TRAINS_MAX).await?;
+    let task = host.task_that("training task", TRAINS_MAX, trains).await?;
+
+    suspension_stops_the_processor(&mut host, &task).await?;
+    a_client_ends_and_goes_on(&mut host, &task).await?;
+    network.merged_of_within(run, worker, TRAINS_MAX).await?;
+
+    // Rounds go on with others while the user has the task suspended: then nobody wants it any more.
+    let task = host
+        .task_that("next training task", TRAINS_MAX, trains)
+        .await?;
+    host.task_order(&task.name, "suspend").await?;
+    network.start_worker(run, "native", "1.0")?;
+    network.merged_of_others(run, worker, 5).await?;
+    let at = host.log().len();
+    host.update().await?;
+    host.says(
+        &format!("task {} aborted by project", task.name),
+        at,
+        WAIT_MAX,
+    )
+    .await
+    .or_else(|error| match host.log()[at..].contains("202") {
+        true => Ok(0),
+        false => Err(error),
+    })?;
+    host.task_that("task after the one called back", TRAINS_MAX, |it| {
+        it.name != task.name && it.active_state == "EXECUTING"
+    })
+    .await?;
+    host.quit().await?;
+    network.finish().await
+}
+
+/// "Suspend" in the client is the end of processor time within a second, and "resume" its return.
+async fn suspension_stops_the_processor(host: &mut BoincClient, task: &Task) -> Result<()> {
+    let used = |host: &BoincClient| host.applications_cpu();
+    let before = used(host);
+    tokio::time::sleep(WATCHED / 2).await;
+    ensure!(
+        before < used(host),
+        "a task that runs uses no processor time"
+    );
+    host.task_order(&task.name, "suspend").await?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let before = used(host);
+    tokio::time::sleep(WATCHED).await;
+    let while_suspended = used(host).saturating_sub(before);
+    ensure!(
+        while_suspended <= SUSPENDED_CPU_MAX,
+        "a suspended task used {while_suspended:?} of processor time in {WATCHED:?}"
+    );
+    host.task_order(&task.name, "resume").await?;
+    let begin = Instant::now();
+    let before = used(host);
+    while used(host) <= before + SUSPENDED_CPU_MAX {
+        ensure!(begin.elapsed() < WAIT_MAX, "a resumed task does nothing");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    Ok(())
+}
+
+/// The client ends, and its application with it; after the next start the task goes on from where it was.
+async fn a_client_ends_and_goes_on(host: &mut BoincClient, task: &Task) -> Result<()> {
+    let half = host
+        .task_that("half-done task", WAIT_MAX, |it| {
+            it.name == task.name && it.fraction_done > 0.4
+        })
+        .await?;
+    host.quit().await?;
+    ensure!(
+        host.applications().is_empty(),
+        "an application outlives its client"
+    );
+    host.resume().await?;
+    let again = host
+        .task_that("task that goes on", WAIT_MAX, |it| {
+            it.name == task.name && it.active_state == "EXECUTING" && it.fraction_done > 0.0
+        })
+        .await?;
+    ensure!(
+        half.fraction_done / 2.0 <= again.fraction_done,
+        "at {} before, it went on at {}",
+        half.fraction_done,
+        again.fraction_done
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_of_hosts_and_strangers_at_the_door() -> Result<()> {
+    let (mut network, run) = opened("boinc-copies", SHORT_MS).await?;
+    let url = network.project_url();
+    wrong_words_are_refused(&network).await?;
+    let mut first = attached(&network, "first", &url).await?;
+    let worker = network.has_joined_within(run, TRAINS_MAX).await?;
+    network.merged_of_within(run, worker, TRAINS_MAX).await?;
+
+    // Somebody copies a data directory, key and all, to another machine.
+    first.quit().await?;
+    let copy = network.folder.join("copy");
+    copy_folder(first.folder(), &copy)?;
+    first.resume().await?;
+    let mut copy = BoincClient::reopen(&copy, &url).await?;
+    garbage_is_answered(&network).await?;
+    network
+        .merged_with_hosts(run, 2, TRAINS_MAX * 2)
+        .await
+        .context("a machine and its copy")?;
+    first.must_run()?;
+    copy.must_run()?;
+    let workers = network.client()?.workers(run).await?;
+    let distinct: BTreeSet<_> = workers.iter().map(|it| &it.id).collect();
+    ensure!(distinct.len() == 2, "{distinct:?}");
+    copy.quit().await?;
+    first.quit().await?;
+    network.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_was_tampered_with_does_not_run() -> Result<()> {
+    let (network, run) = opened("boinc-tampered", SHORT_MS).await?;
+    // After the hub has checked its release, somebody changes the program where it lies.
+    let program = fs::read_dir(network.folder.join("release"))?
+        .flatten()
+        .map(|it| it.path())
+        .find(|it| it.extension().is_none())
+        .context("the release has no program")?;
+    let mut bytes = fs::read(&program)?;
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&program, bytes)?;
+    let mut host = attached(&network, "tampered", &network.project_url()).await?;
+    host.says("signature verification failed", 0, WAIT_MAX)
+        .await?;
+    ensure!(host.applications().is_empty(), "it runs all the same");
+    ensure!(network.client()?.workers(run).await?.is_empty());
+    // The client reports the failure; the hub does not let it fetch the same again and again.
+    let at = host.log().len();
+    host.update().await?;
+    host.says("last tasks failed", at, WAIT_MAX).await?;
+    host.quit().await?;
+    network.finish().await
+}
+
+/// Passwords and addresses that are wrong, and keys that are none.
+async fn wrong_words_are_refused(network: &Network) -> Result<()> {
+    let url = network.project_url();
+    let mut stranger = BoincClient::start(&network.folder.join("stranger")).await?;
+    let made = stranger
+        .create_account(&url, "stranger@example.org", PASSWORD)
+        .await?;
+    let again = stranger
+        .look_up_account(&url, "stranger@example.org", PASSWORD)
+        .await?;
+    ensure!(made != again, "two devices have one key");
+    for (email, password) in [
+        ("stranger@example.org", "wrong password"),
+        ("nobody@example.org", PASSWORD),
+    ] {
+        let answer = stranger.look_up_account(&url, email, password).await;
+        ensure!(answer.is_err(), "{email} got in: {answer:?}");
+    }
+    stranger.attach(&url, "d_nobodyskey").await?;
+    stranger.says("Invalid or revoked", 0, WAIT_MAX).await?;
+    stranger.quit().await
+}
+
+/// What is no request is answered with words, quickly, and the hub goes on.
+async fn garbage_is_answered(network: &Network) -> Result<()> {
+    let scheduler = format!("{}/boinc/scheduler", network.hub_url());
+    let uploads = format!("{}/boinc/file_upload_handler", network.hub_url());
+    let http = reqwest::Client::new();
+    let deep = "<a>".repeat(100_000);
+    let bodies = [
+        Vec::new(),
+        vec![0xFF; 4_096],
+        b"<scheduler_request>".to_vec(),
+        deep.into_bytes(),
+        b"<!DOCTYPE x [<!ENTITY a \"aaaa\">]><scheduler_request><authenticator>&a;</authenticator></scheduler_request>"
+            .to_vec(),
+        b"<scheduler_request><authenticator>d_x</authenticator><rpc_seqno>-99999999999999999999</rpc_seqno></scheduler_request>"
+            .to_vec(),
+    ];
+    for (at, body) in bodies.into_iter().enumerate() {
+        let answer = http.post(&scheduler).body(body.clone()).send().await?;
+        ensure!(answer.status().is_success(), "{at}: {}", answer.status());
+        let text = answer.text().await?;
+        ensure!(
+            text.contains("<message") && !text.contains("<result>"),
+            "{at} was answered with {text}"
+        );
+        let answer = http.post(&uploads).body(body).send().await?;
+        let text = answer.text().await?;
+        ensure!(
+            text.contains("<status>-1</status>") || text.contains("<status>1</status>"),
+            "{at} was uploaded: {text}"
+        );
+    }
+    // Too much is cut off or refused, whichever comes first.
+    if let Ok(answer) = http
+        .post(&scheduler)
+        .body(vec![b'<'; 16 << 20])
+        .send()
+        .await
+    {
+        let text = answer.text().await?;
+        ensure!(!text.contains("<result>"), "{text}");
+    }
+    network.client()?.hub_info().await?;
+    Ok(())
+}
+
+fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let (path, target) = (entry.path(), to.join(entry.file_name()));
+        match entry.file_type()? {
+            it if it.is_dir() => copy_folder(&path, &target)?,
+            it if it.is_file() => drop(fs::copy(&path, &target)?),
+            _ => {}
+        }
+    }
+    Ok(())
+}
