@@ -70,6 +70,9 @@ async fn harm_is_refused_and_the_honest_go_on() -> Result<()> {
     slow_connections_are_let_go(&network)
         .await
         .context("slow connections")?;
+    slow_bodies_hold_no_places(&network, run)
+        .await
+        .context("slow bodies")?;
     bad_commitments_are_refused(&network, run)
         .await
         .context("commitments")?;
@@ -227,6 +230,32 @@ async fn slow_connections_are_let_go(network: &Network) -> Result<()> {
     }
     let seconds = begun.elapsed().as_secs();
     ensure!(seconds < 20, "they were held for {seconds} s");
+    Ok(())
+}
+
+/// More addresses than the hub has places, each with bodies that don't come.
+async fn slow_bodies_hold_no_places(network: &Network, run: RunId) -> Result<()> {
+    let head = format!(
+        "POST /api/v1/runs/{run}/commands HTTP/1.1\r\nhost: x\r\ncontent-length: 4000\r\n\r\nx"
+    );
+    let mut held = Vec::new();
+    for address in 20..32 {
+        for _ in 0..55 {
+            let socket = TcpSocket::new_v4()?;
+            socket.bind(format!("127.0.0.{address}:0").parse()?)?;
+            let mut stream = socket.connect(network.hub_address()).await?;
+            stream.write_all(head.as_bytes()).await?;
+            held.push(stream);
+        }
+    }
+    // What they sent is there, and they hold up nobody.
+    for _ in 0..20 {
+        network.client()?.runs().await?;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let mut answer = String::new();
+    held[0].read_to_string(&mut answer).await?;
+    ensure!(answer.starts_with("HTTP/1.1 408"), "{answer}");
     Ok(())
 }
 

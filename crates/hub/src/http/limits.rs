@@ -1,5 +1,7 @@
 //! What one address, and all together, may ask at once and in a second.
 
+mod body;
+
 use std::{
     net::{IpAddr, SocketAddr},
     pin::Pin,
@@ -38,6 +40,9 @@ const FORGET_EVERY: Duration = Duration::from_secs(10);
 pub(super) struct Limits {
     rate: DefaultKeyedRateLimiter<IpAddr>,
     in_progress: tokio::sync::Semaphore,
+    /// Parts of blobs have places of their own: over slow lines they take long.
+    parts_in_progress: tokio::sync::Semaphore,
+    large_bodies: tokio::sync::Semaphore,
     of_addresses: Shares,
     streams_of_addresses: Shares,
     trusted_proxies: Vec<IpAddr>,
@@ -52,6 +57,8 @@ impl Limits {
         Self {
             rate: per_address(config.requests_per_s_per_address),
             in_progress: tokio::sync::Semaphore::new(config.requests_in_progress_max),
+            parts_in_progress: tokio::sync::Semaphore::new(config.requests_in_progress_max),
+            large_bodies: tokio::sync::Semaphore::new(body::LARGE_MAX),
             of_addresses: Shares::new(config.requests_in_progress_per_address_max),
             streams_of_addresses: Shares::new(config.streams_per_address_max),
             trusted_proxies: config
@@ -143,13 +150,18 @@ pub(super) async fn limit(
         return Failure::too_many("this address has too many requests in progress; let some end")
             .into_response();
     };
-    let Ok(_permit) = limits.in_progress.try_acquire() else {
-        return Failure::too_many("the hub is busy; try again in a second").into_response();
-    };
-    let longest = if request.method() == Method::PATCH || is_result {
-        UPLOAD_TIMEOUT
+    let is_part = request.method() == Method::PATCH || is_result;
+    let (places, longest) = if is_part {
+        (&limits.parts_in_progress, UPLOAD_TIMEOUT)
     } else {
-        REQUEST_TIMEOUT
+        request = match body::read(request, &limits.large_bodies).await {
+            Ok(request) => request,
+            Err(failure) => return failure.into_response(),
+        };
+        (&limits.in_progress, REQUEST_TIMEOUT)
+    };
+    let Ok(_permit) = places.try_acquire() else {
+        return Failure::too_many("the hub is busy; try again in a second").into_response();
     };
     match tokio::time::timeout(longest, next.run(request)).await {
         Ok(response) => response,
