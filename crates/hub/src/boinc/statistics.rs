@@ -37,7 +37,8 @@ impl Door {
         let mut packed = GzEncoder::new(Vec::new(), Compression::default());
         packed.write_all(text.as_bytes())?;
         Ok(Some(Exported {
-            content_type: "application/gzip",
+            // Bytes as they are: packed once, whatever whoever asks can unpack.
+            content_type: "application/octet-stream",
             bytes: packed.finish()?,
         }))
     }

@@ -466,7 +466,9 @@ async fn statistics_show_those_who_agreed() {
     }
     let read = async |name: &str| {
         use std::io::Read;
-        let packed = fixture.get(&format!("/stats/{name}")).await;
+        let request =
+            Request::get(format!("/stats/{name}")).header(header::ACCEPT_ENCODING, "gzip");
+        let packed = fixture.send(request, Body::empty()).await;
         assert!(!packed.headers.contains_key(header::CONTENT_ENCODING));
         let mut text = String::new();
         let mut reader = flate2::read::GzDecoder::new(&packed.body[..]);
