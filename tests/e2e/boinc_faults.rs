@@ -23,6 +23,9 @@ use tests::{
 /// Time that a unit trains where nothing is done in its middle, and where something is.
 const SHORT_MS: u64 = 5_000;
 const LONG_MS: u64 = 25_000;
+/// Steps after which a worker without a unit commits.
+const SHORT_STEPS: u64 = 400;
+const LONG_STEPS: u64 = 3_000;
 /// A round's window: the client takes half a minute beside.
 const WINDOW_MS: u64 = 60_000;
 /// Longest wait for a request to stand in a trap, and for the next thing of a client's.
@@ -35,10 +38,11 @@ const WATCHED: Duration = Duration::from_secs(4);
 const SUSPENDED_CPU_MAX: Duration = Duration::from_millis(100);
 const PASSWORD: &str = "correct horse battery";
 
-async fn opened(name: &str, unit_ms: u64) -> Result<(Network, RunId)> {
+async fn opened(name: &str, unit_ms: u64, steps_max: u64) -> Result<(Network, RunId)> {
     let network = Network::start_with_boinc(name).await?;
     // Updates of more than 8 KiB: a client asks of no shorter file how much of it arrived.
-    let charter = charters::boinc(unit_ms, WINDOW_MS)?.replace("kept = 128", "kept = 1024");
+    let charter =
+        charters::boinc(unit_ms, WINDOW_MS, steps_max)?.replace("kept = 128", "kept = 1024");
     ensure!(charter.contains("kept = 1024"));
     let run = network.open_small_run_of(&charter).await?;
     Ok((network, run))
@@ -61,7 +65,7 @@ fn trains(task: &Task) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn cut_transfers_and_lost_replies_are_made_good() -> Result<()> {
-    let (mut network, run) = opened("boinc-cuts", SHORT_MS).await?;
+    let (mut network, run) = opened("boinc-cuts", SHORT_MS, SHORT_STEPS).await?;
     let relay = Relay::start(network.hub_address()).await?;
     let url = format!("{}/", relay.url());
     // The program is the first file: cut in its middle.
@@ -157,7 +161,7 @@ async fn hub_gave(network: &Network, account: &str, result: &str) -> Result<Vec<
 
 #[tokio::test(flavor = "multi_thread")]
 async fn suspended_restarted_and_called_back() -> Result<()> {
-    let (mut network, run) = opened("boinc-suspended", LONG_MS).await?;
+    let (mut network, run) = opened("boinc-suspended", LONG_MS, LONG_STEPS).await?;
     let mut host = attached(&network, "suspended", &network.project_url()).await?;
     let worker = network.has_joined_within(run, TRAINS_MAX).await?;
     let task = host.task_that("training task", TRAINS_MAX, trains).await?;
@@ -250,7 +254,7 @@ async fn a_client_ends_and_goes_on(host: &mut BoincClient, task: &Task) -> Resul
 
 #[tokio::test(flavor = "multi_thread")]
 async fn copies_of_hosts_and_strangers_at_the_door() -> Result<()> {
-    let (mut network, run) = opened("boinc-copies", SHORT_MS).await?;
+    let (mut network, run) = opened("boinc-copies", SHORT_MS, SHORT_STEPS).await?;
     let url = network.project_url();
     wrong_words_are_refused(&network).await?;
     let mut first = attached(&network, "first", &url).await?;
@@ -280,7 +284,7 @@ async fn copies_of_hosts_and_strangers_at_the_door() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_that_was_tampered_with_does_not_run() -> Result<()> {
-    let (network, run) = opened("boinc-tampered", SHORT_MS).await?;
+    let (network, run) = opened("boinc-tampered", SHORT_MS, SHORT_STEPS).await?;
     // After the hub has checked its release, somebody changes the program where it lies.
     let program = fs::read_dir(network.folder.join("release"))?
         .flatten()

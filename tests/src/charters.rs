@@ -55,11 +55,11 @@ pub fn small() -> Result<String> {
 ///
 /// # Errors
 /// As [`with`].
-pub fn boinc(unit_ms: u64, window_ms: u64) -> Result<String> {
+pub fn boinc(unit_ms: u64, window_ms: u64, steps_max: u64) -> Result<String> {
     let charter = small()?
         .replace("window_ms = 1500", &format!("window_ms = {window_ms}"))
         .replace("warm_start_tokens = 2000", "warm_start_tokens = 0")
-        .replace("steps_max = 20", "steps_max = 400");
+        .replace("steps_max = 20", &format!("steps_max = {steps_max}"));
     let rules = "[round]\n";
     ensure!(
         charter.matches(rules).count() == 1,
