@@ -13,6 +13,7 @@ mod channels;
 mod child;
 mod evaluate;
 mod output;
+mod prepare;
 mod reins;
 mod slot;
 mod train;

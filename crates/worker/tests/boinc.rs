@@ -211,7 +211,7 @@ fn enrolled((width, rows): (u32, u32), steps: (u32, u32)) -> Project {
 }
 
 fn begin(project: &Project, name: &str) -> Task {
-    let slot = project.give(name, project.first_round(key(5).public()));
+    let slot = project.give(name, project.first_round(project.worker().public()));
     Task::start(&slot)
 }
 
@@ -331,7 +331,7 @@ fn abort_ends_both_processes_at_once() {
 #[test]
 fn a_client_that_is_gone_leaves_nothing_running() {
     let project = enrolled(SHORT_STEP, (2, 100_000));
-    let slot = project.give("t_1", project.first_round(key(5).public()));
+    let slot = project.give("t_1", project.first_round(project.worker().public()));
     // The number of a process that has ended: a client's that was killed.
     let mut gone = Command::new("true").spawn().unwrap();
     gone.wait().unwrap();

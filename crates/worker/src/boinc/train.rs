@@ -9,18 +9,15 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use protocol::{
-    Hash,
-    api::{Work, WorkAssignment},
     boinc::{Output, TrainingTask},
     command::{Command, SignedCommand},
-    sampling::assigned_shards,
-    state::decide::fresh,
-    units::{BlobReference, WorkerId},
+    units::BlobReference,
 };
 
 use super::{
     child::{Job, Outcome},
     output::{self, Recent},
+    prepare::{carried_in, load_shards, task},
     reins::Told,
     unit::Given,
 };
@@ -28,11 +25,10 @@ use crate::{
     carried::CarriedStore,
     folder::Folder,
     kept_model::KeptModel,
-    machine::{Carried, Machine, PausedRound, Progress, Sealed, Task},
+    machine::{Machine, PausedRound, Progress, Sealed, Task},
     margin::fits_another_step,
-    model,
     session::{FASTER, is_full},
-    shards::{self, Shards},
+    shards::Shards,
 };
 
 /// File of the slot that keeps a round while it pauses.
@@ -139,72 +135,6 @@ pub(crate) fn train(
     })?;
     (round.job.tell)(Told::Fraction(1.0));
     Ok(Outcome::Done)
-}
-
-/// Brings the machine to what the log says that this worker carries, or to a fresh start.
-fn carried_in(
-    given: &Given<'_>,
-    machine: &mut Machine,
-    work: &Work,
-    store: &CarriedStore,
-    published: Option<Hash>,
-) -> Result<Carried> {
-    let wanted = work
-        .worker
-        .carried
-        .as_deref()
-        .map(model::hash)
-        .transpose()?;
-    let wanted = wanted.unwrap_or_else(fresh);
-    let start = match &work.inner_start {
-        Some(start) if given.charter.inner.carry_inner_state => Some(BlobReference {
-            hash: model::hash(&start.blob)?,
-            bytes: start.bytes,
-        }),
-        Some(_) | None => None,
-    };
-    // Whoever took part in the warm start early goes on from its end like everyone, not from its own old moments.
-    let is_outdated = matches!((published, start), (Some(own), Some(start)) if own != start.hash);
-    if !is_outdated && machine.continue_from(wanted, store)? {
-        return Ok(Carried::State(wanted));
-    }
-    let bytes = match start {
-        Some(blob) => Some((blob.hash, given.read("the optimiser's state", &blob)?)),
-        None => None,
-    };
-    machine.begin_fresh(bytes)?;
-    Ok(Carried::Fresh(start.map(|it| it.hash)))
-}
-
-fn task(
-    given: &Given<'_>,
-    limits: &TrainingTask,
-    assignment: &WorkAssignment,
-    machine: &Machine,
-    carried: Carried,
-) -> Result<Task> {
-    Ok(Task {
-        run: given.unit.run,
-        worker: WorkerId(limits.worker),
-        round: assignment.round,
-        slot: assignment.slot,
-        slots: assignment.slots,
-        seed: model::hash(&assignment.seed)?,
-        tokens_before: assignment.tokens_before,
-        base: machine.held().context("no model is held")?,
-        carried,
-        publish_inner_state: assignment.publish_inner_state,
-    })
-}
-
-fn load_shards(given: &Given<'_>, task: &Task) -> Result<Shards> {
-    let mut loaded = Shards::default();
-    for shard in assigned_shards(&given.charter, &task.seed, &task.worker) {
-        let blob = given.charter.data.training[shard as usize].blob;
-        let bytes = given.read("training text", &blob)?;
-        loaded.insert(shard, shards::decode(&given.charter, shard, &bytes)?);
-    }
-    Ok(loaded)
 }
 
 impl Round<'_, '_> {
@@ -343,7 +273,7 @@ impl Round<'_, '_> {
         recent: &mut Recent,
         took: Duration,
     ) -> Result<(Vec<SignedCommand>, Sealed)> {
-        let trained = machine.end_steps(progress);
+        let trained = machine.end_steps(&self.task, progress);
         let parameters = self.given.charter.model.parameter_count();
         let room = STATES_COPIES * 4 * parameters;
         if let Err(error) = store.keep_within(self.task.carried.hash(), &recent.states, room) {

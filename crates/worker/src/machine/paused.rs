@@ -8,6 +8,7 @@ use std::{
     io::{self, BufReader, Read, Write},
     path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -155,6 +156,8 @@ impl PausedRound {
             head_start_steps: head.head_start_steps,
             loss_sum: f64::from_bits(head.loss_sum_bits),
             leaves: head.leaves,
+            // Of this process alone.
+            stepping: Duration::ZERO,
             open_leaf: head.open_leaf.map(|(samples, loss, norm)| {
                 let report = StepReport {
                     loss: f32::from_bits(loss),

@@ -28,6 +28,8 @@ pub(crate) struct Progress {
     pub(super) head_start_steps: u32,
     pub(super) loss_sum: f64,
     pub(super) leaves: Vec<StepLeaf>,
+    /// Time in inner steps alone, from fetching the tokens to AdamW: what utilisation counts.
+    pub(super) stepping: Duration,
     /// Samples and outcome of the last step, if no leaf covers it.
     pub(super) open_leaf: Option<(Vec<u64>, StepReport)>,
 }
@@ -63,7 +65,7 @@ impl Machine {
         let mut progress = self.begin_round(task);
         self.go_on(task, shards, &mut progress, newer, another)
             .await?;
-        Ok(self.end_steps(progress))
+        Ok(self.end_steps(task, progress))
     }
 
     /// The beginning of [`Self::train`]: the base is in training, and no step is done.
@@ -94,7 +96,6 @@ impl Machine {
         let optimizer = engine::charter::optimizer(&self.charter.inner);
         let assigned = sampling::assigned_shards(&self.charter, &task.seed, &task.worker);
         let leaf_steps = self.charter.round.leaf_steps;
-        let mut stepping = Duration::ZERO;
         while another(progress.steps, progress.loss) {
             for merge in newer(progress.steps) {
                 self.go_over_to(&merge)?;
@@ -111,7 +112,7 @@ impl Machine {
             if let Some(time) = self.trainer.step_time() {
                 tokio::time::sleep(time).await;
             }
-            stepping += begun.elapsed();
+            progress.stepping += begun.elapsed();
             progress.steps += 1;
             if progress.steps == 1 {
                 tracing::info!(round = task.round, slot = task.slot, "first step done");
@@ -123,20 +124,18 @@ impl Machine {
                 self.close_leaf(progress);
             }
         }
-        // Time in inner steps alone, from fetching the tokens to AdamW: what utilisation counts.
-        let stepping_ms = stepping.as_millis() as u64;
-        tracing::info!(
-            round = task.round,
-            slot = task.slot,
-            steps = progress.steps,
-            stepping_ms,
-            "training ends"
-        );
         Ok(())
     }
 
     /// The end of [`Self::train`].
-    pub(crate) fn end_steps(&self, mut progress: Progress) -> Trained {
+    pub(crate) fn end_steps(&self, task: &Task, mut progress: Progress) -> Trained {
+        tracing::info!(
+            round = task.round,
+            slot = task.slot,
+            steps = progress.steps,
+            stepping_ms = progress.stepping.as_millis() as u64,
+            "training ends"
+        );
         // The last step always has a leaf: an end that no leaf covers could not be audited.
         self.close_leaf(&mut progress);
         Trained {
