@@ -236,7 +236,8 @@ fn a_unit_runs_to_its_end_and_says_how_far_it_is() {
         }
         assert!(status.cpu_s >= 1000.0);
     };
-    assert!(status.cpu_s > 1000.0, "{status:?}");
+    // Time is counted in ticks: a short round may take less than one.
+    assert!(status.cpu_s >= 1000.0, "{status:?}");
     let ended = task.end();
     assert!(ended.success());
     assert_eq!(
