@@ -277,8 +277,7 @@ fn is_command(chunk: &[u8], is_wanted: impl Fn(&Command) -> bool) -> bool {
         return false;
     };
     chunk.starts_with(b"POST /api/v1/runs/")
-        && SignedCommand::from_bytes(&chunk[end + 4..])
-            .is_ok_and(|it| is_wanted(&it.get().command))
+        && SignedCommand::from_bytes(&chunk[end + 4..]).is_ok_and(|it| is_wanted(&it.get().command))
 }
 
 async fn connection(worker: TcpStream, control: Arc<Control>) {
