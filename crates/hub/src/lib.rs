@@ -34,7 +34,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub use archive::{Archive, StoredEntry};
+pub use archive::{Archive, EntrySetAside, StoredEntry, StoredProof};
 pub use config::Config;
 pub use ground::Ground;
 pub use http::openapi;
@@ -45,6 +45,8 @@ use crate::{
 
 /// The file that a hub locks while it works in a folder.
 const LOCK: &str = "hub.lock";
+/// The file with a hub's secret key in its folder.
+const KEY: &str = "hub.key";
 
 /// Everything that handlers share.
 pub(crate) struct Hub {
@@ -108,7 +110,7 @@ impl Service {
     pub async fn open(config: Config, ground: Ground, shutdown: CancellationToken) -> Result<Self> {
         let folder = config.folder.clone();
         let hub = Arc::new(Hub {
-            key: own_key(&*ground.disk, &folder.join("hub.key"))?,
+            key: own_key(&*ground.disk, &folder.join(KEY))?,
             store: Store::open(&folder, &ground).await?,
             blobs: Blobs::open(&folder, &ground)?,
             metrics: Arc::new(Metrics::new()),
@@ -180,9 +182,9 @@ impl Hub {
         self.runs.read().await.values().cloned().collect()
     }
 
-    /// Starts a run that is in the store.
-    async fn start(&self, id: RunId) -> Result<()> {
-        let parts = run::Parts {
+    /// What runs work with.
+    pub(crate) fn parts(&self) -> run::Parts {
+        run::Parts {
             key: self.key.clone(),
             store: self.store.clone(),
             blobs: self.blobs.clone(),
@@ -191,7 +193,12 @@ impl Hub {
             clock: self.clock.clone(),
             mirroring: Arc::clone(&self.mirroring),
             room: self.room.clone(),
-        };
+        }
+    }
+
+    /// Starts a run that is in the store.
+    async fn start(&self, id: RunId) -> Result<()> {
+        let parts = self.parts();
         let mut tasks = self.tasks.lock().await;
         let run = run::start(id, parts, &mut tasks, self.shutdown.clone()).await?;
         self.runs.write().await.insert(id, run);
