@@ -95,6 +95,12 @@ fn a_model_that_does_not_fit_is_refused_in_words() {
     fs::write(slot.join("init_data.xml"), init).unwrap();
     let refusal = refused(&slot);
     assert!(refusal.contains("MiB of memory"), "{refusal}");
+    let needed = engine::charter::worker_memory_bytes(&project.charter);
+    let bound = |bytes: u64| format!("<rsc_memory_bound>{bytes}.0</rsc_memory_bound>");
+    fs::write(slot.join("init_data.xml"), bound(needed - 1)).unwrap();
+    refused(&slot);
+    fs::write(slot.join("init_data.xml"), bound(needed)).unwrap();
+    done(&slot);
 }
 
 #[test]
