@@ -150,6 +150,7 @@ impl Door {
                 work,
                 train_ms,
                 until_ms: (until_ms + host_now_ms).saturating_sub(whom.now_ms),
+                repeated_steps: None,
             })),
         };
         self.give(whom, draft).await
