@@ -3,10 +3,11 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use protocol::units::RunId;
+use anyhow::{Context, Result, ensure};
+use protocol::{command::Command, event::Event, log::Entry, units::RunId};
 use tests::{
     network::{Network, Start, goes_on, last_commitment},
+    places, process,
     relay::{Moment, Relay, Wanted},
 };
 
@@ -15,7 +16,7 @@ const WAIT_MAX: Duration = Duration::from_secs(60);
 /// The hub gets so much of an upload: its head and a part of the update.
 const PART_BYTES: usize = 1_500;
 
-/// Every acknowledgement that a worker waits for, and the moments around it.
+/// What a worker waits for in a round, and the moments around it.
 const MOMENTS: [(Wanted, Moment); 5] = [
     (Wanted::Commitment, Moment::BeforeRequest),
     (Wanted::Commitment, Moment::BeforeAnswer),
@@ -37,6 +38,17 @@ async fn the_hub_is_killed_around_every_acknowledgement() -> Result<()> {
         killed_at(&mut network, &relay, run, wanted, moment)
             .await
             .with_context(|| format!("{wanted:?}, {moment:?}"))?;
+    }
+    for moment in [Moment::BeforeRequest, Moment::BeforeAnswer] {
+        killed_while_one_joins(&mut network, &relay, run, moment)
+            .await
+            .with_context(|| format!("join, {moment:?}"))?;
+        killed_while_one_leaves(&mut network, &relay, run, moment)
+            .await
+            .with_context(|| format!("leave, {moment:?}"))?;
+        killed_while_a_run_is_opened(&mut network, &relay, run, moment)
+            .await
+            .with_context(|| format!("new run, {moment:?}"))?;
     }
     for kind in ["update_accepted", "round_merged"] {
         killed_after(&mut network, run, kind)
@@ -69,6 +81,118 @@ async fn killed_at(
         network.merged_update(run, update).await?;
     }
     network.merged_of(run, worker).await
+}
+
+/// The hub dies while a third worker joins: it becomes a worker all the same, and once.
+async fn killed_while_one_joins(
+    network: &mut Network,
+    relay: &Relay,
+    run: RunId,
+    moment: Moment,
+) -> Result<()> {
+    relay.set_trap(Wanted::Join, moment);
+    network.start_worker_as(run, "third", &Start::with_hub(relay.url()))?;
+    relay.caught(WAIT_MAX).await?;
+    let before = network.log(run).await?;
+    network.kill_hub()?;
+    relay.cut();
+    network.start_hub().await?;
+    let after = network.log(run).await?;
+    goes_on(&before, &after)?;
+    let joins = |log: &[Entry]| log.iter().filter(|it| is_join(it, "third")).count();
+    let granted = joins(&before);
+    network.has_joined(run, "third").await?;
+    let third = network.worker_id(run, "third").await?;
+    network.merged_of(run, third).await?;
+    let all = joins(&network.log(run).await?);
+    // The same join again costs the log nothing.
+    ensure!(all == granted.max(1) || granted == 0, "{all} joins");
+    Ok(())
+}
+
+fn is_join(entry: &Entry, name: &str) -> bool {
+    let Event::WorkerJoined { command } = &entry.event else {
+        return false;
+    };
+    matches!(&command.command, Command::Join { name: it, .. } if it == name)
+}
+
+/// The hub dies while that worker says goodbye: it stops, and whether it has left is what the log says.
+async fn killed_while_one_leaves(
+    network: &mut Network,
+    relay: &Relay,
+    run: RunId,
+    moment: Moment,
+) -> Result<()> {
+    let third = network.worker_id(run, "third").await?;
+    let leaves = |log: &[Entry]| {
+        let left = log.iter().filter(
+            |it| matches!(&it.event, Event::WorkerLeft { command } if command.worker == third),
+        );
+        left.count()
+    };
+    let earlier = leaves(&network.log(run).await?);
+    relay.set_trap(Wanted::Leave, moment);
+    network.ask_worker_to_stop("third")?;
+    relay.caught(WAIT_MAX).await?;
+    let before = network.log(run).await?;
+    network.kill_hub()?;
+    relay.cut();
+    network.start_hub().await?;
+    let after = network.log(run).await?;
+    goes_on(&before, &after)?;
+    network.worker_ends("third").await?;
+    let is_written = moment == Moment::BeforeAnswer;
+    ensure!(
+        !is_written || leaves(&network.log(run).await?) == earlier + 1,
+        "a goodbye that was granted is lost"
+    );
+    network.merged(run, 1).await
+}
+
+/// The hub dies while its operator opens a run: it is there whole, or not at all and can be opened.
+async fn killed_while_a_run_is_opened(
+    network: &mut Network,
+    relay: &Relay,
+    run: RunId,
+    moment: Moment,
+) -> Result<()> {
+    let name = format!("other-{moment:?}");
+    let charter = std::fs::read_to_string(network.folder.join("charter.toml"))?;
+    let charter = charter.replace("name = \"demo\"", &format!("name = \"{name}\""));
+    let file = network.folder.join(format!("{name}.toml"));
+    std::fs::write(&file, charter)?;
+    let [file, data] = [file, network.folder.join("small")].map(|it| it.display().to_string());
+    let before = network.log(run).await?;
+    relay.set_trap(Wanted::NewRun, moment);
+    let (home, program) = (network.folder.join("home"), places::athome()?);
+    let url = relay.url();
+    let home = home.display().to_string();
+    let arguments = [
+        "--home", &home, "run", "create", &file, "--data", &data, "--hub", &url,
+    ]
+    .map(str::to_owned);
+    let creating = tokio::spawn(async move { process::run(&program, &arguments).await });
+    relay.caught(WAIT_MAX).await?;
+    network.kill_hub()?;
+    relay.cut();
+    network.start_hub().await?;
+    goes_on(&before, &network.log(run).await?)?;
+    creating.await??;
+    let is_there = async |network: &Network| -> Result<bool> {
+        let runs = network.client()?.runs().await?;
+        Ok(runs.iter().any(|it| it.name == name))
+    };
+    let is_written = moment == Moment::BeforeAnswer;
+    ensure!(!is_written || is_there(network).await?, "the run is lost");
+    if !is_there(network).await? {
+        let hub = network.hub_url();
+        network
+            .athome(&["run", "create", &file, "--data", &data, "--hub", &hub])
+            .await?;
+        ensure!(is_there(network).await?);
+    }
+    network.merged(run, 1).await
 }
 
 /// The hub dies right after it wrote such an entry, and starts again.

@@ -73,6 +73,9 @@ async fn harm_is_refused_and_the_honest_go_on() -> Result<()> {
     slow_bodies_hold_no_places(&network, run)
         .await
         .context("slow bodies")?;
+    a_part_elsewhere_is_told_its_place(&network)
+        .await
+        .context("parts")?;
     bad_commitments_are_refused(&network, run)
         .await
         .context("commitments")?;
@@ -256,6 +259,27 @@ async fn slow_bodies_hold_no_places(network: &Network, run: RunId) -> Result<()>
     let mut answer = String::new();
     held[0].read_to_string(&mut answer).await?;
     ensure!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+    Ok(())
+}
+
+/// Whoever goes on in the wrong place, after a lost answer, learns the right one.
+async fn a_part_elsewhere_is_told_its_place(network: &Network) -> Result<()> {
+    let (first, second) = ([1; 40], [2; 60]);
+    let hash = Hash::of_blob(&[&first[..], &second[..]].concat());
+    let url = format!("{}/api/v1/uploads/{hash}", network.hub_url());
+    let part = async |offset: &str, bytes: Vec<u8>| {
+        let part = reqwest::Client::new().patch(&url).body(bytes);
+        let part = part.header("x-athome-bytes", "100");
+        part.header("x-athome-offset", offset).send().await
+    };
+    ensure!(part("0", first.to_vec()).await?.status() == 200);
+    let answer = part("0", first.to_vec()).await?;
+    ensure!(answer.status() == 409, "{}", answer.status());
+    let place = answer.headers().get("x-athome-offset").cloned();
+    ensure!(place.is_some_and(|it| it == "40"), "it is not told where");
+    let error: ApiError = answer.json().await?;
+    ensure!(error.code == "wrong_offset", "{error:?}");
+    ensure!(part("40", second.to_vec()).await?.status() == 201);
     Ok(())
 }
 

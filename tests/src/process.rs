@@ -80,13 +80,29 @@ impl Process {
         Ok(())
     }
 
+    /// Asks it to stop.
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn ask_to_stop(&self) -> Result<()> {
+        let pid = Pid::from_raw(self.child.id().cast_signed()).context("no process id")?;
+        Ok(kill_process(pid, Signal::TERM)?)
+    }
+
     /// Asks it to stop and waits until it has.
     ///
     /// # Errors
     /// If it does not stop, or not with 0.
-    pub async fn stop(mut self) -> Result<()> {
-        let pid = Pid::from_raw(self.child.id().cast_signed()).context("no process id")?;
-        kill_process(pid, Signal::TERM)?;
+    pub async fn stop(self) -> Result<()> {
+        self.ask_to_stop()?;
+        self.end().await
+    }
+
+    /// Waits until it has stopped, as it was asked to.
+    ///
+    /// # Errors
+    /// If it does not stop, or not with 0.
+    pub async fn end(mut self) -> Result<()> {
         let status = self.ended(Duration::from_secs(20)).await?;
         ensure!(
             status.success(),

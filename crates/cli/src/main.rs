@@ -16,7 +16,7 @@ mod run;
 mod signals;
 mod source;
 
-use std::{path::PathBuf, process::ExitCode, sync::LazyLock};
+use std::{mem::ManuallyDrop, path::PathBuf, process::ExitCode, sync::LazyLock};
 
 use clap::{Args, Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
@@ -124,8 +124,11 @@ fn execute(command: Command, places: &Places) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
+    // It ends with the process: nothing that still computes on a thread of its own may hold up the end, nor find that what
+    // it waits for is gone.
+    let runtime = ManuallyDrop::new(runtime);
     let shutdown = CancellationToken::new();
-    let outcome = runtime.block_on(async {
+    runtime.block_on(async {
         signals::watch(shutdown.clone())?;
         match command {
             Command::Join(command) => command.execute(places, shutdown).await,
@@ -137,10 +140,7 @@ fn execute(command: Command, places: &Places) -> anyhow::Result<()> {
             Command::Gateway(command) => command.execute(places, shutdown).await,
             Command::Boinc(command) => command.execute(),
         }
-    });
-    // Nothing that still computes on a thread of its own may hold up the end.
-    runtime.shutdown_background();
-    outcome
+    })
 }
 
 impl Command {

@@ -28,9 +28,12 @@ use axum::{
     routing::{get, post},
 };
 use tokio_util::sync::CancellationToken;
-use tower_http::compression::{
-    CompressionLayer,
-    predicate::{DefaultPredicate, NotForContentType, Predicate},
+use tower_http::{
+    CompressionLevel,
+    compression::{
+        CompressionLayer,
+        predicate::{DefaultPredicate, NotForContentType, Predicate},
+    },
 };
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -163,7 +166,11 @@ fn limited(hub: Arc<Hub>, limits: Arc<Limits>) -> Router {
     .merge(for_clients())
     .fallback(web::file)
     .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-    .layer(CompressionLayer::new().compress_when(compressible()))
+    .layer(
+        CompressionLayer::new()
+            .quality(CompressionLevel::Fastest)
+            .compress_when(compressible()),
+    )
     .layer(middleware::from_fn_with_state(limits, limits::limit))
     .layer(middleware::from_fn_with_state(Arc::clone(&hub), finish))
     .with_state(hub)

@@ -67,6 +67,12 @@ impl Folder {
         &self.key
     }
 
+    /// Whether anything of a run is here: its worker goes on with it.
+    pub(crate) fn has(&self, disk: &dyn Disk, run: RunId) -> bool {
+        let runs = self.path.join("runs").join(run.to_string());
+        disk.list(&runs).is_ok_and(|it| !it.is_empty())
+    }
+
     /// Where the hub's addresses are kept.
     pub(crate) fn addresses(&self) -> PathBuf {
         self.path.join("addresses")

@@ -215,7 +215,6 @@ impl Machine {
             self.carried = Some(Carried::State(wanted));
             return Ok(true);
         }
-        tracing::warn!(carried = %wanted, "the carried state is not in this folder: starting afresh");
         Ok(false)
     }
 

@@ -172,6 +172,25 @@ impl Network {
         Ok(run.id.parse()?)
     }
 
+    /// Asks a worker to stop, and does not wait.
+    ///
+    /// # Errors
+    /// If no such worker runs.
+    pub fn ask_worker_to_stop(&self, name: &str) -> Result<()> {
+        let worker = self.workers.get(name).context("no such worker runs")?;
+        worker.process.ask_to_stop()
+    }
+
+    /// Waits until a worker has stopped that was asked to.
+    ///
+    /// # Errors
+    /// If no such worker runs, or it does not stop.
+    pub async fn worker_ends(&mut self, name: &str) -> Result<()> {
+        let worker = self.workers.remove(name);
+        let worker = worker.context("no such worker runs")?;
+        worker.process.end().await
+    }
+
     /// Stops a worker in order.
     ///
     /// # Errors

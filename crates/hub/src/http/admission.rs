@@ -15,9 +15,21 @@ use protocol::{
 use super::errors::Failure;
 use crate::{config::Config, run::Run};
 
+/// One part in so many of the newcomers of an hour may come beside them, one from each address.
+const FIRST_SHARE: u32 = 4;
+/// Entries of the log that are told to an address as JSON in a minute; as canonical bytes so many times more.
+const ENTRIES_PER_MINUTE: NonZeroU32 = NonZeroU32::new(100_000).expect("it is more than none");
+/// See [`ENTRIES_PER_MINUTE`].
+pub(super) const BINARY_IS_CHEAPER: usize = 8;
+
 /// Counts what is admitted.
 pub(crate) struct Admission {
     newcomers: DefaultDirectRateLimiter,
+    /// A part beside those, for addresses of which nobody came lately: who comes from many addresses keeps none of these out.
+    first_newcomers: DefaultDirectRateLimiter,
+    first_of_address: DefaultKeyedRateLimiter<IpAddr>,
+    /// Entries of the log, which cost a processor to tell.
+    entries_of_address: DefaultKeyedRateLimiter<IpAddr>,
     newcomers_of_address: DefaultKeyedRateLimiter<IpAddr>,
     commands_of_worker: DefaultKeyedRateLimiter<WorkerId>,
     /// Joining with another name or device, and leaving.
@@ -35,6 +47,13 @@ impl Admission {
         let commands = NonZeroU32::new(config.commands_per_minute_per_worker);
         Self {
             newcomers: DefaultDirectRateLimiter::direct(per_hour(config.new_workers_per_hour)),
+            first_newcomers: DefaultDirectRateLimiter::direct(per_hour(
+                (config.new_workers_per_hour / FIRST_SHARE).max(1),
+            )),
+            first_of_address: DefaultKeyedRateLimiter::keyed(per_hour(1)),
+            entries_of_address: DefaultKeyedRateLimiter::keyed(Quota::per_minute(
+                ENTRIES_PER_MINUTE,
+            )),
             newcomers_of_address: DefaultKeyedRateLimiter::keyed(per_hour(
                 config.new_workers_per_hour_per_address,
             )),
@@ -99,11 +118,28 @@ impl Admission {
                     "as many new workers came from this address as the hub takes in an hour; try again later",
                 )
             })?;
-        self.newcomers.check().map_err(|_| {
-            Failure::too_many(
-                "as many new workers came as the hub takes in an hour; try again later",
-            )
-        })
+        let is_first = self.first_of_address.check_key(&share_of(client)).is_ok();
+        if self.newcomers.check().is_ok() || (is_first && self.first_newcomers.check().is_ok()) {
+            return Ok(());
+        }
+        Err(Failure::too_many(
+            "as many new workers came as the hub takes in an hour; try again later",
+        ))
+    }
+
+    /// Refuses an address more of the log than the hub tells in a minute.
+    pub(super) fn check_page(&self, client: IpAddr, entries: usize) -> Result<(), Failure> {
+        let entries = u32::try_from(entries).unwrap_or(u32::MAX);
+        let entries = NonZeroU32::new(entries).unwrap_or(NonZeroU32::MIN);
+        let told = self
+            .entries_of_address
+            .check_key_n(&share_of(client), entries);
+        match told {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(Failure::too_many(
+                "this address asks for more of the log than the hub tells in a minute; log.bin costs less",
+            )),
+        }
     }
 
     /// Refuses a binding of which nothing is known, or one too many: each is an entry of the log for ever.
@@ -193,6 +229,10 @@ impl Admission {
 
     /// Forgets whom nothing is held against any more.
     pub(super) fn forget(&self) {
+        self.first_of_address.retain_recent();
+        self.first_of_address.shrink_to_fit();
+        self.entries_of_address.retain_recent();
+        self.entries_of_address.shrink_to_fit();
         self.newcomers_of_address.retain_recent();
         self.newcomers_of_address.shrink_to_fit();
         self.commands_of_worker.retain_recent();

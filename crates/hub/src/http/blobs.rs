@@ -160,7 +160,16 @@ pub(super) async fn upload_part(
             }
             Ok(progress(StatusCode::CREATED, blob.bytes, true))
         }
-        Upload::WrongOffset(held) => Ok(progress(StatusCode::CONFLICT, held, false)),
+        Upload::WrongOffset(held) => {
+            let sentence = format!(
+                "the part does not begin at {held} (`{UPLOAD_OFFSET}`), where the blob ends"
+            );
+            let failure = Failure::new(StatusCode::CONFLICT, "wrong_offset", sentence);
+            let mut response = failure.into_response();
+            let headers = response.headers_mut();
+            headers.insert(UPLOAD_OFFSET, HeaderValue::from(held));
+            Ok(response)
+        }
         Upload::WrongHash => Err(Failure::new(
             StatusCode::UNPROCESSABLE_ENTITY,
             "wrong_hash",

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use axum::{
-    Json,
+    Extension,
     extract::{Path, Query, State},
     http::{HeaderMap, HeaderValue, header},
     response::IntoResponse,
 };
+use network::world;
 use protocol::{
     api::{ApiError, LOG_PAGE_MAX, LogEntry, LogPage, mirrors::MirrorProof},
     log::Entry,
@@ -15,7 +16,9 @@ use protocol::{
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::{Shared, errors::Failure, mirrors, runs::find};
+use super::{
+    Shared, admission::BINARY_IS_CHEAPER, errors::Failure, limits::Client, mirrors, runs::find,
+};
 use crate::{Hub, run::Run};
 
 /// Entries in a page when nobody says how many.
@@ -51,17 +54,24 @@ pub(super) async fn read_log(
     State(hub): Shared,
     Path(run): Path<String>,
     Query(query): Query<LogQuery>,
-) -> Result<Json<LogPage>, Failure> {
+    Extension(Client(client)): Extension<Client>,
+) -> Result<impl IntoResponse, Failure> {
     let run = find(&hub, &run).await?;
     let limit = query.limit.unwrap_or(PAGE).clamp(1, LOG_PAGE_MAX);
     let entries = hub
         .store
         .entries(run.id, query.from.unwrap_or(0), limit)
         .await?;
-    Ok(Json(LogPage {
-        entries: entries.iter().map(to_json).collect(),
-        length: *run.length.borrow(),
-    }))
+    hub.admission.check_page(client, entries.len())?;
+    let length = *run.length.borrow();
+    // A long page takes a processor for a while: not one of those that answer everyone.
+    let text = world::blocking(move || {
+        let entries = entries.iter().map(to_json).collect();
+        serde_json::to_vec(&LogPage { entries, length })
+    });
+    let text = text.await.map_err(anyhow::Error::from)?;
+    let text = text.map_err(anyhow::Error::from)?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], text))
 }
 
 /// A page of the log as canonical bytes: for each entry its length (32 bits, little-endian) and its encoding.
@@ -72,6 +82,7 @@ pub(super) async fn read_log_binary(
     State(hub): Shared,
     Path(run): Path<String>,
     Query(query): Query<BinaryQuery>,
+    Extension(Client(client)): Extension<Client>,
     headers: HeaderMap,
 ) -> Result<impl IntoResponse, Failure> {
     let mut run = find(&hub, &run).await?;
@@ -89,6 +100,8 @@ pub(super) async fn read_log_binary(
         .store
         .entries(run.id, query.from.unwrap_or(0), limit)
         .await?;
+    hub.admission
+        .check_page(client, entries.len() / BINARY_IS_CHEAPER)?;
     let mut body = Vec::new();
     for entry in entries {
         let bytes = entry.to_bytes();

@@ -60,7 +60,10 @@ pub(super) async fn begin<'a>(
     status.worker = worker.short();
     report(&status);
     let begun = async {
-        let summary = find_run(config, &client, &mut status, report).await?;
+        let summary = find_run(config, &client, &mut status, report, |run| {
+            folder.has(&*ground.disk, run)
+        })
+        .await?;
         let run: RunId = summary
             .id
             .parse()
@@ -226,11 +229,13 @@ pub(super) fn worker_name(config: &Config, worker: WorkerId) -> Result<String> {
     })
 }
 
+/// The run that is asked for; else the newest that goes on, but before others one that this worker took part in.
 async fn find_run(
     config: &Config,
     client: &HubClient,
     status: &mut Status,
     report: &mut dyn FnMut(&Status),
+    is_known: impl Fn(RunId) -> bool,
 ) -> Result<RunSummary> {
     if let Some(wanted) = &config.run {
         return patiently(client, status, report, async || client.run(wanted).await)
@@ -239,12 +244,21 @@ async fn find_run(
     }
     let runs = patiently(client, status, report, async || client.runs().await).await?;
     let count = runs.len();
-    runs.into_iter()
-        .find(|it| it.phase != "finished")
-        .with_context(|| match count {
-            0 => "the hub has no runs yet: ask its operator, or create one".to_owned(),
-            _ => "all runs of the hub are finished".to_owned(),
-        })
+    let mut open: Vec<RunSummary> = runs
+        .into_iter()
+        .filter(|it| it.phase != "finished")
+        .collect();
+    ensure!(
+        !open.is_empty(),
+        match count {
+            0 => "the hub has no runs yet: ask its operator, or create one",
+            _ => "all runs of the hub are finished",
+        }
+    );
+    let known = open
+        .iter()
+        .position(|it| it.id.parse().is_ok_and(&is_known));
+    Ok(open.swap_remove(known.unwrap_or(0)))
 }
 
 /// Repeats a call until the hub answers, and says so meanwhile. What one address does not have another may.

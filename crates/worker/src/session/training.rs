@@ -201,6 +201,9 @@ impl Session<'_> {
         if is_here? {
             return Ok(Ok(Some(Carried::State(wanted))));
         }
+        if wanted != fresh() && !is_outdated {
+            tracing::warn!(carried = %wanted, "the carried state is not in this folder: starting afresh");
+        }
         if let Some(blob) = start
             && !self.fetch("the optimiser's state", blob).await?
         {

@@ -84,6 +84,40 @@ fn leave() -> Command {
 }
 
 #[test]
+fn who_comes_from_many_addresses_keeps_nobody_else_out() {
+    let hub = Hub::new(&Config {
+        new_workers_per_hour: 8,
+        new_workers_per_hour_per_address: 4,
+        ..Config::default()
+    });
+    let address = |last: u8| IpAddr::from([192, 0, 2, last]);
+    let admit = |seed: u8, client: IpAddr| {
+        let command = hub.command(&key(seed), 1, join(1));
+        hub.admission.admit(&hub.state, &command, client).is_ok()
+    };
+    // Two addresses take all that come in an hour.
+    let crowd = (10..20).filter(|seed| admit(*seed, address(seed % 2)));
+    assert_eq!(crowd.count(), 8);
+    assert!(!admit(20, address(0)));
+    // Two more come from where nobody came before, one from each address.
+    assert!(admit(21, address(9)));
+    assert!(!admit(22, address(9)));
+    assert!(admit(23, address(8)));
+    assert!(!admit(24, address(7)));
+}
+
+#[test]
+fn an_address_is_told_so_much_of_the_log_in_a_minute() {
+    let hub = Hub::new(&Config::default());
+    let other = IpAddr::from([192, 0, 2, 1]);
+    for _ in 0..100 {
+        assert!(hub.admission.check_page(HERE, 1_000).is_ok());
+    }
+    assert!(hub.admission.check_page(HERE, 1_000).is_err());
+    assert!(hub.admission.check_page(other, 1_000).is_ok());
+}
+
+#[test]
 fn a_worker_comes_and_goes_so_often_an_hour() {
     let mut hub = Hub::new(&Config {
         moves_per_hour_per_worker: 3,
