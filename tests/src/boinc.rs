@@ -89,8 +89,8 @@ pub struct BoincClient {
     log: PathBuf,
     port: u16,
     process: Option<Process>,
-    /// The project's master URL, with the slash at its end.
-    project: Option<String>,
+    /// The project's master URL, with the slash at its end, and the key that it was attached with.
+    project: Option<(String, String)>,
 }
 
 impl BoincClient {
@@ -99,18 +99,6 @@ impl BoincClient {
     /// # Errors
     /// If it is not installed, or does not answer.
     pub async fn start(folder: &Path) -> Result<Self> {
-        Self::open(folder, None).await
-    }
-
-    /// Starts a client in a data directory that is a copy of another's, attached as that one is.
-    ///
-    /// # Errors
-    /// As [`Self::start`].
-    pub async fn reopen(folder: &Path, url: &str) -> Result<Self> {
-        Self::open(folder, Some(url.to_owned())).await
-    }
-
-    async fn open(folder: &Path, project: Option<String>) -> Result<Self> {
         ensure!(
             Path::new(CLIENT).exists(),
             "{CLIENT} is missing: run `cargo xtask setup`"
@@ -129,7 +117,7 @@ impl BoincClient {
             folder,
             port,
             process: None,
-            project,
+            project: None,
         };
         client.resume().await?;
         Ok(client)
@@ -173,7 +161,7 @@ impl BoincClient {
     /// The project's words, if it refuses.
     pub async fn create_account(&self, url: &str, email: &str, password: &str) -> Result<String> {
         let name = email.split('@').next().unwrap_or(email);
-        self.key(&["--create_account", url, email, password, name])
+        self.made_key(&["--create_account", url, email, password, name])
             .await
     }
 
@@ -182,10 +170,11 @@ impl BoincClient {
     /// # Errors
     /// The project's words, if it refuses.
     pub async fn look_up_account(&self, url: &str, email: &str, password: &str) -> Result<String> {
-        self.key(&["--lookup_account", url, email, password]).await
+        self.made_key(&["--lookup_account", url, email, password])
+            .await
     }
 
-    async fn key(&self, arguments: &[&str]) -> Result<String> {
+    async fn made_key(&self, arguments: &[&str]) -> Result<String> {
         let said = self.ask(arguments).await?;
         let key = said
             .stdout
@@ -203,7 +192,7 @@ impl BoincClient {
     /// If the client refuses; what the project says comes later, in its log.
     pub async fn attach(&mut self, url: &str, key: &str) -> Result<()> {
         self.order(&["--project_attach", url, key]).await?;
-        self.project = Some(url.to_owned());
+        self.project = Some((url.to_owned(), key.to_owned()));
         Ok(())
     }
 
@@ -220,7 +209,7 @@ impl BoincClient {
     /// # Errors
     /// If it is not attached.
     pub async fn project_order(&self, order: &str) -> Result<()> {
-        let project = self.project.as_deref().context("it is not attached")?;
+        let (project, _) = self.project.as_ref().context("it is not attached")?;
         self.order(&["--project", project, order]).await
     }
 
@@ -229,7 +218,7 @@ impl BoincClient {
     /// # Errors
     /// If it has no such task.
     pub async fn task_order(&self, task: &str, order: &str) -> Result<()> {
-        let project = self.project.as_deref().context("it is not attached")?;
+        let (project, _) = self.project.as_ref().context("it is not attached")?;
         self.order(&["--task", project, task, order]).await
     }
 
@@ -319,6 +308,29 @@ impl BoincClient {
     #[must_use]
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// The key that it was attached with.
+    #[must_use]
+    pub fn key(&self) -> Option<&str> {
+        self.project.as_ref().map(|(_, key)| key.as_str())
+    }
+
+    /// The name of the project's folder in `projects`: its address, as the client writes it.
+    ///
+    /// # Errors
+    /// If it is not attached.
+    pub fn project_folder(&self) -> Result<String> {
+        let (project, _) = self.project.as_ref().context("it is not attached")?;
+        let address = project
+            .split_once("://")
+            .map_or(project.as_str(), |it| it.1);
+        let is_plain = |it: char| it.is_ascii_alphanumeric() || ".-_".contains(it);
+        let name: String = address
+            .chars()
+            .map(|it| if is_plain(it) { it } else { '_' })
+            .collect();
+        Ok(name.trim_end_matches('_').to_owned())
     }
 
     /// Processor time of its applications so far, those that run now.

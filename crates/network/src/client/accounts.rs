@@ -5,7 +5,9 @@ use protocol::{
     PublicKey, SecretKey, Signature,
     api::{
         CommandReply,
-        accounts::{AccountSummary, AttachWorker, LinkKey, SESSION_COOKIE, SignIn, SignInLink},
+        accounts::{
+            AccountSummary, AttachWorker, HostSummary, LinkKey, SESSION_COOKIE, SignIn, SignInLink,
+        },
     },
     identity,
     units::{AccountId, RunId},
@@ -81,6 +83,15 @@ impl HubClient {
             signature: HEXLOWER.encode(&signature.0),
         })
         .await
+    }
+
+    /// The account's machines with BOINC clients, each with its newest tasks.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn hosts(&self, session: &Session) -> Result<Vec<HostSummary>, ClientError> {
+        let call = self.call(Method::GET, "account/hosts");
+        self.json(session.shown_with(call)).await
     }
 
     /// A link that signs a browser in, once.
