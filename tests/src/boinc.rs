@@ -99,7 +99,16 @@ impl BoincClient {
     /// # Errors
     /// If it is not installed, or does not answer.
     pub async fn start(folder: &Path) -> Result<Self> {
-        Self::open(folder, None).await
+        Self::open(folder, None, PREFERENCES).await
+    }
+
+    /// The same with the time between two checkpoints that people have who change nothing: a minute.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_unhurried(folder: &Path) -> Result<Self> {
+        let usual = PREFERENCES.replace("<disk_interval>5<", "<disk_interval>60<");
+        Self::open(folder, None, &usual).await
     }
 
     /// Starts a client in a data directory that is a copy of another's, attached as that one is.
@@ -107,10 +116,10 @@ impl BoincClient {
     /// # Errors
     /// As [`Self::start`].
     pub async fn reopen(folder: &Path, url: &str) -> Result<Self> {
-        Self::open(folder, Some(url.to_owned())).await
+        Self::open(folder, Some(url.to_owned()), PREFERENCES).await
     }
 
-    async fn open(folder: &Path, project: Option<String>) -> Result<Self> {
+    async fn open(folder: &Path, project: Option<String>, preferences: &str) -> Result<Self> {
         ensure!(
             Path::new(CLIENT).exists(),
             "{CLIENT} is missing: run `cargo xtask setup`"
@@ -119,7 +128,7 @@ impl BoincClient {
         // The client takes its own directory for granted, so the paths in it must not hang on ours.
         let folder = fs::canonicalize(folder)?;
         fs::write(folder.join("cc_config.xml"), SETTINGS)?;
-        fs::write(folder.join("global_prefs_override.xml"), PREFERENCES)?;
+        fs::write(folder.join("global_prefs_override.xml"), preferences)?;
         fs::write(folder.join("gui_rpc_auth.cfg"), PASSWORD)?;
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
             .local_addr()?
