@@ -84,7 +84,7 @@ impl From<RunError> for No {
         match &error {
             RunError::Refused(refusal) if refusal.code == RefusalCode::BetweenRounds => Self::Later,
             RunError::Refused(_) | RunError::CannotTakeOver(_) => Self::Never(error.to_string()),
-            RunError::Unavailable | RunError::Mirror(_) => Self::Later,
+            RunError::Unavailable | RunError::Mirror(_) | RunError::Stopped(_) => Self::Later,
         }
     }
 }
