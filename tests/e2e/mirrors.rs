@@ -19,6 +19,8 @@ use tests::{
 const SETTLED_MAX: Duration = Duration::from_secs(60);
 /// Time between two looks at heads.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// How long a mirror waits for a silent hub; it looks every second.
+const PATIENCE: Duration = Duration::from_secs(10);
 const MIRROR: &str = "mirror";
 
 /// The small charter, in a run that is looked for at these addresses and may be taken over with this key.
@@ -243,28 +245,165 @@ async fn after_a_partition_one_log_counts() -> Result<()> {
     network.finish().await
 }
 
-/// A copy of a hub's folder is started beside it: each seals entries at the same places, and both find the proof.
+/// A hub that has no time for its mirror, for longer than the mirror waits for one that is silent, is not taken over.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_hub_seals_twice_is_proven() -> Result<()> {
+async fn a_hub_without_time_is_not_taken_over() -> Result<()> {
+    let mut network = Network::start("mirrors-busy").await?;
+    let mirror_url = network.plan_mirror(MIRROR)?;
+    let to_hub = Relay::start(network.hub_address()).await?;
+    let (key, public) = succession_key(&network).await?;
+    let charter = charter(&[to_hub.url(), mirror_url.clone()], &public)?;
+    let run = network.open_small_run_of(&charter).await?;
+    let follow = to_hub.url();
+    let mut flags = vec!["--follow", &follow, "--succession-key", &key];
+    let patience = PATIENCE.as_secs().to_string();
+    flags.extend(["--take-over-after", &patience]);
+    network.start_mirror(MIRROR, &flags).await?;
+    network.start_worker_as(run, "first", &Start::default())?;
+    network.joined(run, 1).await?;
+    network.merged(run, 2).await?;
+    head_is(
+        &mut network,
+        &mirror_url,
+        run,
+        "the mirror has it all",
+        has_all,
+    )
+    .await?;
+
+    to_hub.refuse();
+    let begun = Instant::now();
+    while begun.elapsed() < 3 * PATIENCE {
+        network.merged(run, 1).await?;
+        let head = network.head_at(&mirror_url, run).await?;
+        ensure!(
+            head.generation == 0,
+            "a living hub was taken over: {head:?}"
+        );
+    }
+    let told = network
+        .athome(&["run", "take-over", &run.to_string(), "--hub", &mirror_url])
+        .await;
+    let refusal = told.err().map_or_else(String::new, |it| format!("{it:#}"));
+    ensure!(refusal.contains("has no time"), "{refusal}");
+    let before = network.log(run).await?;
+    to_hub.admit();
+    let head = head_is(
+        &mut network,
+        &mirror_url,
+        run,
+        "the mirror has all again",
+        |it| it.length >= before.len() as u64,
+    )
+    .await?;
+    ensure!(
+        head.generation == 0 && head.role == "mirror" && head.entries_set_aside == 0,
+        "{head:?}"
+    );
+    goes_on_after(&network, run, &before).await?;
+    network.is_sound(run).await?;
+    network.finish().await
+}
+
+/// A hub that is restored from an older copy takes what its mirror has of its log before it seals anything.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hub_from_an_older_copy_takes_what_its_mirror_has() -> Result<()> {
+    let mut network = Network::start("mirrors-older-copy").await?;
+    let mirror_url = network.plan_mirror(MIRROR)?;
+    let hub_url = network.hub_url();
+    let (key, public) = succession_key(&network).await?;
+    let charter = charter(&[hub_url.clone(), mirror_url.clone()], &public)?;
+    let run = network.open_small_run_of(&charter).await?;
+    network
+        .start_mirror(MIRROR, &["--follow", &hub_url, "--succession-key", &key])
+        .await?;
+    network.start_worker_as(run, "first", &Start::default())?;
+    network.joined(run, 1).await?;
+    network.merged(run, 1).await?;
+    let [folder, older] = ["hub", "older"].map(|it| network.folder.join(it));
+    network.stop_hub().await?;
+    copy_folder(&folder, &older)?;
+    network.start_hub().await?;
+    network.merged(run, 3).await?;
+    network.stop_worker("first").await?;
+    let before = network.log(run).await?;
+    let is_whole = |it: &RunHead| has_all(it) && it.length >= before.len() as u64;
+    head_is(
+        &mut network,
+        &mirror_url,
+        run,
+        "the mirror has it all",
+        is_whole,
+    )
+    .await?;
+
+    network.kill_hub()?;
+    std::fs::remove_dir_all(&folder)?;
+    std::fs::rename(&older, &folder)?;
+    network.start_hub().await?;
+    head_is(
+        &mut network,
+        &hub_url,
+        run,
+        "the hub has its log again",
+        |it| it.role == "hub" && it.length >= before.len() as u64,
+    )
+    .await?;
+    network.start_worker_as(run, "first", &Start::default())?;
+    network.merged(run, 1).await?;
+    goes_on_after(&network, run, &before).await?;
+    let after = network.log(run).await?;
+    let head = head_is(&mut network, &mirror_url, run, "the mirror follows", |it| {
+        it.length >= after.len() as u64
+    })
+    .await?;
+    ensure!(
+        head.equivocations.is_empty() && head.entries_set_aside == 0,
+        "the hub sealed twice: {head:?}"
+    );
+    let mirrored = tests::audit::log(&network::HubClient::new(&mirror_url)?, run).await?;
+    goes_on(&after, &mirrored)?;
+    network.is_sound(run).await?;
+    network.finish().await
+}
+
+/// A copy of a hub's folder is started elsewhere, where nobody looks for it: it seals what the hub does not, shows the hub the
+/// proof, and both seal nothing more, until a mirror takes over.
+#[tokio::test(flavor = "multi_thread")]
+async fn hubs_that_seal_twice_stop_until_a_takeover() -> Result<()> {
     let mut network = Network::start("mirrors-equivocation").await?;
     let copy_url = network.plan_mirror("copy")?;
+    let mirror_url = network.plan_mirror(MIRROR)?;
     let hub_url = network.hub_url();
-    let (_, public) = succession_key(&network).await?;
-    let charter = charter(&[hub_url.clone(), copy_url.clone()], &public)?;
+    let (key, public) = succession_key(&network).await?;
+    let charter = charter(&[hub_url.clone(), mirror_url.clone()], &public)?;
     let run = network.open_small_run_of(&charter).await?;
+    begins_and_rests(&mut network, run).await?;
     network.stop_hub().await?;
     copy_folder(&network.folder.join("hub"), &network.folder.join("copy"))?;
     network.start_hub().await?;
+    network
+        .start_mirror(MIRROR, &["--follow", &hub_url, "--succession-key", &key])
+        .await?;
+    head_is(
+        &mut network,
+        &mirror_url,
+        run,
+        "the mirror has it all",
+        has_all,
+    )
+    .await?;
     network.start_mirror("copy", &[]).await?;
-    for (url, seed) in [(&hub_url, 1), (&copy_url, 2)] {
+    // The copy first: one that finds that the hub has more takes it over instead.
+    for (url, seed) in [(&copy_url, 1), (&hub_url, 2)] {
         let client = network::HubClient::new(url)?;
         client.command(&a_strangers_join(run, seed)).await?;
     }
-    let [first, second] = [&hub_url, &copy_url];
     let mut ids = Vec::new();
-    for url in [first, second] {
-        let head = head_is(&mut network, url, run, "the proof is found", |it| {
-            !it.equivocations.is_empty()
+    let mut lengths = Vec::new();
+    for url in [&hub_url, &copy_url] {
+        let head = head_is(&mut network, url, run, "it has stopped", |it| {
+            it.stopped.is_some() && !it.equivocations.is_empty()
         })
         .await?;
         let found = head.equivocations.first().context("checked above")?;
@@ -273,13 +412,78 @@ async fn what_a_hub_seals_twice_is_proven() -> Result<()> {
         let proof = client.equivocation(run, found.id.parse()?).await?;
         ensure!(proof.key.to_string() == head.key, "another key's");
         ids.push(found.id.clone());
+        lengths.push(head.length);
     }
     ensure!(ids[0] == ids[1], "one fact has two proofs: {ids:?}");
+    for (url, length) in [&hub_url, &copy_url].into_iter().zip(lengths) {
+        let client = network::HubClient::new(url)?;
+        let client = client.with_retry(network::retry::RetryPolicy::once());
+        let refused = client.command(&a_strangers_join(run, 3)).await;
+        let refusal = refused.err().map_or_else(String::new, |it| it.to_string());
+        ensure!(refusal.contains("seals nothing more"), "{refusal}");
+        let head = network.head_at(url, run).await?;
+        ensure!(head.length == length, "it goes on sealing: {head:?}");
+    }
     let shown = network
-        .athome(&["run", "show", &run.to_string(), "--hub", first])
+        .athome(&["run", "show", &run.to_string(), "--hub", &hub_url])
         .await?;
     ensure!(shown.contains("sealed two different entries"), "{shown}");
+    ensure!(shown.contains("stopped"), "{shown}");
+
+    // A hub that says that it has stopped is taken over without --force.
+    network
+        .athome(&["run", "take-over", &run.to_string(), "--hub", &mirror_url])
+        .await?;
+    for url in [&hub_url, &copy_url] {
+        head_is(&mut network, url, run, "it mirrors", |it| {
+            it.role == "mirror" && it.generation == 1 && it.stopped.is_none()
+        })
+        .await?;
+    }
+    let client = network::HubClient::new(&mirror_url)?;
+    client.command(&a_strangers_join(run, 4)).await?;
+    network.kill_mirror("copy")?;
+    what_is_beside_the_log_is_checked(&network).await?;
     network.finish().await
+}
+
+/// `athome run verify` looks at what the copy set aside, at the proof, and at its key.
+async fn what_is_beside_the_log_is_checked(network: &Network) -> Result<()> {
+    let folder = network.folder.join("copy");
+    let place = folder.to_string_lossy();
+    let verify = ["run", "verify", &place, "--allow-missing", "--json"];
+    let verified: serde_json::Value = serde_json::from_str(&network.athome(&verify).await?)?;
+    for counted in ["set_aside_checked", "proofs_checked"] {
+        ensure!(verified[counted].as_u64() >= Some(1), "{verified}");
+    }
+    let key = verified["key"].as_str().unwrap_or_default();
+    ensure!(key.contains("sealed this run once"), "{verified}");
+    std::fs::write(folder.join("hub.key"), "no key")?;
+    let damaged = network.athome(&verify).await;
+    let found = damaged
+        .err()
+        .map_or_else(String::new, |it| format!("{it:#}"));
+    ensure!(found.contains("hub.key"), "{found}");
+    Ok(())
+}
+
+/// Waits until the hub has sealed what it seals of a new run without workers.
+async fn begins_and_rests(network: &mut Network, run: RunId) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        let log = network.log(run).await?;
+        let has = |kind| log.iter().any(|it| it.event.name() == kind);
+        if has("model_evaluated") && has("sample_drawn") {
+            return Ok(());
+        }
+        network.must_run()?;
+        ensure!(begun.elapsed() < SETTLED_MAX, "the first model is not seen");
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+fn has_all(head: &RunHead) -> bool {
+    head.role == "mirror" && head.blobs_missing == 0 && head.current_ms > 0
 }
 
 fn a_strangers_join(run: RunId, seed: u8) -> SignedCommand {

@@ -99,6 +99,19 @@ impl BoincClient {
     /// # Errors
     /// If it is not installed, or does not answer.
     pub async fn start(folder: &Path) -> Result<Self> {
+        Self::open(folder, PREFERENCES).await
+    }
+
+    /// The same with the time between two checkpoints that people have who change nothing: a minute.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_unhurried(folder: &Path) -> Result<Self> {
+        let usual = PREFERENCES.replace("<disk_interval>5<", "<disk_interval>60<");
+        Self::open(folder, &usual).await
+    }
+
+    async fn open(folder: &Path, preferences: &str) -> Result<Self> {
         ensure!(
             Path::new(CLIENT).exists(),
             "{CLIENT} is missing: run `cargo xtask setup`"
@@ -107,7 +120,7 @@ impl BoincClient {
         // The client takes its own directory for granted, so the paths in it must not hang on ours.
         let folder = fs::canonicalize(folder)?;
         fs::write(folder.join("cc_config.xml"), SETTINGS)?;
-        fs::write(folder.join("global_prefs_override.xml"), PREFERENCES)?;
+        fs::write(folder.join("global_prefs_override.xml"), preferences)?;
         fs::write(folder.join("gui_rpc_auth.cfg"), PASSWORD)?;
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
             .local_addr()?

@@ -60,6 +60,14 @@ pub fn boinc(unit_ms: u64, window_ms: u64, steps_max: u64) -> Result<String> {
         .replace("window_ms = 1500", &format!("window_ms = {window_ms}"))
         .replace("warm_start_tokens = 2000", "warm_start_tokens = 0")
         .replace("steps_max = 20", &format!("steps_max = {steps_max}"));
+    with_boinc_hosts(&charter, unit_ms)
+}
+
+/// A charter whose run takes BOINC hosts, with units that train so long.
+///
+/// # Errors
+/// If it is not one of the demo's form.
+pub fn with_boinc_hosts(charter: &str, unit_ms: u64) -> Result<String> {
     let rules = "[round]\n";
     ensure!(
         charter.matches(rules).count() == 1,

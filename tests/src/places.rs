@@ -23,13 +23,22 @@ pub fn target() -> PathBuf {
         .to_owned()
 }
 
+/// Where the programs lie that were built together with this one: `target/debug`, or `target/release` for some benches.
+fn programs() -> PathBuf {
+    let test = std::env::current_exe().expect("a running program has a path");
+    test.ancestors()
+        .nth(2)
+        .expect("tests lie two folders deep among the programs")
+        .to_owned()
+}
+
 /// The `athome` binary.
 ///
 /// # Errors
 /// A sentence that says how to build it.
 pub fn athome() -> Result<PathBuf> {
     required(
-        target().join("debug/athome"),
+        programs().join("athome"),
         "cargo build --workspace --bins --tests",
     )
 }
@@ -40,7 +49,7 @@ pub fn athome() -> Result<PathBuf> {
 /// A sentence that says how to build it.
 pub fn boinc_application() -> Result<PathBuf> {
     required(
-        target().join("debug/athome-boinc"),
+        programs().join("athome-boinc"),
         "cargo build --workspace --bins --tests",
     )
 }

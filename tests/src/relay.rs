@@ -80,6 +80,8 @@ struct Control {
     target: SocketAddr,
     /// Whether bytes pass.
     is_open: watch::Sender<bool>,
+    /// Whether requests are refused instead of passed on.
+    refuses: AtomicBool,
     /// Grows when all connections are to end.
     cuts: watch::Sender<u64>,
     /// Bytes a second from workers to the hub; 0 for as fast as it goes.
@@ -117,6 +119,7 @@ impl Relay {
         let control = Arc::new(Control {
             target,
             is_open: watch::Sender::new(true),
+            refuses: AtomicBool::new(false),
             cuts: watch::Sender::new(0),
             up_bytes_per_s: AtomicU64::new(0),
             up_bytes: AtomicU64::new(0),
@@ -156,6 +159,19 @@ impl Relay {
     /// A partition: connections stay, nothing passes until [`Self::heal`].
     pub fn part(&self) {
         self.control.is_open.send_replace(false);
+    }
+
+    /// From now on the hub has no time: the relay answers every request as a hub does that is asked too much, until
+    /// [`Self::admit`]. Connections that were there end.
+    pub fn refuse(&self) {
+        self.control.refuses.store(true, Ordering::Relaxed);
+        self.cut();
+    }
+
+    /// The hub has time again.
+    pub fn admit(&self) {
+        self.control.refuses.store(false, Ordering::Relaxed);
+        self.cut();
     }
 
     /// Ends a partition. What was sent meanwhile arrives.
@@ -284,6 +300,10 @@ async fn connection(worker: TcpStream, control: Arc<Control>) {
     let mut cuts = control.cuts.subscribe();
     cuts.mark_unchanged();
     control.open().await;
+    if control.refuses.load(Ordering::Relaxed) {
+        let _ = refuse(worker).await;
+        return;
+    }
     // A hub that is down refuses; the worker sees its connection end.
     let Ok(hub) = TcpStream::connect(control.target).await else {
         return;
@@ -305,6 +325,22 @@ async fn connection(worker: TcpStream, control: Arc<Control>) {
         _ = both => {}
         _ = cuts.changed() => {}
     }
+}
+
+/// Answers one request with the refusal of a hub that is asked too much.
+async fn refuse(mut stream: TcpStream) -> std::io::Result<()> {
+    let mut buffer = [0; CHUNK_BYTES];
+    if stream.read(&mut buffer).await? == 0 {
+        return Ok(());
+    }
+    let body = r#"{"code":"too_many","message":"the hub is busy; try again in a second"}"#;
+    let head = "HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\nconnection: close\r\nretry-after: 1";
+    let answer = format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    stream.write_all(answer.as_bytes()).await?;
+    stream.shutdown().await?;
+    // What else was sent is read: unread bytes would take the answer back.
+    while stream.read(&mut buffer).await? > 0 {}
+    Ok(())
 }
 
 async fn up(

@@ -3,6 +3,7 @@
 //! Each figure is printed as `figure value unit` and written to docs/measurements.md.
 //! Nobody edits that file by hand: the next run replaces the part of the bench that ran and keeps the others.
 
+mod boinc;
 mod demo;
 mod engine;
 mod hub;
@@ -24,6 +25,8 @@ pub(crate) struct Options {
     part: Part,
     #[command(flatten)]
     loss_gap: loss_gap::Flags,
+    #[command(flatten)]
+    boinc: boinc::Flags,
 }
 
 /// The benches.
@@ -39,6 +42,8 @@ enum Part {
     Verify,
     /// Requests that one core of a hub answers, and the workers that it holds.
     Hub,
+    /// Requests of BOINC clients that one core of a hub answers, and the share of a host's time that counts.
+    Boinc,
     /// Share of a worker's time in inner steps behind a home link.
     HomeLink,
     /// Bytes on the wire per parameter and round.
@@ -59,11 +64,15 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         Part::Merge => ("merge", merge::measure()?),
         Part::Verify => ("verify", verify::measure()?),
         Part::Hub => ("hub", hub::measure()?),
+        Part::Boinc => ("boinc", boinc::measure(&options.boinc)?),
         Part::HomeLink => ("home-link", links::measure("home-link")?),
         Part::Bytes => ("bytes", links::measure("bytes")?),
         Part::Join => ("join", links::measure("join")?),
         Part::Sim => ("sim", sim::measure()?),
         Part::LossGap => ("loss-gap", loss_gap::measure(&options.loss_gap)?),
     };
+    if matches!(options.part, Part::Boinc) && !options.boinc.is_recorded() {
+        return Ok(());
+    }
     report::record(name, &figures)
 }

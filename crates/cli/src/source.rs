@@ -158,6 +158,19 @@ impl Source {
         }
     }
 
+    /// The folder, if the source is one.
+    pub(crate) fn archive(&self) -> Option<&Archive> {
+        match &self.place {
+            Place::Folder(archive) => Some(archive),
+            Place::Hub { .. } => None,
+        }
+    }
+
+    /// Waits for what an archive reads.
+    pub(crate) fn wait<T>(&self, reading: impl Future<Output = T>) -> T {
+        self.runtime.block_on(reading)
+    }
+
     /// Where the log stands, for people.
     pub(crate) fn log_place(&self) -> String {
         match &self.place {

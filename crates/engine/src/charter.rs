@@ -8,7 +8,7 @@ use protocol::charter::{Charter, Codec, Inner, Model, Outer};
 use thiserror::Error;
 
 use crate::config::{ConfigError, ModelConfig};
-use crate::train::OptimizerSettings;
+use crate::train::{OptimizerSettings, Trainer};
 use crate::update::settings::{
     DeltaSettings, DenseSettings, DenseWidth, MergeSettings, SettingsError, SparseSettings,
     UpdateSettings,
@@ -16,6 +16,9 @@ use crate::update::settings::{
 
 /// Standard deviation of a new run's matrices; the charter has no field for it.
 const INITIALIZER_RANGE: f32 = 0.02;
+/// Copies of the parameters that a worker holds beside its trainer: the base and the error feedback, and at a round's end
+/// copies of m and v, which are hashed and written.
+const WORKER_COPIES: usize = 4;
 
 /// Why this engine can't carry out a charter.
 #[derive(Debug, Error)]
@@ -56,6 +59,18 @@ pub fn model_config(model: &Model) -> ModelConfig {
         eos_token_id: None,
         initializer_range: INITIALIZER_RANGE,
     }
+}
+
+/// Bytes that a worker holds to train by this charter on one thread: the trainer's own for one batch, and the copies of the
+/// model around it. A worker refuses a machine with less, and whoever gives it work reckons with the same figure.
+pub fn worker_memory_bytes(charter: &Charter) -> u64 {
+    let config = model_config(&charter.model);
+    let batch = (
+        charter.inner.batch_rows as usize,
+        charter.inner.sequence as usize,
+    );
+    let copies = 4 * config.parameter_count() * WORKER_COPIES;
+    (Trainer::memory_bytes(&config, batch.0, batch.1) + copies) as u64
 }
 
 /// AdamW's constants.

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use futures_util::TryStreamExt;
-use protocol::{Hash, units::RunId};
+use protocol::{Hash, PublicKey, SecretKey, units::RunId};
 use sqlx::{
     Row, SqlitePool,
     sqlite::{SqliteConnectOptions, SqlitePoolOptions},
@@ -41,6 +41,26 @@ pub struct StoredEntry {
     /// The event's name by the row.
     pub kind: String,
     /// The entry's bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// An entry that was set aside, because another hub's log counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EntrySetAside {
+    /// Its row, by which the next ones are asked for.
+    pub row: i64,
+    /// Its position by the row.
+    pub position: u64,
+    /// The entry's bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// A proof that a key said two things, as it stands on the disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredProof {
+    /// Its name by the row.
+    pub id: Vec<u8>,
+    /// The proof's bytes.
     pub bytes: Vec<u8>,
 }
 
@@ -139,7 +159,75 @@ impl Archive {
         Ok(entries)
     }
 
-    /// What SQLite says is wrong with the database's own structure.
+    /// Some of the entries that were set aside, after a row; none at the end.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn set_aside(&self, run: RunId, after: Option<i64>) -> Result<Vec<EntrySetAside>> {
+        if !self.has_table("set_aside").await? {
+            return Ok(Vec::new());
+        }
+        let mut rows = sqlx::query(
+            "SELECT rowid, position, entry FROM set_aside WHERE run = ? AND rowid > ? ORDER BY rowid LIMIT ?",
+        )
+        .bind(run.0.0.to_vec())
+        .bind(after.unwrap_or(i64::MIN))
+        .bind(PAGE_ENTRIES)
+        .fetch(&self.pool);
+        let (mut entries, mut bytes) = (Vec::new(), 0);
+        while bytes < PAGE_BYTES {
+            let row = rows.try_next().await;
+            let Some(row) = row.context("can't read what was set aside")? else {
+                break;
+            };
+            let position: i64 = row.try_get("position")?;
+            let entry = EntrySetAside {
+                row: row.try_get("rowid")?,
+                position: position.unsigned_abs(),
+                bytes: row.try_get("entry")?,
+            };
+            bytes += entry.bytes.len();
+            entries.push(entry);
+        }
+        Ok(entries)
+    }
+
+    /// All proofs of what was said twice; a hub keeps few.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn proofs(&self, run: RunId) -> Result<Vec<StoredProof>> {
+        if !self.has_table("equivocation").await? {
+            return Ok(Vec::new());
+        }
+        let rows = sqlx::query("SELECT id, proof FROM equivocation WHERE run = ? ORDER BY id")
+            .bind(run.0.0.to_vec())
+            .fetch_all(&self.pool)
+            .await
+            .context("can't read the proofs of what was said twice")?;
+        rows.iter()
+            .map(|row| {
+                Ok(StoredProof {
+                    id: row.try_get("id")?,
+                    bytes: row.try_get("proof")?,
+                })
+            })
+            .collect()
+    }
+
+    /// Whether the database, which an older hub may have made, has this table.
+    async fn has_table(&self, name: &str) -> Result<bool> {
+        let count: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?",
+        )
+        .bind(name.to_owned())
+        .fetch_one(&self.pool)
+        .await
+        .context("can't read the list of tables")?;
+        Ok(count > 0)
+    }
+
+    /// What SQLite says is wrong with the database's own structure, and rows of runs that are not there.
     ///
     /// # Errors
     /// It can't even be looked at.
@@ -148,7 +236,41 @@ impl Archive {
             .fetch_all(&self.pool)
             .await
             .context("can't check the database")?;
-        Ok(lines.into_iter().filter(|it| it != "ok").collect())
+        let mut problems: Vec<String> = lines.into_iter().filter(|it| it != "ok").collect();
+        let strays = sqlx::query(
+            "SELECT \"table\" AS name, count(*) AS count FROM pragma_foreign_key_check GROUP BY 1",
+        )
+        .fetch_all(&self.pool)
+        .await
+        .context("can't check the database")?;
+        for stray in &strays {
+            let (name, count): (String, i64) = (stray.try_get("name")?, stray.try_get("count")?);
+            problems.push(format!(
+                "{count} rows of {name} are of a run that is not here"
+            ));
+        }
+        Ok(problems)
+    }
+
+    /// The file of the hub's key.
+    #[must_use]
+    pub fn key_path(&self) -> PathBuf {
+        self.folder.join(crate::KEY)
+    }
+
+    /// The public part of the hub's key; none if its file is not here.
+    ///
+    /// # Errors
+    /// What the file has is no key.
+    pub fn key(&self) -> Result<Option<PublicKey>> {
+        let text = match fs::read(self.key_path()) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).context("it can't be read"),
+        };
+        let text = std::str::from_utf8(&text).ok();
+        let key = text.and_then(|it| SecretKey::from_text(it).ok());
+        Ok(Some(key.context("it is damaged: it is no key")?.public()))
     }
 
     /// The database's file.

@@ -93,6 +93,7 @@ fn api() -> OpenApiRouter<Arc<Hub>> {
         .routes(routes!(log::read_log_binary))
         .routes(routes!(mirrors::show_head))
         .routes(routes!(mirrors::show_equivocation))
+        .routes(routes!(mirrors::take_equivocation))
         .routes(routes!(mirrors::take_over))
         .routes(routes!(live::follow_events))
         .routes(routes!(work::send_command))

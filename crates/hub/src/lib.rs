@@ -37,7 +37,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub use archive::{Archive, StoredEntry};
+pub use archive::{Archive, EntrySetAside, StoredEntry, StoredProof};
 pub use config::Config;
 pub use ground::Ground;
 pub use http::openapi;
@@ -48,6 +48,8 @@ use crate::{
 
 /// The file that a hub locks while it works in a folder.
 const LOCK: &str = "hub.lock";
+/// The file with a hub's secret key in its folder.
+const KEY: &str = "hub.key";
 
 /// Everything that handlers share.
 pub(crate) struct Hub {
@@ -112,7 +114,7 @@ impl Service {
     /// The folder, its key or its database can't be used.
     pub async fn open(config: Config, ground: Ground, shutdown: CancellationToken) -> Result<Self> {
         let folder = config.folder.clone();
-        let key = own_key(&*ground.disk, &folder.join("hub.key"))?;
+        let key = own_key(&*ground.disk, &folder.join(KEY))?;
         let hub = Arc::new(Hub {
             door: boinc::Door::open(&config, &key).await?,
             key,
@@ -194,9 +196,9 @@ impl Hub {
         self.runs.read().await.values().cloned().collect()
     }
 
-    /// Starts a run that is in the store.
-    async fn start(&self, id: RunId) -> Result<()> {
-        let parts = run::Parts {
+    /// What runs work with.
+    pub(crate) fn parts(&self) -> run::Parts {
+        run::Parts {
             key: self.key.clone(),
             store: self.store.clone(),
             blobs: self.blobs.clone(),
@@ -205,7 +207,12 @@ impl Hub {
             clock: self.clock.clone(),
             mirroring: Arc::clone(&self.mirroring),
             room: self.room.clone(),
-        };
+        }
+    }
+
+    /// Starts a run that is in the store.
+    async fn start(&self, id: RunId) -> Result<()> {
+        let parts = self.parts();
         let mut tasks = self.tasks.lock().await;
         let run = run::start(id, parts, &mut tasks, self.shutdown.clone()).await?;
         self.runs.write().await.insert(id, run);

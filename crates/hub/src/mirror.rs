@@ -3,13 +3,15 @@
 //! A process is the hub of a run while the run's log says so (`protocol::succession`), and else a mirror of it: [`Follower`]
 //! copies log ([`copy`]) and blobs ([`gather`]), [`neighbours`] asks the others that the charter names who keeps the run.
 //! A takeover is one entry: a statement of a succession key, sealed by the new hub. Whoever was replaced finds out by looking
-//! or by being shown the statement, sets aside what it sealed alone, and mirrors its successor.
+//! or by being shown the statement, sets aside what it sealed alone, and mirrors its successor. A hub that was restored from
+//! an older copy mirrors those who have more of its log, until it has all of it.
 
 mod acknowledged;
 mod copy;
 mod follower;
 mod gather;
 mod neighbours;
+mod reach;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -21,7 +23,7 @@ pub(crate) use self::{
     acknowledged::Acknowledged,
     copy::Copied,
     follower::{Ended, Follower},
-    neighbours::{look, look_again},
+    neighbours::{Found, has_neighbours, keep, look, look_again, why_stopped},
 };
 use crate::{Hub, config::Config};
 

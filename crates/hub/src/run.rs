@@ -29,13 +29,16 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{actor::Actor, concerns::Concerns, evaluate::HeldOut, presence::Presence, room::Room};
+use self::{
+    actor::Actor, concerns::Concerns, evaluate::HeldOut, presence::Presence, retry::Retry,
+    room::Room,
+};
 use crate::{
     blobs::Blobs,
     clock::SteadyClock,
     config::Config,
     metrics::Metrics,
-    mirror::{self, Acknowledged, Copied, Ended, Follower, Mirroring},
+    mirror::{self, Acknowledged, Copied, Follower, Mirroring},
     model::{Arithmetic, Model, Rebuilt},
     store::{Projected, Store},
 };
@@ -61,6 +64,9 @@ pub(crate) struct Run {
     pub(crate) acknowledged: Arc<Acknowledged>,
     /// How far this mirror's copy is.
     pub(crate) copied: Arc<Copied>,
+    /// Why nothing is sealed here although the log names this process as the run's hub: its key is proven to have sealed two
+    /// different entries.
+    pub(crate) stopped: watch::Sender<Option<String>>,
     requests: mpsc::Sender<Message>,
 }
 
@@ -88,6 +94,9 @@ pub(crate) enum RunError {
     /// Only the run's hub can do that, and this is none.
     #[error("this is a mirror of the run; its hub takes that{}", at(.0.as_deref()))]
     Mirror(Option<String>),
+    /// This is the run's hub, and it seals nothing more.
+    #[error("this hub seals nothing more: {0}")]
+    Stopped(String),
     /// The run was not taken over.
     #[error("{0}")]
     CannotTakeOver(String),
@@ -119,6 +128,8 @@ pub(crate) enum Message {
     },
     /// A statement by which another hub keeps the run, checked against the charter's succession keys.
     Replaced(Box<Succession>),
+    /// Others have a log that goes on from the end of this one, sealed by the same key.
+    IsBehind,
 }
 
 impl Run {
@@ -162,6 +173,31 @@ impl Run {
         let _ = self.requests.send(message).await;
     }
 
+    /// Says that others have more of this log than this hub, which was restored from an older copy.
+    pub(crate) async fn is_behind(&self) {
+        let _ = self.requests.send(Message::IsBehind).await;
+    }
+
+    /// Nothing is sealed here from this moment on, until the run is taken over.
+    pub(crate) fn stop(&self, why: String) {
+        self.stopped.send_if_modified(|stopped| {
+            let is_news = stopped.is_none();
+            if is_news {
+                tracing::error!(run.id = %self.id.short(), "this hub seals nothing more: {why}");
+                *stopped = Some(why);
+            }
+            is_news
+        });
+    }
+
+    /// Why nothing is sealed here, if that is so.
+    pub(crate) fn refuses(&self) -> Result<(), RunError> {
+        match &*self.stopped.borrow() {
+            Some(why) => Err(RunError::Stopped(why.clone())),
+            None => Ok(()),
+        }
+    }
+
     /// Notes entries that are on the disk.
     pub(crate) fn note(&self, metrics: &Metrics, entries: &[(Entry, Projected)]) {
         for (entry, _) in entries {
@@ -172,6 +208,7 @@ impl Run {
 
     /// An error on a mirror, which says where the run's hub is.
     pub(crate) fn must_be_hub(&self) -> Result<(), RunError> {
+        self.refuses()?;
         match &*self.role.borrow() {
             Role::Hub => Ok(()),
             Role::Mirror { hub_address } => Err(RunError::Mirror(hub_address.clone())),
@@ -239,41 +276,24 @@ pub(crate) async fn start(
     tasks: &mut JoinSet<()>,
     shutdown: CancellationToken,
 ) -> Result<Run> {
-    let state = parts.store.replay(id).await?;
-    parts.clock.is_at_least(state.head.time_ms);
-    let is_hub = state.sealing.hub() == parts.key.public();
-    let (requests, inbox) = mpsc::channel(QUEUE_MAX);
-    let (length_sender, length) = watch::channel(state.head.length);
-    let hub_address = mirror::hub_address(&state, &parts.mirroring);
-    let (role_sender, role) = watch::channel(match is_hub {
-        true => Role::Hub,
-        false => Role::Mirror { hub_address },
-    });
-    let run = Run {
-        id,
-        concerns: Arc::new(Concerns::new(state.head.length)),
-        presence: Arc::new(Presence::new(
-            state.charter.round.window_ms,
-            parts.clock.clone(),
-        )),
-        arithmetic: Arc::new(Arithmetic::new(&state.charter)?),
-        state: Arc::new(RwLock::new(state)),
-        length,
-        role,
-        acknowledged: Arc::default(),
-        copied: Arc::default(),
-        requests,
-    };
-    let keeper = Keeper {
-        run: run.clone(),
-        parts,
-        inbox,
-        length: length_sender,
-        role: role_sender,
-    };
+    let keeper = Keeper::open(id, parts).await?;
+    let run = keeper.run.clone();
+    let is_hub = *run.role.borrow() == Role::Hub;
     let ready = match is_hub {
-        true => Some(keeper.ready().await?),
-        false => None,
+        true => match keeper.ready().await {
+            Ok(ready) => Some(ready),
+            // What is missing may be had from others.
+            Err(error) if mirror::has_neighbours(&keeper.run, &keeper.parts).await => {
+                cannot_go_on(&keeper.run, &error);
+                keeper.becomes_mirror(None).await;
+                None
+            }
+            Err(error) => return Err(error),
+        },
+        false => {
+            keeper.says_why_it_mirrors().await;
+            None
+        }
     };
     tasks.spawn(keep(keeper, ready, shutdown));
     Ok(run)
@@ -286,6 +306,45 @@ pub(crate) struct Ready {
 }
 
 impl Keeper {
+    /// Replays a run's log; no task is at work on it yet.
+    ///
+    /// # Errors
+    /// The log does not hold, or its charter asks for more than the engine can do.
+    pub(crate) async fn open(id: RunId, parts: Parts) -> Result<Self> {
+        let state = parts.store.replay(id).await?;
+        parts.clock.is_at_least(state.head.time_ms);
+        let (requests, inbox) = mpsc::channel(QUEUE_MAX);
+        let (length_sender, length) = watch::channel(state.head.length);
+        let hub_address = mirror::hub_address(&state, &parts.mirroring);
+        let (role_sender, role) = watch::channel(match state.sealing.hub() == parts.key.public() {
+            true => Role::Hub,
+            false => Role::Mirror { hub_address },
+        });
+        let run = Run {
+            id,
+            concerns: Arc::new(Concerns::new(state.head.length)),
+            presence: Arc::new(Presence::new(
+                state.charter.round.window_ms,
+                parts.clock.clone(),
+            )),
+            arithmetic: Arc::new(Arithmetic::new(&state.charter)?),
+            state: Arc::new(RwLock::new(state)),
+            length,
+            role,
+            acknowledged: Arc::default(),
+            copied: Arc::default(),
+            stopped: watch::Sender::new(None),
+            requests,
+        };
+        Ok(Self {
+            run,
+            parts,
+            inbox,
+            length: length_sender,
+            role: role_sender,
+        })
+    }
+
     /// Rebuilds the newest model from what is on the disk.
     ///
     /// # Errors
@@ -344,33 +403,77 @@ impl Keeper {
         self.length.send_replace(length);
     }
 
-    /// From now on this process mirrors the run.
-    async fn becomes_mirror(&self, statement: Option<&Succession>) {
+    /// From now on this process mirrors the run, whose hub is there as far as is known.
+    async fn becomes_mirror(&self, hub_address: Option<String>) {
         let known = {
             let state = self.run.state.read().await;
             mirror::hub_address(&state, &self.parts.mirroring)
         };
-        let hub_address = statement.map(|it| it.address.clone()).or(known);
-        tracing::warn!(
-            run.id = %self.run.id.short(),
-            hub = hub_address.as_deref().unwrap_or("unknown"),
-            "another hub keeps this run now: this one mirrors it"
-        );
+        let hub_address = hub_address.or(known);
         self.role.send_replace(Role::Mirror { hub_address });
     }
+
+    async fn is_replaced(&self, statement: &Succession) {
+        tracing::warn!(
+            run.id = %self.run.id.short(), hub = statement.address,
+            "another hub keeps this run now: this one mirrors it"
+        );
+        self.becomes_mirror(Some(statement.address.clone())).await;
+    }
+
+    /// A process whose key does not seal the run can't be its hub: whoever meant it to be reads why.
+    async fn says_why_it_mirrors(&self) {
+        let state = self.run.state.read().await;
+        let (name, sealing) = (&state.charter.name, &state.sealing);
+        let named = match sealing.newest() {
+            Some(statement) => format!(
+                "since takeover {} the log names the hub {} at {}",
+                statement.generation,
+                sealing.hub().short(),
+                statement.address
+            ),
+            None => format!("the charter names the hub {}", sealing.hub().short()),
+        };
+        let own = self.parts.key.public();
+        let why = format!(
+            "this process mirrors the run {name}: {named}, and its own key is {}",
+            own.short()
+        );
+        match &self.parts.mirroring.follow {
+            Some(_) => tracing::info!(run.id = %self.run.id.short(), "{why}"),
+            None => tracing::warn!(run.id = %self.run.id.short(), "{why}"),
+        }
+    }
+}
+
+fn cannot_go_on(run: &Run, error: &anyhow::Error) {
+    tracing::error!(run.id = %run.id.short(), "can't go on as the run's hub until what is missing is here: {error:#}");
+}
+
+/// Why the hub's task ended.
+pub(crate) enum Ended {
+    /// The process stops.
+    Stopped,
+    /// By this statement another hub keeps the run.
+    Replaced(Box<Succession>),
+    /// Others have more of this log.
+    IsBehind,
+    /// Its key is proven to have sealed two different entries.
+    Proven,
 }
 
 /// Keeps a run in one role after the other until `shutdown`.
 async fn keep(mut keeper: Keeper, mut ready: Option<Ready>, shutdown: CancellationToken) {
+    let mut failures = Retry::default();
     loop {
         if *keeper.run.role.borrow() == Role::Hub {
-            // A hub that was away may have been replaced meanwhile: whoever can be asked is asked before anything is sealed.
-            let replaced = tokio::select! {
+            let begun = tokio::select! {
                 () = shutdown.cancelled() => return,
-                replaced = mirror::look(&keeper.run, &keeper.parts) => replaced,
+                begun = may_seal(&keeper) => begun,
             };
-            if let Some(statement) = replaced {
-                keeper.becomes_mirror(Some(&statement)).await;
+            if !begun {
+                // The log may be another one when this process is the run's hub again.
+                ready = None;
                 continue;
             }
             let Ready { model, held_out } = match ready.take() {
@@ -378,31 +481,70 @@ async fn keep(mut keeper: Keeper, mut ready: Option<Ready>, shutdown: Cancellati
                 None => match keeper.ready().await {
                     Ok(ready) => ready,
                     Err(error) => {
-                        tracing::error!(run.id = %keeper.run.id.short(), "can't go on as the run's hub: {error:#}");
+                        cannot_go_on(&keeper.run, &error);
+                        failures.failed();
                         keeper.becomes_mirror(None).await;
                         continue;
                     }
                 },
             };
+            failures = Retry::default();
             let looking =
                 tokio::spawn(mirror::look_again(keeper.run.clone(), keeper.parts.clone()));
-            let replaced;
-            (keeper, replaced) = Actor::new(keeper, model, held_out).work(&shutdown).await;
+            let ended;
+            (keeper, ended) = Actor::new(keeper, model, held_out).work(&shutdown).await;
             looking.abort();
-            match replaced {
-                Some(statement) => keeper.becomes_mirror(Some(&statement)).await,
-                None => return,
+            match ended {
+                Ended::Stopped => return,
+                Ended::Replaced(statement) => keeper.is_replaced(&statement).await,
+                // Looking again says what to do.
+                Ended::IsBehind | Ended::Proven => {}
             }
         } else {
             let ended;
-            (keeper, ended) = Follower::new(keeper).work(&shutdown).await;
+            (keeper, ended) = Follower::new(keeper, failures.due_at())
+                .work(&shutdown)
+                .await;
             match ended {
-                Ended::Stopped => return,
-                Ended::TookOver(model) => {
+                mirror::Ended::Stopped => return,
+                mirror::Ended::TookOver(model) => {
                     ready = Some(*model);
+                    keeper.run.stopped.send_replace(None);
+                    keeper.role.send_replace(Role::Hub);
+                }
+                mirror::Ended::CaughtUp => {
+                    ready = None;
                     keeper.role.send_replace(Role::Hub);
                 }
             }
         }
     }
+}
+
+/// Whether a hub may seal, which it asks before it seals anything after a start: a hub that was away may have been replaced
+/// meanwhile, its folder may be an older copy, or a copy of it may have sealed something else. Whoever can be asked is asked.
+/// If it may not, it is a mirror now.
+async fn may_seal(keeper: &Keeper) -> bool {
+    let (run, parts) = (&keeper.run, &keeper.parts);
+    let found = mirror::look(run, parts).await;
+    match mirror::why_stopped(run, parts).await {
+        Ok(None) => {}
+        Ok(Some(why)) => run.stop(why),
+        Err(error) => {
+            tracing::error!(run.id = %run.id.short(), "can't read what is proven: {error:#}")
+        }
+    }
+    match found {
+        mirror::Found::Replaced(statement) => keeper.is_replaced(&statement).await,
+        _ if run.refuses().is_err() => keeper.becomes_mirror(None).await,
+        mirror::Found::Longer => {
+            tracing::warn!(
+                run.id = %run.id.short(),
+                "this hub's copy of its log is an older one: it copies what others have of it before it goes on"
+            );
+            keeper.becomes_mirror(None).await;
+        }
+        mirror::Found::Nothing => return true,
+    }
+    false
 }

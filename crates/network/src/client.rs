@@ -444,7 +444,7 @@ pub(crate) fn refusal(status: reqwest::StatusCode, body: &[u8]) -> ClientError {
         },
         Err(_) => ClientError::Refused {
             status: status.as_u16(),
-            code: "http".to_owned(),
+            code: error::NOT_THE_API.to_owned(),
             message: format!("the hub answered {status}"),
         },
     }

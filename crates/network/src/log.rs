@@ -64,19 +64,20 @@ impl HubClient {
         self.entries_page(run, from, limit, None).await
     }
 
-    /// As [`Self::log_entries`] of the mirror that `proof` speaks of: from where its log ends, and once there is something, or
-    /// after `wait_ms`. One attempt.
+    /// As [`Self::log_entries`] of the mirror that `proof` speaks of, whose log ends at `from`: once there is something, or after
+    /// `wait_ms`. One attempt.
     ///
     /// # Errors
     /// [`ClientError`].
     pub async fn log_entries_for_mirror(
         &self,
         run: RunId,
+        from: u64,
         proof: &MirrorProof,
         wait_ms: u64,
     ) -> Result<EntriesPage, ClientError> {
         let wait_ms = wait_ms.min(WAIT_MS_MAX);
-        self.entries_page(run, proof.length, LOG_PAGE_MAX, Some((proof, wait_ms)))
+        self.entries_page(run, from, LOG_PAGE_MAX, Some((proof, wait_ms)))
             .await
     }
 

@@ -82,6 +82,10 @@ pub struct TrainingTask {
     pub train_ms: u64,
     /// Last moment for the end of training, in Unix milliseconds by the host's own clock as its client told it.
     pub until_ms: u64,
+    /// Whether the round is another worker's, trained from a fresh start, which is done again as a check of it: with exactly so
+    /// many steps. The update's file goes back and nothing is committed to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repeated_steps: Option<u32>,
 }
 
 /// A model to be measured.
@@ -117,7 +121,9 @@ pub struct UnitFile {
 pub struct Output {
     /// The unit's name.
     pub unit: String,
-    /// The worker's commands in the order in which they are to be granted, at most [`COMMANDS_MAX`].
+    /// The worker's commands in the order in which they are to be granted, at most [`COMMANDS_MAX`]. A round to train whose
+    /// worker is not this host any more (the client's project was reset, and the key with it) is answered as [`UnitTask::Enrol`]
+    /// is: with the new worker's joining and its binding.
     pub commands: Vec<SignedCommand>,
     /// The worker's half of its binding to the account, if it is new ([`crate::identity::sign_half`]).
     pub binding: Option<Signature>,

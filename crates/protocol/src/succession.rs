@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Hash, PublicKey, SecretKey, Signature, canonical,
     charter::Charter,
+    equivocation::{Equivocation, Kind},
     event::Event,
     key::KeyError,
     log::{ChainError, Entry, Head},
@@ -295,6 +296,17 @@ impl Sealing {
             }
         };
         counts && statement.check().is_ok()
+    }
+
+    /// Whether a proof, which was checked, shows that whoever seals this log now sealed two different entries at one place since
+    /// it took over: it must seal nothing more. What was proven of the time before the newest takeover is settled by that.
+    #[must_use]
+    pub fn is_stopped_by(&self, proof: &Equivocation) -> bool {
+        let Ok(Kind::TwoEntries { index }) = proof.check() else {
+            return false;
+        };
+        let since = self.newest().map_or(0, |it| it.index);
+        proof.first.run == self.run && proof.key == self.hub() && since <= index
     }
 
     /// The place of a succession key in the charter, from 0; `None` for any other key.

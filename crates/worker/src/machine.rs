@@ -11,7 +11,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use engine::{
     ModelConfig,
-    train::{InnerState, Trainer},
+    train::InnerState,
     update::{
         carried::CarriedState, codec::update_bytes_max, delta, delta::Delta, hash::parameters_hash,
         inner_start, settings::UpdateSettings,
@@ -32,11 +32,6 @@ use crate::{
     ground::Steps,
     kept_model::{Kept, KeptModel},
 };
-
-/// Copies of the model's parameters beside the trainer's own: the base and the error feedback.
-const COPIES: usize = 2;
-/// Copies of m and v while a round's end is hashed and written.
-const COPIES_AT_THE_END: usize = 2;
 
 /// The model that a machine holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,10 +78,7 @@ impl Carried {
 
 /// Bytes that a machine for this charter takes.
 pub(crate) fn memory_bytes(charter: &Charter) -> u64 {
-    let config = engine::charter::model_config(&charter.model);
-    let (rows, sequence) = batch(charter);
-    let copies = 4 * config.parameter_count() * (COPIES + COPIES_AT_THE_END);
-    (Trainer::memory_bytes(&config, rows, sequence) + copies) as u64
+    engine::charter::worker_memory_bytes(charter)
 }
 
 /// Upper bound of an update's payload in bytes.

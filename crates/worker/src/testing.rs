@@ -138,6 +138,7 @@ impl Host {
             blobs_missing: 0,
             entries_set_aside: 0,
             equivocations: vec![],
+            stopped: None,
         }
     }
 }

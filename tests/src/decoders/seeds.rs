@@ -338,6 +338,7 @@ pub(super) fn run_heads() -> Vec<Vec<u8>> {
         blobs_missing: 0,
         entries_set_aside: 0,
         equivocations: vec![],
+        stopped: None,
     };
     [vec![], vec![statement]]
         .map(|it| serde_json::to_vec(&head(it)).expect("a head has a JSON form"))

@@ -83,6 +83,14 @@ impl Network {
     /// # Errors
     /// If the application can't be signed, or the hub does not answer.
     pub async fn start_with_boinc(name: &str) -> Result<Self> {
+        Self::start_with_boinc_as(name, Start::default()).await
+    }
+
+    /// The same with the hub started in another way.
+    ///
+    /// # Errors
+    /// As [`Self::start_with_boinc`].
+    pub async fn start_with_boinc_as(name: &str, hub: Start<'static>) -> Result<Self> {
         let folder = Self::fresh_folder(name)?;
         let release = folder.join("release");
         sign_boinc_application(&folder, &release).await?;
@@ -91,7 +99,7 @@ impl Network {
                 "--boinc-release".to_owned(),
                 release.to_string_lossy().into_owned(),
             ],
-            ..Start::default()
+            ..hub
         };
         Self::start_in(folder, hub).await
     }

@@ -350,6 +350,23 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/runs/{run}/equivocations": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Shows this hub or mirror such a proof, which it checks and keeps. A hub whose own key it is of seals nothing more. */
+        post: operations["take_equivocation"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/runs/{run}/equivocations/{id}": {
         parameters: {
             query?: never;
@@ -1210,6 +1227,11 @@ export interface components {
             role: string;
             /** @description The run. */
             run: string;
+            /**
+             * @description Why whoever answers seals nothing although the log names it as the run's hub: a proof that its key sealed two different
+             *     entries. It waits for a takeover.
+             */
+            stopped?: string | null;
             /** @description The takeovers' statements, oldest first, each as canonical bytes in hexadecimal. */
             successions: string[];
         };
@@ -2511,6 +2533,46 @@ export interface operations {
                 };
             };
             503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+        };
+    };
+    take_equivocation: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id or name */
+                run: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/octet-stream": number[];
+            };
+        };
+        responses: {
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiError"];
+                };
+            };
+            404: {
                 headers: {
                     [name: string]: unknown;
                 };

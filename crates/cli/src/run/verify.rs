@@ -1,5 +1,6 @@
 //! `athome run verify`: computes a run again from its log and its updates, and says what does not hold.
 
+mod beside;
 mod data;
 mod report;
 
@@ -28,7 +29,8 @@ Examples:
 FOLDER is a hub's or mirror's folder, or a copy of one; no hub may work in it meanwhile. Nothing is written to it.
 Checked: the chain of hashes and every signature; that each entry may follow; each accepted update's bytes; each merge,
 computed again; each stored checkpoint, compared bit for bit; each refusal whose bytes are there; tokenizer and data
-shards; every other blob in a folder against its name. Not recomputed: evaluations and samples, which the hub measures;
+shards; every other blob in a folder against its name; in a folder, too, what was set aside, the proofs of what was said
+twice, and whether the hub's key reads. Not recomputed: evaluations and samples, which the hub measures;
 tables that the hub folds from the log for its pages.
 
 Exit status: 0 if everything holds, 1 if not, or if something that the log names is not there.";
@@ -112,6 +114,7 @@ fn verify(
     verifier.end(&mut source);
     let entries_end = verifier.state().head.length;
     data::check(&mut verifier, &mut source, quick, &mut status);
+    beside::check(verifier.state(), &source, &mut verified, &mut status)?;
     if quick {
         verified.left_out.push("training data shards".to_owned());
         verified

@@ -196,6 +196,7 @@ async fn head(State(story): Told, Path(run): Path<String>) -> Result<Json<RunHea
         blobs_missing: 0,
         entries_set_aside: 0,
         equivocations: Vec::new(),
+        stopped: None,
     }))
 }
 

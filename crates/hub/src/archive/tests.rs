@@ -1,10 +1,14 @@
-use protocol::SecretKey;
+use protocol::{
+    SecretKey,
+    equivocation::Equivocation,
+    event::{Evaluation, Event},
+};
 use rustix::fs::{FlockOperation, flock};
 
 use super::*;
 use crate::{
     ground::Ground,
-    store::{Store, tests::created},
+    store::{Projected, Store, tests::created},
 };
 
 async fn read(folder: &Path) -> Vec<StoredEntry> {
@@ -84,4 +88,59 @@ async fn a_hub_at_work_and_an_empty_folder_are_refused() {
     assert!(refused.contains("a hub works in"), "{refused}");
     drop(lock);
     assert!(Archive::open(folder.path()).await.is_ok());
+}
+
+#[tokio::test]
+async fn what_is_beside_the_log_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = SecretKey::from_entropy([1; 32]);
+    let (entry, mut state) = created(&key, "one");
+    let store = Store::open(folder.path(), &Ground::machine())
+        .await
+        .unwrap();
+    store.create(&entry, &state).await.unwrap();
+    let first = state.clone();
+    let [next, other] = [5_000_000, 6_000_000].map(|loss_micronats| {
+        let evaluation = Evaluation {
+            loss_micronats,
+            tokens: 10,
+            microbits_per_byte: 3_000_000,
+        };
+        let event = Event::ModelEvaluated {
+            round: 0,
+            evaluation,
+        };
+        state.head.next(&key, state.run, 2_000, event)
+    });
+    state.apply(&next).unwrap();
+    let written = [(next.clone(), Projected::default())];
+    store.append(&written).await.unwrap();
+    assert_eq!(store.rewind(state.run, 1, 3_000).await.unwrap(), first);
+    assert_eq!(store.replay(state.run).await.unwrap(), first);
+    let proof = Equivocation::find(key.public(), &next, &other).unwrap();
+    assert!(
+        store
+            .keep_equivocation(state.run, &proof, 4_000)
+            .await
+            .unwrap()
+    );
+    store.close().await;
+
+    let archive = Archive::open(folder.path()).await.unwrap();
+    let rows = archive.set_aside(state.run, None).await.unwrap();
+    let [row]: [_; 1] = rows.try_into().unwrap();
+    assert_eq!((row.position, row.bytes), (1, next.to_bytes()));
+    let more = archive.set_aside(state.run, Some(row.row)).await.unwrap();
+    assert!(more.is_empty());
+    let expected = StoredProof {
+        id: proof.id().0.to_vec(),
+        bytes: proof.to_bytes(),
+    };
+    assert_eq!(archive.proofs(state.run).await.unwrap(), [expected]);
+
+    assert!(archive.key().unwrap().is_none());
+    fs::write(archive.key_path(), key.to_secret_text().as_bytes()).unwrap();
+    assert_eq!(archive.key().unwrap(), Some(key.public()));
+    fs::write(archive.key_path(), "no key").unwrap();
+    assert!(archive.key().is_err());
 }

@@ -162,6 +162,7 @@ impl Call<'_> {
                 answer.delay_s = Some(NO_RUN_DELAY_S);
             }
             Some(run) => {
+                self.note_presence(run, &unreported.held).await;
                 self.tell_refusals(run, &mut answer).await?;
                 self.choose_task(run, unreported, &mut answer).await?;
             }
@@ -255,7 +256,12 @@ impl Call<'_> {
                     answer.aborted.push(super::reply::result_name(&unit.name));
                     unreported.is_busy = true;
                 }
-                (true, _) => unreported.is_busy = true,
+                (true, state) => {
+                    unreported.is_busy = true;
+                    if state == UnitState::Sent {
+                        unreported.held.push(unit.clone());
+                    }
+                }
                 (false, UnitState::Sent) => unreported.lost.push(unit.clone()),
                 (false, _) => gone.push(unit.name.clone()),
             }

@@ -45,6 +45,10 @@ const CLEAN_EVERY: Duration = Duration::from_secs(3_600);
 /// A measured loss that is further from the hub's than this share of it is not believed.
 const LOSS_RATIO_MAX: f64 = 0.5;
 
+/// What is said of a task whose machine is another worker now.
+const RENEWED: &str =
+    "the machine has a new key (its project was reset): it takes part with that from now on";
+
 /// How far settling came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
@@ -199,9 +203,25 @@ impl Settling<'_> {
         }
         match self.unit.kind.as_str() {
             "enrol" => self.enrol(&output, commands).await,
+            "train" if self.is_renewed(&commands) => {
+                let settled = self.enrol(&output, commands).await?;
+                Ok(Settled {
+                    refusal: Some(RENEWED.to_owned()),
+                    ..settled
+                })
+            }
             "train" => self.train(&path, start, &output, commands).await,
             _ => self.evaluate(&output).await,
         }
+    }
+
+    /// Whether a machine that was to train lost its key, and joins with another.
+    fn is_renewed(&self, commands: &[CheckedCommand]) -> bool {
+        let [join] = commands else {
+            return false;
+        };
+        let join = join.get();
+        matches!(join.command, Command::Join { .. }) && Some(join.worker) != self.unit.worker
     }
 
     /// The host becomes a worker of the account.
@@ -216,7 +236,12 @@ impl Settling<'_> {
         let (host, run) = (self.unit.host, self.run.id);
         let account = self.door.store.account(self.unit.account).await?;
         let account = account.context("the task's account is gone")?;
-        let bound = self.run.state.read().await.bindings.get(&worker.0).copied();
+        let (bound, sequence) = {
+            let state = self.run.state.read().await;
+            let record = state.workers.get(&worker);
+            let bound = state.bindings.get(&worker.0).copied();
+            (bound, record.map_or(0, |it| it.sequence))
+        };
         let other = self.door.store.host_of_worker(run, worker).await?;
         if bound.is_some_and(|it| it != account.key) || other.is_some_and(|it| it != host) {
             self.door.store.note_copy(host, run).await?;
@@ -224,7 +249,10 @@ impl Settling<'_> {
                 "the machine's key is another machine's (its disk was copied); it makes a new one",
             ));
         }
-        self.grant(join.clone()).await?;
+        // Of a worker that the log knows, and the door had forgotten, the next task tells the number to go on from.
+        if bound.is_none() || sequence < join.get().sequence {
+            self.grant(join.clone()).await?;
+        }
         if bound.is_none() {
             self.bind(&account, worker, output).await?;
         }

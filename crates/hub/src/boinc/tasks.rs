@@ -38,12 +38,15 @@ const MEASURE_MS: (u64, u64) = (15_000, 600_000);
 const MARGIN_MS: (u64, u64) = (3_000, 60_000);
 /// Speed of a host whose client has not measured it.
 const FLOPS_ASSUMED: f64 = 1e9;
-/// Memory of a worker besides the model's copies.
-const MEMORY_BYTES: u64 = 192 << 20;
-/// Copies of the parameters that a worker holds: parameters, gradients, m, v, base, residual, the update, and room.
-const MODEL_COPIES: u64 = 10;
-/// Disk besides twice the files.
+/// Memory besides what a worker reckons with itself: both processes, text, an update being written, scratch of more threads.
+const MEMORY_ROOM_BYTES: u64 = 192 << 20;
+/// And one part in so many of it.
+const MEMORY_ROOM_SHARE: u64 = 4;
+/// Disk besides twice the files and a round that pauses.
 const DISK_BYTES: u64 = 512 << 20;
+/// Copies of the parameters on the disk while a round that pauses is written anew beside the one of before: parameters, m,
+/// v and error feedback, twice.
+const PAUSED_COPIES: u64 = 8;
 
 /// For whom a task is made.
 pub(super) struct For<'a> {
@@ -147,6 +150,7 @@ impl Door {
                 work,
                 train_ms,
                 until_ms: (until_ms + host_now_ms).saturating_sub(whom.now_ms),
+                repeated_steps: None,
             })),
         };
         self.give(whom, draft).await
@@ -272,9 +276,11 @@ impl Door {
 
     /// How BOINC is told of a unit.
     async fn task(&self, whom: &For<'_>, unit: &Unit, inputs: Vec<Input>) -> Task {
-        let parameters = {
-            let state = whom.run.state.read().await;
-            state.charter.model.parameter_count()
+        let (parameters, worker_bytes) = {
+            let charter = &whom.run.state.read().await.charter;
+            // The application refuses what it would not have room for by this very figure, and the task allows more.
+            let worker_bytes = engine::charter::worker_memory_bytes(charter);
+            (charter.model.parameter_count(), worker_bytes)
         };
         let bytes: u64 = inputs.iter().map(|it| it.bytes).sum();
         let machine = &whom.host.machine;
@@ -291,8 +297,10 @@ impl Door {
                 false => FLOPS_ASSUMED,
             },
             seconds: unit.expected_ms as f64 / 1_000.0,
-            memory_bytes: MEMORY_BYTES + parameters * 4 * MODEL_COPIES,
-            disk_bytes: DISK_BYTES + 2 * (bytes + unit.upload_bytes_max),
+            memory_bytes: MEMORY_ROOM_BYTES + worker_bytes + worker_bytes / MEMORY_ROOM_SHARE,
+            disk_bytes: DISK_BYTES
+                + 2 * (bytes + unit.upload_bytes_max)
+                + 4 * parameters * PAUSED_COPIES,
             inputs,
             upload_bytes_max: unit.upload_bytes_max,
             upload_token: self

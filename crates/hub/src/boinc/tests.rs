@@ -1,5 +1,7 @@
 //! What clients and the door say to each other, from the first request to the credit; and what those get who want more.
 
+mod gaps;
+
 use axum::{
     body::Body,
     http::{Request, StatusCode, header},

@@ -230,7 +230,7 @@ async fn authorise(
 }
 
 /// Reads a part; what all parts together hold in memory is bounded.
-async fn read_part<'a>(
+pub(super) async fn read_part<'a>(
     hub: &'a Hub,
     mut body: Body,
 ) -> Result<(Bytes, tokio::sync::SemaphorePermit<'a>), Failure> {

@@ -138,6 +138,12 @@ impl From<RunError> for Failure {
                     error.to_string(),
                 )
             },
+            // As of a mirror: whoever has the run's successor is asked next.
+            RunError::Stopped(_) => Self::new(
+                StatusCode::MISDIRECTED_REQUEST,
+                MIRROR_CODE,
+                error.to_string(),
+            ),
             RunError::CannotTakeOver(why) => {
                 Self::new(StatusCode::CONFLICT, "cannot_take_over", why)
             }

@@ -76,7 +76,7 @@ pub(super) async fn read_log(
 
 /// A page of the log as canonical bytes: for each entry its length (32 bits, little-endian) and its encoding.
 ///
-/// A mirror that shows a succession key acknowledges with its question that everything before is on its disk.
+/// A mirror that shows a succession key acknowledges with its question up to where it could go on from what is on its disk.
 #[utoipa::path(get, path = "/api/v1/runs/{run}/log.bin", tag = "log", params(("run" = String, Path, description = "Id or name"), BinaryQuery), responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream"), (status = 404, body = ApiError)))]
 pub(super) async fn read_log_binary(
     State(hub): Shared,
@@ -89,7 +89,8 @@ pub(super) async fn read_log_binary(
     if let Some(mirror) = mirrors::mirror_of(&run, &headers).await {
         acknowledged(&hub, &run, &mirror).await?;
         let wait = Duration::from_millis(query.wait_ms.unwrap_or(0).min(WAIT_MS_MAX));
-        let news = run.length.wait_for(|it| mirror.length < *it);
+        let known = query.from.unwrap_or(mirror.length);
+        let news = run.length.wait_for(|it| known < *it);
         tokio::select! {
             () = hub.shutdown.cancelled() => {}
             _ = tokio::time::timeout(wait, news) => {}

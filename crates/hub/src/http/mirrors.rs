@@ -4,6 +4,7 @@ use std::{net::SocketAddr, sync::atomic::Ordering};
 
 use axum::{
     Json,
+    body::Body,
     extract::{ConnectInfo, Path, State},
     http::{HeaderMap, StatusCode, header},
     response::IntoResponse,
@@ -18,12 +19,13 @@ use protocol::{
         },
     },
     canonical,
-    equivocation::Kind,
+    equivocation::{Equivocation, Kind},
     succession::{SUCCESSION_BYTES_MAX, Succession},
 };
 
 use super::{
     Shared,
+    blobs::read_part,
     errors::Failure,
     runs::{find, is_operator},
 };
@@ -56,6 +58,9 @@ async fn head(hub: &Hub, run: &Run) -> Result<RunHead, Failure> {
         }
         Role::Mirror { hub_address } => ("mirror", hub_address),
     };
+    // Until a takeover names another hub.
+    let names_this = state.sealing.hub() == hub.key.public();
+    let stopped = run.stopped.borrow().clone().filter(|_| names_this);
     Ok(RunHead {
         run: run.id.to_string(),
         role: role.to_owned(),
@@ -71,6 +76,7 @@ async fn head(hub: &Hub, run: &Run) -> Result<RunHead, Failure> {
         blobs_missing: run.copied.blobs_missing.load(Ordering::Relaxed),
         entries_set_aside: set_aside,
         equivocations: proofs.iter().filter_map(summary).collect(),
+        stopped,
     })
 }
 
@@ -109,6 +115,24 @@ pub(super) async fn show_equivocation(
     let proof = found.ok_or_else(|| Failure::not_found("there is no such proof here"))?;
     let kind = (header::CONTENT_TYPE, "application/octet-stream");
     Ok(([kind], proof.to_bytes()))
+}
+
+/// Shows this hub or mirror such a proof, which it checks and keeps. A hub whose own key it is of seals nothing more.
+#[utoipa::path(post, path = "/api/v1/runs/{run}/equivocations", tag = "log", params(("run" = String, Path, description = "Id or name")), request_body(content = Vec<u8>, content_type = "application/octet-stream"), responses((status = 204), (status = 400, body = ApiError), (status = 404, body = ApiError)))]
+pub(super) async fn take_equivocation(
+    State(hub): Shared,
+    Path(run): Path<String>,
+    body: Body,
+) -> Result<StatusCode, Failure> {
+    let run = find(&hub, &run).await?;
+    // A part of an upload may be as long as that, and this counts as one.
+    let (bytes, _memory) = read_part(&hub, body).await?;
+    let refuse = |why: String| Failure::bad(format!("that proves nothing of this run: {why}"));
+    let proof = Equivocation::from_bytes(&bytes).map_err(|error| refuse(error.to_string()))?;
+    if !mirror::keep(&run, &hub.parts(), &proof).await {
+        return Err(refuse("it is another run's or key's".to_owned()));
+    }
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Has this mirror become the run's hub. For operators: from this machine, or with the operator's token.

@@ -17,8 +17,9 @@ use protocol::{
 };
 use tokio_util::sync::CancellationToken;
 
+use super::reach::Reach;
 use crate::{
-    blobs::{PART_BYTES_MAX, Upload},
+    blobs::{Blobs, PART_BYTES_MAX, Upload},
     run::{Parts, Run},
     sweep::Named,
 };
@@ -34,17 +35,36 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 pub(super) struct Gatherer {
     run: Run,
     parts: Parts,
-    named: Named,
+    scope: Scope,
     /// Known to be here.
     held: HashSet<Hash>,
 }
 
+/// Which blobs.
+enum Scope {
+    /// Those without which nobody could go on from the log's end, and updates in progress. They don't wait for a large
+    /// checkpoint that is on its way.
+    Needed(Reach),
+    /// All that the log names; those that are needed are left to the other.
+    Named(Named),
+}
+
 impl Gatherer {
-    pub(super) fn new(run: Run, parts: Parts) -> Self {
+    /// For what is needed to go on from the log's end.
+    pub(super) fn of_needed(run: Run, parts: Parts) -> Self {
+        Self::new(run, parts, Scope::Needed(Reach::default()))
+    }
+
+    /// For everything that the log names.
+    pub(super) fn of_named(run: Run, parts: Parts) -> Self {
+        Self::new(run, parts, Scope::Named(Named::default()))
+    }
+
+    fn new(run: Run, parts: Parts, scope: Scope) -> Self {
         Self {
             run,
             parts,
-            named: Named::default(),
+            scope,
             held: HashSet::new(),
         }
     }
@@ -81,73 +101,102 @@ impl Gatherer {
         }
     }
 
-    /// Fetches what is missing from `source`, once; how much could not be had. Only what the log names counts as missing: an update in
-    /// progress may not be sent yet.
+    /// Fetches what is missing from `source`, once; how much could not be had.
     pub(super) async fn look(&mut self, source: Option<HubClient>) -> Result<u64> {
-        self.named
-            .read_on(&self.parts.store, self.run.id)
-            .await
-            .context("reading the log")?;
-        let mut wanted: HashMap<Hash, u64> = self.named.sizes().collect();
-        let in_progress: Vec<BlobReference> = {
-            let state = self.run.state.read().await;
-            let commitments = crate::commitments(&state);
-            let blobs = commitments.flat_map(|it| [Some(it.update), it.header.inner_state]);
-            blobs.flatten().chain(state.inner_start).collect()
-        };
-        let of_log = wanted.len();
-        wanted.extend(in_progress.iter().map(|it| (it.hash, it.bytes)));
-        let mut missing = Vec::new();
-        for (hash, bytes) in wanted {
-            if self.held.contains(&hash) {
-                continue;
-            }
-            if self.parts.blobs.length(&hash).await? == Some(bytes) {
-                self.held.insert(hash);
-            } else {
-                missing.push(BlobReference { hash, bytes });
-            }
-        }
-        let is_pending = |hash: &Hash| in_progress.iter().any(|it| it.hash == *hash);
-        let lacking = |missing: &[BlobReference]| {
-            missing.iter().filter(|it| !is_pending(&it.hash)).count() as u64
-        };
-        let note = |left: u64| self.run.copied.blobs_missing.store(left, Ordering::Relaxed);
-        note(lacking(&missing));
-        if missing.is_empty() {
-            return Ok(0);
-        }
+        let rewinds = self.run.copied.rewinds();
+        let missing = self.missing().await?;
+        self.note(missing.len(), rewinds);
         let Some(source) = source else {
             return Ok(missing.len() as u64);
         };
         let reader = self.reader().await;
-        let (this, source, reader) = (&*self, &source, reader.as_ref());
-        let fetched: Vec<(BlobReference, Result<bool>)> = stream::iter(missing)
-            .map(|blob| async move { (blob, this.fetch(source, &blob, reader).await) })
-            .buffer_unordered(PARALLEL)
-            .collect()
-            .await;
+        let mut left: HashSet<Hash> = missing.iter().map(|it| it.hash).collect();
+        let wanted: Vec<BlobReference> = match &self.scope {
+            Scope::Needed(_) => missing,
+            Scope::Named(_) => {
+                let copied = &self.run.copied;
+                let others = missing.into_iter();
+                others.filter(|it| !copied.is_needed(&it.hash)).collect()
+            }
+        };
         let mut outcome = Ok(());
-        let mut left = Vec::new();
-        for (blob, fetched) in fetched {
+        let (blobs, run) = (self.parts.blobs.clone(), self.run.id);
+        let (blobs, source) = (&blobs, &source);
+        let read = |blob: &BlobReference| {
+            let (key, hub) = reader.as_ref()?;
+            Some(MirrorRead::sign(key, run, *hub, blob.hash).to_text())
+        };
+        let mut fetching = stream::iter(wanted)
+            .map(|blob| (blob, read(&blob)))
+            .map(|(blob, read)| async move {
+                (blob, fetch(blobs, source, &blob, read.as_deref()).await)
+            })
+            .buffer_unordered(PARALLEL);
+        while let Some((blob, fetched)) = fetching.next().await {
             match fetched {
                 Ok(true) => {
                     self.held.insert(blob.hash);
+                    left.remove(&blob.hash);
+                    self.note(left.len(), rewinds);
                 }
-                Ok(false) => left.push(blob),
-                Err(error) => {
-                    left.push(blob);
-                    outcome = Err(error);
-                }
+                Ok(false) => {}
+                Err(error) => outcome = Err(error),
             }
         }
-        let lacking = lacking(&left);
-        self.run
-            .copied
-            .blobs_missing
-            .store(lacking, Ordering::Relaxed);
-        tracing::debug!(run.id = %self.run.id.short(), of_log, left = left.len(), "gathered blobs");
+        tracing::debug!(run.id = %run.short(), left = left.len(), "gathered blobs");
         outcome.map(|()| left.len() as u64)
+    }
+
+    /// What is not here of what this gatherer is for.
+    async fn missing(&mut self) -> Result<Vec<BlobReference>> {
+        let (store, id) = (&self.parts.store, self.run.id);
+        let (named, in_progress) = match &mut self.scope {
+            Scope::Needed(reach) => {
+                reach.read_on(store, id).await.context("reading the log")?;
+                let in_progress = in_progress(&self.run).await;
+                (reach.blobs().collect::<Vec<_>>(), in_progress)
+            }
+            Scope::Named(named) => {
+                named.read_on(store, id).await.context("reading the log")?;
+                let sizes = named.sizes();
+                let named = sizes.map(|(hash, bytes)| BlobReference { hash, bytes });
+                (named.collect(), Vec::new())
+            }
+        };
+        let mut missing = HashMap::new();
+        for blob in named.into_iter().chain(in_progress.iter().copied()) {
+            if self.held.contains(&blob.hash) {
+                continue;
+            }
+            if self.parts.blobs.length(&blob.hash).await? == Some(blob.bytes) {
+                self.held.insert(blob.hash);
+            } else {
+                missing.insert(blob.hash, blob);
+            }
+        }
+        if let Scope::Needed(reach) = &mut self.scope {
+            reach.length(|it| self.held.contains(it));
+            let needed = reach.needed().chain(in_progress);
+            let needed: HashSet<Hash> = needed.map(|it| it.hash).collect();
+            missing.retain(|hash, _| needed.contains(hash));
+            self.run.copied.needs(missing.keys().copied().collect());
+        }
+        Ok(missing.into_values().collect())
+    }
+
+    /// Says how far the copy is. An update in progress may not be sent yet: it does not count as missing.
+    fn note(&mut self, missing: usize, rewinds: u64) {
+        let copied = &self.run.copied;
+        match &mut self.scope {
+            Scope::Needed(reach) => {
+                let length = reach.length(|it| self.held.contains(it));
+                copied.reaches(length, rewinds);
+            }
+            Scope::Named(_) => {
+                let missing = missing as u64;
+                copied.blobs_missing.store(missing, Ordering::Relaxed);
+            }
+        }
     }
 
     /// The key by which the run's hub gives updates that are not public, and that hub's.
@@ -156,36 +205,42 @@ impl Gatherer {
         let (key, _) = self.parts.mirroring.may_take_over(&state.sealing)?;
         Some((key.clone(), state.sealing.hub()))
     }
+}
 
-    /// Fetches a blob whole; false if the source does not have it (yet).
-    async fn fetch(
-        &self,
-        source: &HubClient,
-        blob: &BlobReference,
-        reader: Option<&(SecretKey, PublicKey)>,
-    ) -> Result<bool> {
-        let read =
-            reader.map(|(key, hub)| MirrorRead::sign(key, self.run.id, *hub, blob.hash).to_text());
-        loop {
-            let (offset, is_whole) = self.parts.blobs.progress(&blob.hash).await?;
-            if is_whole {
-                return Ok(true);
+/// Updates and inner states that were committed to, and the inner state that newcomers start from.
+async fn in_progress(run: &Run) -> Vec<BlobReference> {
+    let state = run.state.read().await;
+    let commitments = crate::commitments(&state);
+    let blobs = commitments.flat_map(|it| [Some(it.update), it.header.inner_state]);
+    blobs.flatten().chain(state.inner_start).collect()
+}
+
+/// Fetches a blob whole; false if the source does not have it (yet).
+async fn fetch(
+    blobs: &Blobs,
+    source: &HubClient,
+    blob: &BlobReference,
+    read: Option<&str>,
+) -> Result<bool> {
+    loop {
+        let (offset, is_whole) = blobs.progress(&blob.hash).await?;
+        if is_whole {
+            return Ok(true);
+        }
+        let header = read.map(|it| (MIRROR_READ, it));
+        let part = source.blob_part(blob, offset, PART_BYTES_MAX, header).await;
+        let part = match part {
+            Ok(part) => part,
+            Err(error) if matches!(error.refusal_code(), Some("not_found" | "private")) => {
+                return Ok(false);
             }
-            let header = read.as_deref().map(|it| (MIRROR_READ, it));
-            let part = source.blob_part(blob, offset, PART_BYTES_MAX, header).await;
-            let part = match part {
-                Ok(part) => part,
-                Err(error) if matches!(error.refusal_code(), Some("not_found" | "private")) => {
-                    return Ok(false);
-                }
-                Err(error) => return Err(error.into()),
-            };
-            match self.parts.blobs.append(blob, offset, part).await? {
-                Upload::Complete => return Ok(true),
-                Upload::Partial(_) | Upload::WrongOffset(_) => {}
-                Upload::WrongHash | Upload::TooLong => {
-                    bail!("{} gave other bytes than {}", source.address(), blob.hash)
-                }
+            Err(error) => return Err(error.into()),
+        };
+        match blobs.append(blob, offset, part).await? {
+            Upload::Complete => return Ok(true),
+            Upload::Partial(_) | Upload::WrongOffset(_) => {}
+            Upload::WrongHash | Upload::TooLong => {
+                bail!("{} gave other bytes than {}", source.address(), blob.hash)
             }
         }
     }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use futures_util::future::join_all;
-use network::HubClient;
+use network::{ClientError, HubClient};
 use protocol::{
     Hash, PublicKey,
     api::mirrors::RunHead,
@@ -14,6 +14,7 @@ use protocol::{
     succession::{Choice, Sealing, Succession, choose},
 };
 
+use super::hub_address;
 use crate::run::{Parts, Run};
 
 /// Time between two looks.
@@ -24,7 +25,9 @@ const ANSWER_MAX: Duration = Duration::from_secs(3);
 const SEARCH_MAX: Duration = Duration::from_secs(60);
 /// Others that are asked.
 const ASKED_MAX: usize = 32;
-/// Proofs taken over from one neighbour at a look.
+/// Longest time to show somebody a proof.
+const SHOWING_MAX: Duration = Duration::from_secs(30);
+/// Proofs taken over from one neighbour, and shown to it, at a look.
 const PROOFS_MAX: usize = 16;
 
 /// Another hub or mirror of a run, as it says of itself; its takeovers are checked.
@@ -35,8 +38,28 @@ pub(super) struct Neighbour {
     pub(super) sealing: Sealing,
     pub(super) length: u64,
     pub(super) hash: Hash,
+    /// Whether it says that it seals nothing, because its key sealed two different entries.
+    pub(super) is_stopped: bool,
     /// Ids of proofs.
     proofs: Vec<Hash>,
+}
+
+/// What everyone who was asked answered.
+pub(super) struct Answers {
+    pub(super) neighbours: Vec<Neighbour>,
+    /// Where the run's hub lives and has no time to answer.
+    pub(super) busy_hub: Option<String>,
+}
+
+/// What a hub finds when it looks around.
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// Nobody knows more than this log.
+    Nothing,
+    /// By this statement another hub keeps the run.
+    Replaced(Box<Succession>),
+    /// A neighbour's log, sealed by the same key, goes on from the end of this one: it is an older copy.
+    Longer,
 }
 
 impl Neighbour {
@@ -46,35 +69,75 @@ impl Neighbour {
     }
 }
 
-/// Asks everyone that charter, takeovers and settings name; this process itself is left out.
-pub(super) async fn neighbours(run: &Run, parts: &Parts) -> Vec<Neighbour> {
-    let (charter, sealing) = {
-        let state = run.state.read().await;
-        (state.charter.clone(), state.sealing.clone())
-    };
-    let mut addresses: BTreeSet<String> = charter.addresses.iter().cloned().collect();
-    addresses.extend(sealing.successions().iter().map(|it| it.address.clone()));
+/// Everyone that charter, takeovers and settings name, without this process itself as far as its address is known.
+async fn addresses(run: &Run, parts: &Parts) -> BTreeSet<String> {
+    let state = run.state.read().await;
+    let mut addresses: BTreeSet<String> = state.charter.addresses.iter().cloned().collect();
+    let successions = state.sealing.successions().iter();
+    addresses.extend(successions.map(|it| it.address.clone()));
     addresses.extend(parts.mirroring.follow.clone());
     addresses.extend(run.copied.addresses());
     if let Some(own) = &parts.mirroring.address {
         addresses.remove(own);
     }
-    let clients = addresses
+    addresses
+}
+
+/// Whether there is anybody who could be asked.
+pub(crate) async fn has_neighbours(run: &Run, parts: &Parts) -> bool {
+    let addresses = addresses(run, parts).await;
+    addresses
         .iter()
-        .take(ASKED_MAX)
-        .filter_map(|it| parts.mirroring.client(it));
-    let asked = clients.map(|client| ask(client, run, &charter));
-    let answers = join_all(asked).await.into_iter();
-    answers
-        .filter_map(|it| match it {
-            Ok(neighbour) => Some(neighbour),
+        .any(|it| parts.mirroring.client(it).is_some())
+}
+
+/// Asks everyone who is known; this process itself is left out. Whatever the run's hub answers, it was heard.
+pub(super) async fn neighbours(run: &Run, parts: &Parts) -> Answers {
+    let addresses = addresses(run, parts).await;
+    let (charter, own, hub_address) = {
+        let state = run.state.read().await;
+        let hub_address = hub_address(&state, &parts.mirroring);
+        (state.charter.clone(), state.sealing.clone(), hub_address)
+    };
+    let asked = addresses.iter().take(ASKED_MAX).filter_map(|address| {
+        let client = parts.mirroring.client(address)?;
+        let charter = &charter;
+        Some(async move { (address, ask(client, run, charter).await) })
+    });
+    let mut answers = Answers {
+        neighbours: Vec::new(),
+        busy_hub: None,
+    };
+    for (address, answer) in join_all(asked).await {
+        match answer {
+            Ok(neighbour) if neighbour.process == parts.mirroring.process => {}
+            Ok(neighbour) => {
+                run.copied.answered(address, neighbour.key);
+                if neighbour.is_hub() && choose(&own, &neighbour.sealing) != Choice::First {
+                    run.copied.hub_is_heard();
+                }
+                answers.neighbours.push(neighbour);
+            }
             Err(error) => {
                 tracing::debug!(run.id = %run.id.short(), "a neighbour is no help: {error:#}");
-                None
+                let is_hub = match run.copied.who_answered(address) {
+                    Some(key) => key == own.hub(),
+                    None => Some(address) == hub_address.as_ref(),
+                };
+                if is_hub && is_from_a_living_hub(&error) {
+                    run.copied.hub_is_heard();
+                    answers.busy_hub = Some(address.clone());
+                }
             }
-        })
-        .filter(|it| it.process != parts.mirroring.process)
-        .collect()
+        }
+    }
+    answers
+}
+
+/// Whether a call failed because whoever was asked lives and has no time.
+pub(super) fn is_from_a_living_hub(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<ClientError>();
+    error.is_some_and(ClientError::is_from_a_living_hub)
 }
 
 async fn ask(client: HubClient, run: &Run, charter: &Charter) -> Result<Neighbour> {
@@ -98,6 +161,7 @@ fn read(client: HubClient, head: RunHead, charter: &Charter) -> Result<Neighbour
         sealing: sealing.with(&statements)?,
         length: head.length,
         hash: head.hash.parse()?,
+        is_stopped: head.stopped.is_some(),
         proofs: head
             .equivocations
             .iter()
@@ -108,14 +172,31 @@ fn read(client: HubClient, head: RunHead, charter: &Charter) -> Result<Neighbour
     })
 }
 
-/// Looks around once, and keeps what proofs there are; the statement by which another hub keeps the run, if there is one.
-pub(crate) async fn look(run: &Run, parts: &Parts) -> Option<Succession> {
+/// Looks around once, and keeps and shows what proofs there are.
+pub(crate) async fn look(run: &Run, parts: &Parts) -> Found {
     let mut newest: Option<Sealing> = None;
-    for neighbour in neighbours(run, parts).await {
-        keep_proofs(run, parts, &neighbour).await;
-        let own = run.state.read().await.sealing.clone();
+    let mut is_longer = false;
+    for neighbour in neighbours(run, parts).await.neighbours {
+        exchange_proofs(run, parts, &neighbour).await;
+        let (own, head) = {
+            let state = run.state.read().await;
+            (state.sealing.clone(), state.head)
+        };
         match choose(&own, &neighbour.sealing) {
             Choice::First => {}
+            Choice::Same if head.length < neighbour.length => {
+                // Its head was read before this one: whoever copies this log is never ahead of it.
+                // Its word is not enough: the next entry has this hub's seal.
+                match their_entry(run, &neighbour, head.length).await {
+                    Ok(next) if { head }.advance(run.id, &own.hub(), &next).is_ok() => {
+                        is_longer = true;
+                    }
+                    Ok(_) => part_ways(run, parts, &neighbour).await,
+                    Err(error) => {
+                        tracing::debug!(run.id = %run.id.short(), "a neighbour is no help: {error:#}");
+                    }
+                }
+            }
             Choice::Same | Choice::Undecided => part_ways(run, parts, &neighbour).await,
             Choice::Second => {
                 let known = newest.as_ref().unwrap_or(&own);
@@ -125,18 +206,50 @@ pub(crate) async fn look(run: &Run, parts: &Parts) -> Option<Succession> {
             }
         }
     }
-    newest?.newest().cloned()
+    match newest.as_ref().and_then(Sealing::newest) {
+        Some(statement) => Found::Replaced(Box::new(statement.clone())),
+        None if is_longer => Found::Longer,
+        None => Found::Nothing,
+    }
 }
 
-/// Looks around again and again while this process is the run's hub; ends when it is none any more.
+/// Looks around again and again while this process is the run's hub; ends when it is to be none any more.
 pub(crate) async fn look_again(run: Run, parts: Parts) {
     loop {
         tokio::time::sleep(EVERY).await;
-        if let Some(statement) = look(&run, &parts).await {
-            run.replaced(statement).await;
-            return;
+        match look(&run, &parts).await {
+            Found::Nothing => {}
+            Found::Replaced(statement) => {
+                run.replaced(*statement).await;
+                return;
+            }
+            Found::Longer => {
+                run.is_behind().await;
+                return;
+            }
         }
     }
+}
+
+/// Why this process seals nothing although the log names it as the run's hub: what was proven of its key, if anything.
+pub(crate) async fn why_stopped(run: &Run, parts: &Parts) -> Result<Option<String>> {
+    let own = run.state.read().await.sealing.clone();
+    if own.hub() != parts.key.public() {
+        return Ok(None);
+    }
+    let kept = parts.store.equivocations(run.id).await?;
+    let stops = kept.iter().find(|it| own.is_stopped_by(&it.proof));
+    Ok(stops.and_then(|it| sentence(&it.proof)))
+}
+
+/// What a proof says, and what helps.
+fn sentence(proof: &Equivocation) -> Option<String> {
+    let kind = proof.check().ok()?;
+    Some(format!(
+        "{} (proof {}); it waits for a takeover by a succession key",
+        kind.sentence(&proof.key),
+        proof.id().short()
+    ))
 }
 
 /// Looks whether a neighbour's log says otherwise than this one where both are sealed by the same key, and keeps the proof.
@@ -144,7 +257,10 @@ pub(crate) async fn look_again(run: Run, parts: Parts) {
 pub(super) async fn part_ways(run: &Run, parts: &Parts, neighbour: &Neighbour) {
     let found = tokio::time::timeout(SEARCH_MAX, said_twice(run, parts, neighbour)).await;
     match found {
-        Ok(Ok(Some(proof))) => keep(run, parts, &proof).await,
+        Ok(Ok(Some(proof))) => {
+            keep(run, parts, &proof).await;
+            show(run, neighbour, &proof).await;
+        }
         Ok(Ok(None)) => {}
         Ok(Err(error)) => {
             tracing::debug!(run.id = %run.id.short(), "can't compare logs with {}: {error:#}", neighbour.client.address());
@@ -236,26 +352,48 @@ async fn their_entry(run: &Run, neighbour: &Neighbour, index: u64) -> Result<Ent
         .context("its log is shorter than it says")
 }
 
-/// Takes over the proofs that a neighbour has.
-async fn keep_proofs(run: &Run, parts: &Parts, neighbour: &Neighbour) {
-    for id in &neighbour.proofs {
-        let known = parts.store.equivocation(run.id, id).await;
-        if !matches!(known, Ok(None)) {
-            continue;
-        }
-        if let Ok(proof) = neighbour.client.equivocation(run.id, *id).await
-            && neighbour.sealing.concerns(&proof.key)
-        {
+/// Takes over the proofs that a neighbour has, and shows it those that it does not speak of.
+pub(super) async fn exchange_proofs(run: &Run, parts: &Parts, neighbour: &Neighbour) {
+    let Ok(known) = parts.store.equivocation_ids(run.id).await else {
+        return;
+    };
+    for id in neighbour.proofs.iter().filter(|it| !known.contains(it)) {
+        if let Ok(proof) = neighbour.client.equivocation(run.id, *id).await {
             keep(run, parts, &proof).await;
+        }
+    }
+    for id in known.iter().take(PROOFS_MAX) {
+        if !neighbour.proofs.contains(id)
+            && let Ok(Some(proof)) = parts.store.equivocation(run.id, id).await
+        {
+            show(run, neighbour, &proof).await;
         }
     }
 }
 
-/// Keeps a proof that holds, and tells the operator of a new one.
-async fn keep(run: &Run, parts: &Parts, proof: &Equivocation) {
-    let Ok(kind) = proof.check() else {
+/// Shows a proof to a neighbour, once: it may be what that one's key said twice.
+async fn show(run: &Run, neighbour: &Neighbour, proof: &Equivocation) {
+    if !run.copied.is_first_showing(&neighbour.process, proof.id()) {
         return;
+    }
+    let shown = neighbour.client.show_equivocation(run.id, proof);
+    let shown = tokio::time::timeout(SHOWING_MAX, shown).await;
+    if !matches!(shown, Ok(Ok(_))) {
+        tracing::debug!(run.id = %run.id.short(), "{} does not take a proof: {shown:?}", neighbour.client.address());
+        run.copied.is_not_shown(&neighbour.process, &proof.id());
+    }
+}
+
+/// Keeps a proof that holds and concerns this run, and tells the operator of a new one. If it says that this process's own
+/// key sealed two different entries, nothing more is sealed here. False if it proves nothing of this run.
+pub(crate) async fn keep(run: &Run, parts: &Parts, proof: &Equivocation) -> bool {
+    let Ok(kind) = proof.check() else {
+        return false;
     };
+    let own = run.state.read().await.sealing.clone();
+    if proof.first.run != run.id || !own.concerns(&proof.key) {
+        return false;
+    }
     let now = parts.clock.now_ms();
     match parts.store.keep_equivocation(run.id, proof, now).await {
         Ok(true) => tracing::error!(
@@ -265,4 +403,11 @@ async fn keep(run: &Run, parts: &Parts, proof: &Equivocation) {
         Ok(false) => {}
         Err(error) => tracing::error!("can't keep a proof: {error:#}"),
     }
+    if own.hub() == parts.key.public()
+        && own.is_stopped_by(proof)
+        && let Some(why) = sentence(proof)
+    {
+        run.stop(why);
+    }
+    true
 }

@@ -19,14 +19,13 @@ use protocol::{
         SlotProgress, State,
         decide::{Request, decide, next_moment_ms, round_to_merge},
     },
-    succession::Succession,
     units::BlobReference,
 };
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Keeper, Message, RunError,
+    Ended, Keeper, Message, RunError,
     evaluate::HeldOut,
     jobs::{self, Done, Job, Work},
     retry::Retry,
@@ -95,24 +94,23 @@ impl Actor {
         }
     }
 
-    /// Keeps the run until `shutdown`, or until it is shown that another hub does, which is the second thing given back.
-    pub(super) async fn work(
-        mut self,
-        shutdown: &CancellationToken,
-    ) -> (Keeper, Option<Box<Succession>>) {
+    /// Keeps the run until `shutdown`, or until it may not any more.
+    pub(super) async fn work(mut self, shutdown: &CancellationToken) -> (Keeper, Ended) {
+        let mut stopped = self.keeper.run.stopped.subscribe();
         self.resume().await;
-        let mut replaced = None;
         let mut messages = Vec::new();
-        loop {
+        let ended = loop {
             let tick = tokio::time::sleep(self.until_next_deadline().await);
             let done = tokio::select! {
                 biased;
-                () = shutdown.cancelled() => break,
+                () = shutdown.cancelled() => break Ended::Stopped,
+                // Its sender lives as long as the run.
+                _ = stopped.wait_for(Option::is_some) => break Ended::Proven,
                 // Few, and others wait for them: they never starve the inbox.
                 Some(done) = self.jobs.join_next() => Some(done),
                 count = self.keeper.inbox.recv_many(&mut messages, BATCH_MAX) => {
                     if count == 0 {
-                        break;
+                        break Ended::Stopped;
                     }
                     None
                 }
@@ -122,9 +120,9 @@ impl Actor {
                 Some(Ok(done)) => self.finish_jobs(done).await,
                 Some(Err(error)) => self.job_is_lost(&error),
                 None => {
-                    replaced = self.answer(std::mem::take(&mut messages)).await;
-                    if replaced.is_some() {
-                        break;
+                    let ended = self.answer(std::mem::take(&mut messages)).await;
+                    if let Some(ended) = ended {
+                        break ended;
                     }
                 }
             }
@@ -144,9 +142,9 @@ impl Actor {
                 self.look_at_clock().await;
             }
             self.start_merge().await;
-        }
+        };
         self.jobs.shutdown().await;
-        (self.keeper, replaced)
+        (self.keeper, ended)
     }
 
     /// Takes up what a stop or crash left: committed updates whose bytes are here, the evaluation of the newest model.
@@ -217,9 +215,9 @@ impl Actor {
         until.unwrap_or(TICK).clamp(LOOK_PAUSE, TICK)
     }
 
-    /// Answers what came; the statement by which another hub keeps the run, if one of the messages shows it. The requests
-    /// beside it are then not answered: whoever asked goes to the other hub.
-    async fn answer(&mut self, messages: Vec<Message>) -> Option<Box<Succession>> {
+    /// Answers what came; why this process may be the run's hub no more, if one of the messages says so. The requests beside
+    /// it are then not answered: whoever asked asks again, or goes to the other hub.
+    async fn answer(&mut self, messages: Vec<Message>) -> Option<Ended> {
         let mut requests = Vec::new();
         let mut replies = Vec::new();
         for message in messages {
@@ -238,7 +236,8 @@ impl Actor {
                     let is_hub = "this process is the run's hub already".to_owned();
                     let _ = reply.send(Err(RunError::CannotTakeOver(is_hub)));
                 }
-                Message::Replaced(statement) => return Some(statement),
+                Message::Replaced(statement) => return Some(Ended::Replaced(statement)),
+                Message::IsBehind => return Some(Ended::IsBehind),
             }
         }
         let answers = self.decide_and_write(requests).await;
@@ -257,6 +256,14 @@ impl Actor {
     async fn decide_and_write(&mut self, requests: Vec<Request>) -> Vec<Result<u64, RunError>> {
         if requests.is_empty() {
             return Vec::new();
+        }
+        // From the moment on at which that is known.
+        if self.keeper.run.refuses().is_err() {
+            let refused = requests.iter().map(|_| {
+                self.keeper.run.refuses()?;
+                Err(RunError::Unavailable)
+            });
+            return refused.collect();
         }
         let shared = Arc::clone(&self.keeper.run.state);
         let mut state = shared.write().await;

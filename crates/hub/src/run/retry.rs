@@ -24,6 +24,11 @@ impl Retry {
         self.after = Some(Instant::now() + wait.min(LONGEST));
     }
 
+    /// When it may be tried again; none for at once.
+    pub(super) fn due_at(&self) -> Option<Instant> {
+        self.after
+    }
+
     /// It is tried again now.
     pub(super) fn begin(&mut self) {
         self.after = None;

@@ -5,7 +5,7 @@ use network::world;
 use protocol::{Hash, equivocation::Equivocation, state::State, units::RunId};
 use sqlx::{Connection, Row};
 
-use super::{Projected, REPLAY_PAGE, Store, project};
+use super::{Projected, REPLAY_PAGE, Store, hash_of, project};
 use crate::store::entry_of;
 
 /// Proofs kept of one run.
@@ -61,7 +61,10 @@ impl Store {
                 .execute(&mut *transaction)
                 .await?;
         }
+        // It is this copy's own log, checked before it was written: the chain of hashes and the last seal tell whether it is
+        // whole, as at a start.
         let mut state: Option<State> = None;
+        let mut last = None;
         loop {
             let from = state.as_ref().map_or(0, |it| it.head.length);
             let rows = sqlx::query(
@@ -82,14 +85,16 @@ impl Store {
                     None => state = Some(State::create(&entry)?),
                     Some(state) => {
                         projected = Projected::before(state, &entry.event);
-                        state.apply(&entry)?;
+                        state.apply_decided(&entry)?;
                         projected.tokens = state.tokens;
                     }
                 }
                 project::apply(&mut transaction, &entry, &projected).await?;
+                last = Some(entry);
             }
         }
-        let state = state.context("the log is empty")?;
+        let (state, last) = state.zip(last).context("the log is empty")?;
+        state.check_head(&last)?;
         transaction.commit().await?;
         *writer = Some(connection);
         Ok(state)
@@ -141,6 +146,13 @@ impl Store {
         let kept = self.equivocations(run).await?;
         let found = kept.into_iter().find(|it| it.proof.id() == *id);
         Ok(found.map(|it| it.proof))
+    }
+
+    /// The names of all proofs of a run.
+    pub(crate) async fn equivocation_ids(&self, run: RunId) -> Result<Vec<Hash>> {
+        let query = sqlx::query("SELECT id FROM equivocation WHERE run = ?").bind(run.0.0.to_vec());
+        let rows = world::settled(query.fetch_all(&self.pool)).await?;
+        rows.iter().map(|it| hash_of(it.try_get("id")?)).collect()
     }
 
     /// All proofs of a run, oldest first.

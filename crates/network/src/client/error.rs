@@ -2,6 +2,9 @@
 
 use super::TransportError;
 
+/// Code of a refusal that is not in the API's form.
+pub(super) const NOT_THE_API: &str = "http";
+
 /// Why a call to a hub did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -73,6 +76,23 @@ impl ClientError {
         }
     }
 
+    /// Whether a hub that lives said this: it has too much to do, or could not do this one thing. A proxy that has no hub behind
+    /// it says 500 or more too, but not in the API's form.
+    #[must_use]
+    pub fn is_from_a_living_hub(&self) -> bool {
+        match self {
+            Self::Refused { status, code, .. } => match status {
+                429 => true,
+                408 | 500 | 503 => code != NOT_THE_API,
+                _ => false,
+            },
+            Self::Unreachable { .. }
+            | Self::Address { .. }
+            | Self::Malformed { .. }
+            | Self::TooLong { .. } => false,
+        }
+    }
+
     /// The code of a refusal; `None` for any other error.
     #[must_use]
     pub fn refusal_code(&self) -> Option<&str> {
@@ -82,6 +102,32 @@ impl ClientError {
             | Self::Unreachable { .. }
             | Self::Malformed { .. }
             | Self::TooLong { .. } => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use reqwest::StatusCode;
+
+    use super::super::refusal;
+
+    #[test]
+    fn a_hub_that_is_asked_too_much_lives_and_a_proxy_without_one_does_not() {
+        let check = |status: u16, body: &str, expected| {
+            let error = refusal(StatusCode::from_u16(status).unwrap(), body.as_bytes());
+            assert_eq!(error.is_from_a_living_hub(), expected, "{status} {body}");
+        };
+        let body = r#"{"code":"any","message":"any"}"#;
+        for status in [408, 429, 500, 503] {
+            check(status, body, true);
+        }
+        for status in [500, 502, 503, 504] {
+            check(status, "<html>", false);
+        }
+        // The run is not there, or somebody else is.
+        for status in [400, 404, 421] {
+            check(status, body, false);
         }
     }
 }

@@ -3,7 +3,7 @@
 use data_encoding::HEXLOWER;
 use protocol::{
     Hash,
-    api::mirrors::{RunHead, TakeOver},
+    api::mirrors::{RunHead, SHOWN_PROOF_BYTES_MAX, TakeOver},
     equivocation::{EQUIVOCATION_BYTES_MAX, Equivocation},
     succession::{GENERATIONS_MAX, Sealing, Succession},
     units::RunId,
@@ -57,6 +57,27 @@ impl HubClient {
             return Err(malformed("it is another one".to_owned()));
         }
         Ok(proof)
+    }
+
+    /// Shows a proof to a hub or mirror, which checks and keeps it; false if it is too long to be shown. One attempt.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn show_equivocation(
+        &self,
+        run: RunId,
+        proof: &Equivocation,
+    ) -> Result<bool, ClientError> {
+        let bytes = proof.to_bytes();
+        if SHOWN_PROOF_BYTES_MAX < bytes.len() {
+            return Ok(false);
+        }
+        let call = self
+            .call(Method::POST, &format!("runs/{run}/equivocations"))
+            .once()
+            .bytes("application/octet-stream", bytes);
+        self.bytes(call).await?;
+        Ok(true)
     }
 
     /// Has a mirror take a run over. Loopback peers need no token; others need the mirror's operator's.

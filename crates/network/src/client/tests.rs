@@ -427,6 +427,7 @@ async fn who_keeps_a_run_is_what_its_keys_signed() {
         blobs_missing: 0,
         entries_set_aside: 0,
         equivocations: vec![],
+        stopped: None,
     };
     for (head, generation) in [
         (answer(&[], 0), Some(0)),

@@ -19,6 +19,8 @@ const MIRROR_DOMAIN: &str = "AI@home 2026 mirror v1";
 const MIRROR_READ_DOMAIN: &str = "AI@home 2026 mirror read v1";
 /// Longest text of a proof.
 const PROOF_BYTES_MAX: usize = 512;
+/// Longest proof of equivocation that a hub or mirror takes when it is shown one; of longer ones it learns by asking.
+pub const SHOWN_PROOF_BYTES_MAX: usize = 4 << 20;
 /// Code of the refusal of a mirror that is asked for what only the run's hub can do (HTTP status 421).
 pub const MIRROR_CODE: &str = "mirror";
 
@@ -53,6 +55,10 @@ pub struct RunHead {
     pub entries_set_aside: u64,
     /// Proven statements that exclude each other.
     pub equivocations: Vec<EquivocationSummary>,
+    /// Why whoever answers seals nothing although the log names it as the run's hub: a proof that its key sealed two different
+    /// entries. It waits for a takeover.
+    #[serde(default)]
+    pub stopped: Option<String>,
 }
 
 /// A key that said two things that exclude each other.
@@ -75,12 +81,13 @@ pub struct EquivocationSummary {
 }
 
 /// What a mirror that holds a succession key shows its hub: who it is, and up to where the log is on its disk. Such a mirror
-/// is given the bytes of updates before they are public, and the hub waits for it before it acknowledges.
+/// is given the bytes of updates before they are public, and the hub waits for it before it acknowledges. It speaks of no more
+/// entries than the mirror could go on from: not of a merge that it lacks the updates of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MirrorProof {
     /// The succession key.
     pub key: PublicKey,
-    /// Entries that are on the mirror's disk.
+    /// Entries that are on the mirror's disk and that it could go on from.
     pub length: u64,
     /// Hash of the last of them.
     pub hash: Hash,

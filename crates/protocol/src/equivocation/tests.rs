@@ -102,3 +102,46 @@ fn bytes_are_read_with_care() {
         Err(EquivocationError::Order)
     );
 }
+
+#[test]
+fn a_hub_is_stopped_by_what_its_key_sealed_since_it_took_over() {
+    let (first, second) = (key(1), key(2));
+    let named = vec![key(50).public()];
+    let mut sealing = Sealing::new(run(), first.public(), named);
+    let proof = |key: &SecretKey, length| {
+        let head = Head {
+            length,
+            ..Head::empty()
+        };
+        let empty = |round| head.next(key, run(), 1_000, Event::RoundEmpty { round });
+        Equivocation::find(key.public(), &empty(1), &empty(2)).unwrap()
+    };
+    assert!(sealing.is_stopped_by(&proof(&first, 3)));
+    assert!(!sealing.is_stopped_by(&proof(&second, 3)));
+    let other = Sealing::new(RunId::default(), first.public(), Vec::new());
+    assert!(!other.is_stopped_by(&proof(&first, 3)));
+    let broken = Equivocation {
+        key: second.public(),
+        ..proof(&first, 3)
+    };
+    assert!(!sealing.is_stopped_by(&broken));
+
+    let mut take_over = |length, hub: &SecretKey| {
+        let head = Head {
+            length,
+            ..Head::empty()
+        };
+        let statement = Succession::sign(&key(50), &sealing, &head, hub.public(), "http://b");
+        sealing.replace(&statement).unwrap();
+        sealing.clone()
+    };
+    let later = take_over(10, &second);
+    assert!(!later.is_stopped_by(&proof(&first, 3)));
+    assert!(!later.is_stopped_by(&proof(&first, 12)));
+    assert!(later.is_stopped_by(&proof(&second, 10)));
+    // Named again, the first hub is not stopped by what was settled.
+    let again = take_over(20, &first);
+    assert!(!again.is_stopped_by(&proof(&first, 3)));
+    assert!(!again.is_stopped_by(&proof(&first, 19)));
+    assert!(again.is_stopped_by(&proof(&first, 20)));
+}

@@ -144,7 +144,12 @@ impl Job<'_> {
     }
 
     /// Measures this machine and asks to take part.
-    fn enrol(&mut self, given: &Given<'_>, folder: &Folder, sequence: u64) -> Result<Outcome> {
+    pub(super) fn enrol(
+        &mut self,
+        given: &Given<'_>,
+        folder: &Folder,
+        sequence: u64,
+    ) -> Result<Outcome> {
         let mut machine = self.machine(given);
         let measured = machine.measure()?;
         if self.reins.must_quit() {

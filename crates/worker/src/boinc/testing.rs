@@ -132,6 +132,7 @@ impl Project {
             work: self.work(),
             train_ms: 3_600_000,
             until_ms: LATER_MS,
+            repeated_steps: None,
         }))
     }
 

@@ -245,6 +245,58 @@ fn an_output_that_is_there_is_not_made_again() {
 }
 
 #[test]
+fn a_host_whose_project_was_reset_joins_anew() {
+    let project = enrolled();
+    let before = project.worker();
+    let task = UnitTask::Train(Box::new(first_round(&project)));
+    fs::remove_dir_all(project.folder().join("athome")).unwrap();
+    done(&project.give("t_1", task));
+    let worker = project.worker().public();
+    assert_ne!(worker, before.public());
+    let (output, files) = project.output("t_1");
+    assert!(files.is_empty());
+    let [join] = &output.commands[..] else {
+        panic!("one command");
+    };
+    join.check().unwrap();
+    assert_eq!((join.worker.0, join.sequence), (worker, 1));
+    assert!(matches!(join.command, Command::Join { .. }));
+    assert!(output.binding.is_some());
+}
+
+#[test]
+fn a_round_done_again_by_another_host_is_the_same_to_the_bit() {
+    let (project, another) = (enrolled(), enrolled());
+    let task = first_round(&project);
+    done(&project.give("t_1", UnitTask::Train(Box::new(task.clone()))));
+    let (output, file) = project.output("t_1");
+    let steps = commitment(&output).header.steps;
+    let repeated = |steps| {
+        let task = TrainingTask {
+            // Neither bounds what is done again.
+            train_ms: 0,
+            until_ms: 0,
+            repeated_steps: Some(steps),
+            ..task.clone()
+        };
+        UnitTask::Train(Box::new(task))
+    };
+    let slot = another.give("r_1", repeated(steps));
+    pause_after(&slot, 2);
+    done(&slot);
+    let (answer, again) = another.output("r_1");
+    assert!(answer.commands.is_empty() && answer.binding.is_none());
+    assert_eq!(answer.files, output.files);
+    assert_eq!(again, file);
+    done(&another.give("r_2", repeated(steps - 1)));
+    assert_ne!(another.output("r_2").1, file);
+    // Nothing of it stays in the host's own folder.
+    let runs = another.folder().join("athome/runs");
+    let run = runs.join(another.charter.id().to_string());
+    assert!(!run.join("carried").exists() && !run.join("model").exists());
+}
+
+#[test]
 fn too_few_steps_commit_to_nothing() {
     let project = enrolled();
     let mut late = first_round(&project);

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use bytes::Bytes;
 use protocol::{
     boinc::{Output, TrainingTask},
@@ -31,6 +31,9 @@ use crate::{
     shards::Shards,
 };
 
+/// Where a round that is done again for another worker leaves its states and its model: they go with the slot.
+const REPEATED_STATES_NAME: &str = "states";
+const REPEATED_MODEL_NAME: &str = "model";
 /// File of the slot that keeps a round while it pauses.
 const PAUSED_NAME: &str = "round";
 /// Copies of the parameters that states of earlier updates may take on the disk.
@@ -56,7 +59,7 @@ struct Round<'a, 'b> {
 /// Trains, and writes what goes back.
 ///
 /// # Errors
-/// A unit of another worker, files that are not the unit's, the disk.
+/// Files that are not the unit's, the disk.
 pub(crate) fn train(
     job: &mut Job<'_>,
     given: &Given<'_>,
@@ -65,21 +68,31 @@ pub(crate) fn train(
 ) -> Result<Outcome> {
     let disk = Arc::clone(&job.ground.disk);
     let run = given.unit.run;
-    ensure!(
-        limits.worker == folder.key().public(),
-        "the unit is for worker {}, and this computer's key is {}",
-        limits.worker.short(),
-        folder.key().public().short()
-    );
+    let is_repeated = limits.repeated_steps.is_some();
+    if !is_repeated && limits.worker != folder.key().public() {
+        tracing::warn!(
+            "the unit is for worker {}, and this computer's key is {}: its project was reset, and it joins anew",
+            limits.worker.short(),
+            folder.key().public().short()
+        );
+        return job.enrol(given, folder, 0);
+    }
     let work = &limits.work;
     let assignment = work
         .assignment
         .as_ref()
         .context("the unit has no round to train")?;
-    let store = CarriedStore::open(Arc::clone(&disk), folder.carried(run))?;
+    let (states, model) = match is_repeated {
+        true => (
+            job.slot.path(REPEATED_STATES_NAME),
+            job.slot.path(REPEATED_MODEL_NAME),
+        ),
+        false => (folder.carried(run), folder.model(run)),
+    };
+    let store = CarriedStore::open(Arc::clone(&disk), states)?;
     let mut recent = Recent::read(&*disk, folder, run);
     let mut machine = job.machine(given);
-    let kept = KeptModel::new(Arc::clone(&disk), folder.model(run));
+    let kept = KeptModel::new(Arc::clone(&disk), model);
     given.build_model(&mut machine, work, &kept)?;
     let carried = carried_in(given, &mut machine, work, &store, recent.published)?;
     let task = task(given, limits, assignment, &machine, carried)?;
@@ -111,30 +124,24 @@ pub(crate) fn train(
             tracing::error!(
                 "{steps} steps fit into the time, {steps_min} are needed at least: nothing is committed"
             );
-            return round.nothing(folder);
+            return round.hand_in(folder, vec![], &[]);
         }
         Err(error) => {
             tracing::error!("the round is lost: {error:#}");
-            return round.nothing(folder);
+            return round.hand_in(folder, vec![], &[]);
         }
     };
+    if is_repeated {
+        let trained = machine.end_steps(&round.task, progress);
+        let sealed = machine.seal(&round.task, &trained, &store)?;
+        return round.hand_in(folder, vec![], &[sealed.file]);
+    }
     let took = round.trained();
     let (commands, sealed) =
         round.seal(&mut machine, progress, folder, &store, &mut recent, took)?;
     let files: Vec<Bytes> = sealed.files().into_iter().map(|(_, bytes)| bytes).collect();
-    let output = Output {
-        unit: given.unit.name.clone(),
-        commands,
-        binding: None,
-        evaluation: None,
-        files: files.iter().map(|it| BlobReference::of(it)).collect(),
-    };
     recent.write(&*disk, folder, run);
-    round.despite_full_disk(|round| {
-        output::write(&*disk, round.job.slot, folder, &output, &files)
-    })?;
-    (round.job.tell)(Told::Fraction(1.0));
-    Ok(Outcome::Done)
+    round.hand_in(folder, commands, &files)
 }
 
 impl Round<'_, '_> {
@@ -209,6 +216,9 @@ impl Round<'_, '_> {
     /// Whether another step fits the time to train and the last moment. The fewest steps may take longer, because a late
     /// update counts and one of too few steps does not; after another window of the run it would not be taken either.
     fn fits_another(&self, steps: u32, trained: Duration, step: Duration) -> bool {
+        if let Some(all) = self.limits.repeated_steps {
+            return steps < all;
+        }
         let rules = &self.given.charter.round;
         let now_ms = self.job.ground.clock.now_ms();
         if self.limits.until_ms.saturating_add(rules.window_ms) <= now_ms {
@@ -223,6 +233,9 @@ impl Round<'_, '_> {
 
     /// The part of the work that is done, in 0..1.
     fn part(&self, steps: u32) -> f64 {
+        if let Some(all) = self.limits.repeated_steps {
+            return f64::from(steps) / f64::from(all.max(1));
+        }
         let (trained, whole) = (self.trained(), Duration::from_millis(self.limits.train_ms));
         let of_steps = f64::from(steps) / f64::from(self.given.charter.round.steps_max.max(1));
         let of_time = trained.as_secs_f64() / whole.as_secs_f64().max(1e-3);
@@ -305,17 +318,25 @@ impl Round<'_, '_> {
         Ok((commands, sealed))
     }
 
-    /// An output that commits to nothing.
-    fn nothing(&mut self, folder: &Folder) -> Result<Outcome> {
+    /// Writes what goes back; without a command it commits to nothing.
+    fn hand_in(
+        &mut self,
+        folder: &Folder,
+        commands: Vec<SignedCommand>,
+        files: &[Bytes],
+    ) -> Result<Outcome> {
         let output = Output {
             unit: self.given.unit.name.clone(),
-            commands: vec![],
+            commands,
             binding: None,
             evaluation: None,
-            files: vec![],
+            files: files.iter().map(|it| BlobReference::of(it)).collect(),
         };
         let disk = Arc::clone(&self.job.ground.disk);
-        output::write(&*disk, self.job.slot, folder, &output, &[])?;
+        self.despite_full_disk(|round| {
+            output::write(&*disk, round.job.slot, folder, &output, files)
+        })?;
+        (self.job.tell)(Told::Fraction(1.0));
         Ok(Outcome::Done)
     }
 

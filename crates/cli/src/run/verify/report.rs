@@ -38,6 +38,12 @@ pub(super) struct Verified {
     pub(super) blobs_unnamed: u64,
     /// Files among the blobs whose names are no hashes.
     pub(super) files_no_blobs: u64,
+    /// Entries of a log that counts no more; each says what its sealer signed.
+    pub(super) set_aside_checked: u64,
+    /// Proofs that a key said two things.
+    pub(super) proofs_checked: u64,
+    /// Whose the key in a folder is.
+    pub(super) key: Option<String>,
     evaluations_not_recomputed: u64,
     samples_not_recomputed: u64,
     first_model: &'static str,
@@ -116,6 +122,23 @@ impl Verified {
             blob: None,
             place: source.log_place(),
             what: "the database".to_owned(),
+            problem,
+        });
+    }
+
+    /// Something beside the log does not hold.
+    pub(super) fn add_beside(
+        &mut self,
+        place: String,
+        log_entry: Option<u64>,
+        what: &str,
+        problem: String,
+    ) {
+        self.add(Wrong {
+            log_entry,
+            blob: None,
+            place,
+            what: what.to_owned(),
             problem,
         });
     }
@@ -258,6 +281,16 @@ impl Verified {
                 grouped(self.samples_not_recomputed)
             ),
         ];
+        if self.set_aside_checked + self.proofs_checked > 0 {
+            lines.push(format!(
+                "beside       {} entries that were set aside, {} proofs of what was said twice",
+                grouped(self.set_aside_checked),
+                grouped(self.proofs_checked)
+            ));
+        }
+        if let Some(key) = &self.key {
+            lines.push(format!("key          {key}"));
+        }
         if self.updates_private > 0 {
             lines.push(format!(
                 "not public   {} updates of the round that takes commitments now: verify again when it is over",

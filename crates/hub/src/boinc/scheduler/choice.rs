@@ -15,7 +15,7 @@ use crate::{
     run::Run,
 };
 
-/// Longest wait for an assignment.
+/// Longest wait for an assignment; in short rounds a quarter of one.
 const ASSIGNMENT_WAIT: Duration = Duration::from_secs(15);
 /// First and longest pause of a host whose tasks fail, in milliseconds.
 const FAILURE_PAUSE_MS: (u64, u64) = (60_000, 4 * 3_600_000);
@@ -29,6 +29,8 @@ pub(super) struct Unreported {
     pub(super) is_busy: bool,
     /// Those that it does not know of.
     pub(super) lost: Vec<Unit>,
+    /// Those that it has, and that are still wanted of it.
+    pub(super) held: Vec<Unit>,
 }
 
 impl Call<'_> {
@@ -91,6 +93,20 @@ impl Call<'_> {
         Ok(())
     }
 
+    /// A host counts as there while the update of a task that it has can still come in time: its client asks seldom, and this
+    /// is what is heard of it.
+    pub(super) async fn note_presence(&self, run: &Run, held: &[Unit]) {
+        let state = run.state.read().await;
+        let is_in_time = |it: &&Unit| {
+            it.kind == "train"
+                && it.run == run.id
+                && it.round == state.training.as_ref().map(|it| it.round)
+        };
+        let workers = held.iter().filter(is_in_time).filter_map(|it| it.worker);
+        let workers = workers.filter(|it| state.workers.get(it).is_some_and(|it| it.joined));
+        run.presence.expect(workers, self.now_ms);
+    }
+
     /// Whether a task whose reply was lost still makes sense.
     async fn is_timely(&self, run: &Run, unit: &Unit) -> bool {
         let state = run.state.read().await;
@@ -151,7 +167,8 @@ impl Call<'_> {
             let round = &run.state.read().await.charter.round;
             (round.window_ms, round.boinc_unit_ms)
         };
-        let until = tokio::time::Instant::now() + ASSIGNMENT_WAIT;
+        let until =
+            tokio::time::Instant::now() + ASSIGNMENT_WAIT.min(Duration::from_millis(window_ms / 4));
         loop {
             let work = tasks::poll(self.hub, run, worker).await?;
             let is_given = work.assignment.as_ref().is_some_and(|it| {

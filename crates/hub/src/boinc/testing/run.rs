@@ -111,6 +111,35 @@ impl App {
         WorkerId(self.key.public())
     }
 
+    /// What joins with this key, and is the account's.
+    pub(crate) fn enrolment(&mut self, unit: &Unit) -> Vec<u8> {
+        self.sequence += 1;
+        let join = Command::Join {
+            name: "hand made".into(),
+            device: Device {
+                arithmetic: "scalar".into(),
+                threads: 1,
+                memory_mib: 1,
+                tokens_per_s: 10_000_000,
+            },
+        };
+        let half = sign_half(
+            &self.key,
+            unit.run,
+            unit.account,
+            self.key.public(),
+            KeyRole::Worker,
+        );
+        let output = Output {
+            unit: unit.name.clone(),
+            commands: vec![self.signed(unit, join)],
+            binding: Some(half),
+            evaluation: None,
+            files: vec![],
+        };
+        output.head()
+    }
+
     /// The output of a unit, with an update of this scale where one is asked for.
     pub(crate) fn work(
         &mut self,
@@ -119,6 +148,9 @@ impl App {
         charter: &Charter,
         scale: f32,
     ) -> Vec<u8> {
+        if matches!(unit.task, UnitTask::Enrol { .. }) {
+            return self.enrolment(unit);
+        }
         self.sequence += 1;
         let mut output = Output {
             unit: unit.name.clone(),
@@ -129,25 +161,7 @@ impl App {
         };
         let mut files = Vec::new();
         match &unit.task {
-            UnitTask::Enrol { .. } => {
-                let join = Command::Join {
-                    name: "hand made".into(),
-                    device: Device {
-                        arithmetic: "scalar".into(),
-                        threads: 1,
-                        memory_mib: 1,
-                        tokens_per_s: 10_000_000,
-                    },
-                };
-                output.commands = vec![self.signed(unit, join)];
-                output.binding = Some(sign_half(
-                    &self.key,
-                    unit.run,
-                    unit.account,
-                    self.key.public(),
-                    KeyRole::Worker,
-                ));
-            }
+            UnitTask::Enrol { .. } => unreachable!("it was answered"),
             UnitTask::Train(training) => {
                 let assignment = training.work.assignment.as_ref().unwrap();
                 assert_eq!(training.worker, self.key.public());

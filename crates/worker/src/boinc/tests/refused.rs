@@ -26,10 +26,6 @@ fn what_is_not_the_runs_is_refused() {
     let refusal = refused(&foreign);
     assert!(refusal.contains("the run's hub is"), "{refusal}");
 
-    let stranger = project.give("t_3", project.first_round(key(3).public()));
-    let refusal = refused(&stranger);
-    assert!(refusal.contains("for worker"), "{refusal}");
-
     let shards: Vec<String> = project
         .charter
         .data
@@ -95,6 +91,12 @@ fn a_model_that_does_not_fit_is_refused_in_words() {
     fs::write(slot.join("init_data.xml"), init).unwrap();
     let refusal = refused(&slot);
     assert!(refusal.contains("MiB of memory"), "{refusal}");
+    let needed = engine::charter::worker_memory_bytes(&project.charter);
+    let bound = |bytes: u64| format!("<rsc_memory_bound>{bytes}.0</rsc_memory_bound>");
+    fs::write(slot.join("init_data.xml"), bound(needed - 1)).unwrap();
+    refused(&slot);
+    fs::write(slot.join("init_data.xml"), bound(needed)).unwrap();
+    done(&slot);
 }
 
 #[test]

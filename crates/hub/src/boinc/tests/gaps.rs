@@ -1,0 +1,298 @@
+//! What is not the straight way: gaps between rounds, rounds that are over, keys that are gone.
+
+use std::time::Duration;
+
+use data::shard;
+use engine::{
+    evaluate::Evaluator,
+    update::{
+        delta::{self, Delta},
+        hash::parameters_hash,
+    },
+};
+use protocol::{
+    Hash,
+    boinc::{Evaluation, EvaluationTask, Output, UnitTask},
+};
+
+use super::{WINDOW_MS, done, enrolled};
+use crate::{
+    boinc::testing::{App, Fixture, HandMade, all_between, between},
+    run::Run,
+};
+
+/// A window that a test can wait for.
+const SHORT_WINDOW_MS: u64 = 4_000;
+/// One in which there is a moment to ask between a round's first update and its end.
+const GAP_WINDOW_MS: u64 = 12_000;
+const PATIENCE: Duration = Duration::from_secs(30);
+
+async fn until(run: &Run, what: &str, is_so: impl Fn(&protocol::state::State) -> bool) {
+    let waited = async {
+        let mut length = run.length.clone();
+        while !is_so(&*run.state.read().await) {
+            length.changed().await.unwrap();
+        }
+    };
+    let waited = tokio::time::timeout(PATIENCE, waited).await;
+    waited.unwrap_or_else(|_| panic!("in vain: {what}"));
+}
+
+/// Measures what a task asks for with the files that came with it, as the application does.
+async fn measured(fixture: &Fixture, run: &Run, task: &EvaluationTask) -> Evaluation {
+    let file = async |hash: &str| fixture.get(&format!("/boinc/files/{hash}")).await.body;
+    let charter = run.state.read().await.charter.clone();
+    let config = engine::charter::model_config(&charter.model);
+    let settings = engine::charter::merge_settings(&charter.outer).delta;
+    let checkpoint = file(&task.work.model.checkpoint_blob).await;
+    let mut parameters = engine::checkpoint::from_safetensors(&checkpoint, &config).unwrap();
+    for it in &task.work.model.deltas {
+        let bytes = file(&it.blob).await;
+        let delta = Delta::decode(&bytes, &config.layout().lengths(), &settings).unwrap();
+        delta::apply_delta(&mut parameters, &delta);
+    }
+    assert_eq!(Hash(parameters_hash(&parameters)), task.parameters);
+    let held_out = charter.data.held_out[task.shard as usize].blob.hash;
+    let tokens = shard::decode(&file(&held_out.to_string()).await)
+        .unwrap()
+        .tokens;
+    let sequence = charter.inner.sequence as usize;
+    let mut evaluator = Evaluator::new(&config, 1, sequence, 1);
+    let mut evaluation = Evaluation {
+        windows: task.windows,
+        tokens: 0,
+        loss_micronats: 0,
+    };
+    let first = task.first_window as usize;
+    for window in first..first + task.windows as usize {
+        let row = &tokens[window * sequence..=(window + 1) * sequence];
+        let sum = evaluator.loss_sum(&parameters, row).unwrap();
+        evaluation.tokens += sum.tokens;
+        evaluation.loss_micronats += (sum.nats * 1e6).round() as u64;
+    }
+    evaluation
+}
+
+#[tokio::test]
+async fn a_gap_is_filled_with_measuring_and_what_is_measured_is_compared() {
+    let fixture = Fixture::new().await;
+    let id = fixture.create_run(GAP_WINDOW_MS).await;
+    let run = fixture.run(id).await;
+    let (mut client, mut app) = enrolled(&fixture, id, "alice@example.org", 7).await;
+    let (mut other, mut other_app) = enrolled(&fixture, id, "bob@example.org", 8).await;
+    // A first round of both, so that there is a merged model that the hub has measured.
+    let replies = [client.ask(&fixture).await, other.ask(&fixture).await];
+    done(&fixture, &mut client, &mut app, id, &replies[0], 1e-4).await;
+    done(&fixture, &mut other, &mut other_app, id, &replies[1], 1e-4).await;
+    until(&run, "a measured merge", |it| {
+        it.evaluation.is_some_and(|it| it.0 >= 1)
+    })
+    .await;
+
+    for (is_honest, state) in [(true, "granted"), (false, "refused")] {
+        let mut evaluation = None;
+        // Whoever is done first has nothing to train until the other one is.
+        for _ in 0..4 {
+            let reply = client.ask(&fixture).await;
+            let unit = fixture.unit(&reply).await;
+            let UnitTask::Evaluate(task) = &unit.task else {
+                done(&fixture, &mut client, &mut app, id, &reply, 1e-4).await;
+                if other.held.is_empty() {
+                    other.ask(&fixture).await;
+                }
+                continue;
+            };
+            let mut found = measured(&fixture, &run, task).await;
+            assert!(found.tokens > 0);
+            if !is_honest {
+                found.loss_micronats *= 2;
+            }
+            let output = Output {
+                unit: unit.name.clone(),
+                commands: vec![],
+                binding: None,
+                evaluation: Some(found),
+                files: vec![],
+            };
+            client.upload(&fixture, &reply, &output.head()).await;
+            client.reports.push((client.held.pop().unwrap(), 5, 0));
+            evaluation = Some(found);
+            break;
+        }
+        let found = evaluation.expect("there was a gap");
+        let noted = fixture.door().store.units_of(client.host, 1).await.unwrap();
+        let noted = &noted[0];
+        assert_eq!(noted.kind, "evaluate");
+        assert_eq!(noted.state.name(), state, "{:?}", noted.refusal);
+        let mean = found.loss_micronats / found.tokens;
+        assert_eq!(noted.loss_measured, Some(mean));
+        let of_hub = noted.loss_of_hub.expect("the hub measured this model");
+        if is_honest {
+            // The hub measures other windows of the same text.
+            let apart = mean.abs_diff(of_hub) as f64 / of_hub as f64;
+            assert!(apart < 0.2, "{mean} {of_hub}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_task_whose_round_is_over_is_called_back() {
+    let fixture = Fixture::new().await;
+    let id = fixture.create_run(SHORT_WINDOW_MS).await;
+    let run = fixture.run(id).await;
+    let (mut slow, _) = enrolled(&fixture, id, "alice@example.org", 7).await;
+    let reply = slow.ask(&fixture).await;
+    let unit = fixture.unit(&reply).await;
+    let UnitTask::Train(training) = &unit.task else {
+        panic!("{reply}");
+    };
+    let round = training.work.assignment.as_ref().unwrap().round;
+    let (mut quick, mut app) = enrolled(&fixture, id, "bob@example.org", 8).await;
+    // As long as the update can come in late, the task goes on.
+    let late_until = round + protocol::state::round::LATE_ROUNDS_MAX;
+    loop {
+        let merged = run.state.read().await.rounds_merged;
+        if merged > 0
+            && run
+                .state
+                .read()
+                .await
+                .closed
+                .iter()
+                .any(|it| it.round == round)
+        {
+            slow.wants_work = false;
+            let reply = slow.ask(&fixture).await;
+            assert!(!reply.contains("<result_abort>"), "{reply}");
+        }
+        let is_over = run
+            .state
+            .read()
+            .await
+            .closed
+            .iter()
+            .all(|it| it.round > round);
+        if is_over && merged > 0 {
+            break;
+        }
+        assert!(merged <= late_until + 1, "the round is never over");
+        let reply = quick.ask(&fixture).await;
+        done(&fixture, &mut quick, &mut app, id, &reply, 1e-4).await;
+    }
+    slow.wants_work = true;
+    let reply = slow.ask(&fixture).await;
+    let task = slow.held[0].clone();
+    let abort = between(&reply, "result_abort").unwrap_or_else(|| panic!("{reply}"));
+    assert_eq!(between(&abort, "name"), Some(task.clone()));
+    let noted = fixture
+        .door()
+        .store
+        .unit(&unit.name)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(noted.state.name(), "aborted");
+    // The client says so, and has something to do again.
+    slow.held.clear();
+    slow.reports.push((task, 6, 202));
+    let reply = slow.ask(&fixture).await;
+    assert!(reply.contains("<workunit>"), "{reply}");
+    let host = fixture.door().store.host(slow.host).await.unwrap().unwrap();
+    assert_eq!(host.failures, 0, "it was no failure of the machine's");
+}
+
+#[tokio::test]
+async fn a_machine_whose_project_was_reset_goes_on_with_its_new_key() {
+    let fixture = Fixture::new().await;
+    let id = fixture.create_run(WINDOW_MS).await;
+    let run = fixture.run(id).await;
+    let (mut client, mut app) = enrolled(&fixture, id, "alice@example.org", 7).await;
+    let reply = client.ask(&fixture).await;
+    let unit = fixture.unit(&reply).await;
+    assert!(matches!(unit.task, UnitTask::Train(_)));
+    let mut renewed = App::new(9);
+    let output = renewed.enrolment(&unit);
+    client.upload(&fixture, &reply, &output).await;
+    client.reports.push((client.held.pop().unwrap(), 5, 0));
+    let enrolment = fixture
+        .door()
+        .store
+        .enrolment(client.host, id)
+        .await
+        .unwrap();
+    assert_eq!(enrolment.worker, Some(renewed.worker()));
+    {
+        let state = run.state.read().await;
+        let account = fixture.door().store.account(1).await.unwrap().unwrap();
+        assert_eq!(state.bindings[&renewed.worker().0], account.key);
+    }
+    let reply = client.ask(&fixture).await;
+    assert!(reply.contains("a new key"), "{reply}");
+    let unit = fixture.unit(&reply).await;
+    let UnitTask::Train(task) = &unit.task else {
+        panic!("{reply}");
+    };
+    assert_eq!(task.worker, renewed.worker().0);
+    // The folder of before comes back from a copy: the log knows its key, and more of it than its joining.
+    let mut restored = App::new(7);
+    let answer = restored.enrolment(&unit);
+    client.upload(&fixture, &reply, &answer).await;
+    client.reports.push((client.held.pop().unwrap(), 5, 0));
+    let reply = client.ask(&fixture).await;
+    let task = done(&fixture, &mut client, &mut app, id, &reply, 1e-4).await;
+    assert!(matches!(task, UnitTask::Train(_)), "{task:?}");
+    let noted = fixture.door().store.units_of(client.host, 1).await.unwrap();
+    assert_eq!(
+        (noted[0].state.name(), &noted[0].refusal),
+        ("granted", &None)
+    );
+}
+
+#[tokio::test]
+async fn a_host_is_there_while_its_task_can_come_in_time() {
+    let fixture = Fixture::new().await;
+    let id = fixture.create_run(WINDOW_MS).await;
+    let run = fixture.run(id).await;
+    let (mut client, app) = enrolled(&fixture, id, "alice@example.org", 7).await;
+    client.ask(&fixture).await;
+    let clock = &fixture.hub().clock;
+    let seen = || {
+        let seen = run.presence.of(&app.worker(), clock.now_ms());
+        seen.map(|it| it.0.last_ms)
+    };
+    let given = seen().expect("it waited for the round");
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    client.wants_work = false;
+    client.ask(&fixture).await;
+    let asked = seen().unwrap();
+    assert!(asked > given, "{asked} {given}");
+    // What it lost says nothing, nor what is not its own.
+    let held = std::mem::take(&mut client.held);
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    client.ask(&fixture).await;
+    assert_eq!(seen(), Some(asked));
+    let mut stranger = HandMade::new(&fixture.account("eve@example.org").await);
+    stranger.cpid = "stranger".into();
+    stranger.wants_work = false;
+    stranger.held = held;
+    let reply = stranger.ask(&fixture).await;
+    assert_eq!(all_between(&reply, "result_abort").len(), 1);
+    assert_eq!(seen(), Some(asked));
+}
+
+#[tokio::test]
+async fn a_task_allows_the_memory_that_the_application_asks_for() {
+    let fixture = Fixture::new().await;
+    let id = fixture.create_run(WINDOW_MS).await;
+    let mut client = HandMade::new(&fixture.account("alice@example.org").await);
+    let reply = client.ask(&fixture).await;
+    let charter = fixture.run(id).await.state.read().await.charter.clone();
+    let needed = engine::charter::worker_memory_bytes(&charter);
+    let allowed: f64 = between(&reply, "rsc_memory_bound")
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(needed as f64 * 1.2 < allowed, "{needed} {allowed}");
+    // Activations are most of it where batches are large.
+    assert!(needed > 10 * 4 * charter.model.parameter_count());
+}
