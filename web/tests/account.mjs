@@ -84,7 +84,7 @@ async function checkKeys(page) {
 
 async function checkTeam(page) {
   await page.getByLabel('A new team').fill('Night shift')
-  await page.getByRole('button', { name: 'Found it' }).click()
+  await page.getByRole('button', { name: 'Make the team' }).click()
   await page.getByRole('button', { name: 'Leave' }).waitFor()
   ok('machines: a team is founded')
   await page.getByRole('button', { name: 'Sign out' }).click()

@@ -68,7 +68,7 @@ pub enum UnitTask {
     /// Train a round.
     Train(Box<TrainingTask>),
     /// Measure the loss of a model on held-out text, while there is no round to train.
-    Evaluate(EvaluationTask),
+    Evaluate(Box<EvaluationTask>),
 }
 
 /// A round to train.

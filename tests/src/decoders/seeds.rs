@@ -538,7 +538,7 @@ fn units() -> [boinc::Unit; 2] {
         measure_ms: 15_000,
     };
     let measuring = boinc::Unit {
-        task: boinc::UnitTask::Evaluate(measure),
+        task: boinc::UnitTask::Evaluate(Box::new(measure)),
         ..unit.clone()
     };
     [unit, measuring]

@@ -195,7 +195,7 @@ impl Door {
             expected_ms: measure_ms,
             deadline_ms: whom.now_ms + OTHERS_DEADLINE_MS,
             upload_bytes_max: Output::head_bytes_max() as u64,
-            task: UnitTask::Evaluate(EvaluationTask {
+            task: UnitTask::Evaluate(Box::new(EvaluationTask {
                 round: work.model.round,
                 parameters: work.model.parameters_hash.parse()?,
                 work,
@@ -203,7 +203,7 @@ impl Door {
                 first_window,
                 windows: u32::try_from(windows).unwrap_or(u32::MAX),
                 measure_ms,
-            }),
+            })),
         };
         self.give(whom, draft).await
     }

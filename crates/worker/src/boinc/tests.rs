@@ -316,7 +316,7 @@ fn a_model_is_measured_as_the_engine_measures_it() {
     let project = enrolled();
     let work = project.work();
     let task = |shard, first_window, windows| {
-        UnitTask::Evaluate(EvaluationTask {
+        UnitTask::Evaluate(Box::new(EvaluationTask {
             round: 0,
             parameters: work.model.parameters_hash.parse().unwrap(),
             work: work.clone(),
@@ -324,7 +324,7 @@ fn a_model_is_measured_as_the_engine_measures_it() {
             first_window,
             windows,
             measure_ms: 60_000,
-        })
+        }))
     };
     let measure = |name: &str, first, windows| {
         done(&project.give(name, task(0, first, windows)));
