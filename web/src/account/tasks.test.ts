@@ -31,4 +31,5 @@ test('a machine does what its open task says', () => {
   expect(doing(host([task({ state: 'merged' }), task({})]))).toBe('Training round 7.')
   expect(doing(host([task({ kind: 'enrol', round: null })]))).toMatch(/^Measuring/)
   expect(doing(host([task({ kind: 'evaluate' })]))).toMatch(/^Evaluating the model of round 7/)
+  expect(doing(host([task({ kind: 'again' })]))).toBe("Training another machine's round 7 again, to check it.")
 })

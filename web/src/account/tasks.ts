@@ -30,5 +30,6 @@ export function doing(host: Host): string {
   const task = host.tasks.find(({ state }) => state === 'sent')
   if (!task) return 'Nothing to do right now; its client will ask again.'
   if (task.kind === 'enrol') return 'Measuring itself before its first round.'
+  if (task.kind === 'again') return `Training another machine's round ${task.round ?? '–'} again, to check it.`
   return task.kind === 'train' ? `Training round ${task.round ?? '–'}.` : `Evaluating the model of round ${task.round ?? '–'}.`
 }

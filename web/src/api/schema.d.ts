@@ -930,6 +930,11 @@ export interface components {
         };
         /** @description A machine with a BOINC client. */
         HostSummary: {
+            /**
+             * Format: int64
+             * @description Spot checks in a row that agreed with it: from ten on, some of its updates go unchecked.
+             */
+            checks_agreed: number;
             /** @description Version of its BOINC client. */
             client_version: string;
             /**
@@ -1357,6 +1362,11 @@ export interface components {
         /** @description A task that a machine was given. */
         TaskSummary: {
             /**
+             * @description Where the spot check of its update stands, if it has one: `open`, `agreed`, `doubted` (one other machine got another
+             *     update, a third is asked), `differs` (two did) or `dropped`.
+             */
+            check?: string | null;
+            /**
              * Format: double
              * @description The same in BOINC's figure.
              */
@@ -1376,7 +1386,7 @@ export interface components {
              * @description The loss of the same model by the hub, in nats a token.
              */
             hub_loss?: number | null;
-            /** @description `enrol`, `train` or `evaluate`. */
+            /** @description `enrol`, `train`, `again` (another machine's round once more, as a check of it) or `evaluate`. */
             kind: string;
             /**
              * Format: double

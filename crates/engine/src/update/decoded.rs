@@ -187,6 +187,30 @@ impl DecodedUpdate {
         }
     }
 
+    /// Cosine of the angle to an update of the same model; 0 if either sends nothing.
+    pub fn cosine(&self, other: &Self) -> f64 {
+        let mut theirs = Vec::with_capacity(other.sent());
+        let mut squares = (0.0, 0.0);
+        other.for_each(|at, value| {
+            theirs.push((at, value));
+            squares.1 += f64::from(value).powi(2);
+        });
+        let (mut dot, mut next) = (0.0, 0);
+        self.for_each(|at, value| {
+            squares.0 += f64::from(value).powi(2);
+            while theirs.get(next).is_some_and(|it| it.0 < at) {
+                next += 1;
+            }
+            if let Some((place, their)) = theirs.get(next)
+                && *place == at
+            {
+                dot += f64::from(value) * f64::from(*their);
+            }
+        });
+        let norms = (squares.0 * squares.1).sqrt();
+        if norms > 0.0 { dot / norms } else { 0.0 }
+    }
+
     /// How many values the chunk `index` sends, and at how many of the same places `other`, cut alike, sends one. Both
     /// are nothing with the dense codec, which sends every value and so keeps none in common with anybody.
     pub fn overlap(&self, other: &Self, index: usize) -> (u64, u64) {
@@ -237,4 +261,46 @@ impl DecodedUpdate {
 
 fn square(magnitude: u32) -> u128 {
     u128::from(u64::from(magnitude) * u64::from(magnitude))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::update::{
+        codec,
+        settings::{DenseSettings, DenseWidth, SparseSettings, UpdateSettings},
+    };
+
+    #[test]
+    fn an_angle_is_that_of_the_values() {
+        let lengths = [512, 256];
+        let chunk = 128;
+        for settings in [
+            UpdateSettings::Sparse(SparseSettings { chunk, kept: 12 }),
+            UpdateSettings::Dense(DenseSettings {
+                chunk,
+                width: DenseWidth::Eight,
+            }),
+        ] {
+            let update = |factor: u32, sign: f32| {
+                let values = (1..=768_u32).map(|at| (at.wrapping_mul(factor) % 1_009) as f32);
+                let values: Vec<f32> = values.map(|it| sign * (it - 504.0) * 1e-5).collect();
+                let payload = codec::encode(&lengths, &settings, &values).unwrap();
+                codec::decode(&payload, &lengths, &settings).unwrap()
+            };
+            let dense = |update: &DecodedUpdate| {
+                let mut values = vec![0.0; 768];
+                update.for_each(|at, value| values[at] = f64::from(value));
+                values
+            };
+            let (one, other) = (update(2_654_435_761, 1.0), update(40_503, 1.0));
+            let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+            let (a, b) = (dense(&one), dense(&other));
+            let expected = dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt();
+            assert!((one.cosine(&other) - expected).abs() < 1e-12);
+            assert!((one.cosine(&one) - 1.0).abs() < 1e-12);
+            assert!((one.cosine(&update(2_654_435_761, -1.0)) + 1.0).abs() < 1e-12);
+            assert!(one.cosine(&update(0, 0.0)).abs() < 1e-12);
+        }
+    }
 }

@@ -4,12 +4,13 @@
 //! client would send it for ever.
 
 mod choice;
+mod outcome;
 
 use std::sync::Arc;
 
 use anyhow::Result;
 
-use self::choice::Unreported;
+use self::{choice::Unreported, outcome::outcome};
 use super::{
     Door,
     accounts::md5_hex,
@@ -17,8 +18,8 @@ use super::{
     hosts::Identified,
     release::Platform,
     reply::{Account as AccountBlock, Body, Message, SchedulerReply, Task, unit_of_result},
-    request::{Report, SchedulerRequest, without_space},
-    store::{Account, Host, Outcome, Unit, UnitState},
+    request::{SchedulerRequest, without_space},
+    store::{Account, Host, Unit, UnitState},
     tasks::{self, For},
 };
 use crate::{Hub, run::Run};
@@ -32,12 +33,6 @@ const BUSY_DELAY_S: f64 = 60.0;
 const DELAY_S: (f64, f64) = (5.0, 60.0);
 /// Bounds of the longest delay: a host that is called back learns it at its next request.
 const NEXT_DELAY_S: (f64, f64) = (60.0, 1_800.0);
-/// Exit statuses by which a client says who ended a task.
-const ABORTED_BY_PROJECT: i64 = 202;
-const ABORTED_BY_USER: i64 = 203;
-/// The states of a result in a report.
-const STATE_ABORTED: i64 = 6;
-const STATE_UPLOADED: i64 = 5;
 
 /// Answers a request of a client.
 pub(crate) async fn answer(
@@ -298,8 +293,15 @@ impl Call<'_> {
     /// Tells the user why something did not count: results that the door refused, updates that the run did.
     async fn tell_refusals(&self, run: &Run, answer: &mut Answer) -> Result<()> {
         let (store, host) = (&self.door.store, self.host().id);
-        for (name, refusal) in store.take_refusals(host).await? {
-            answer.say(true, format!("Task {name} was refused: {refusal}"));
+        for (name, state, why) in store.take_refusals(host).await? {
+            answer.say(
+                true,
+                match state {
+                    // What was granted may be doubted afterwards.
+                    UnitState::Granted => format!("Task {name}: {why}"),
+                    _ => format!("Task {name} was refused: {why}"),
+                },
+            );
         }
         let enrolment = store.enrolment(host, run.id).await?;
         let Some(worker) = enrolment.worker else {
@@ -367,35 +369,6 @@ impl Call<'_> {
 /// The identifier by which statistics know a person: not to be told from the one that clients carry.
 pub(super) fn external_id(account: &Account) -> String {
     md5_hex(format!("{}{}", account.cross_id, account.email).as_bytes())
-}
-
-/// What a report means; `None` for names that are no results of ours.
-fn outcome(report: &Report, host: u64) -> Option<Outcome> {
-    let name = unit_of_result(&report.name)?.to_owned();
-    let is_done = report.state == STATE_UPLOADED && report.exit_status == 0;
-    let (otherwise, refusal) = match report.exit_status {
-        _ if is_done => (
-            UnitState::Failed,
-            "the client says that it is done, and its result never came".to_owned(),
-        ),
-        ABORTED_BY_PROJECT => (UnitState::Aborted, "called back".to_owned()),
-        ABORTED_BY_USER => (UnitState::Aborted, "given up by the user".to_owned()),
-        _ if report.state == STATE_ABORTED => (UnitState::Aborted, "given up".to_owned()),
-        status => (
-            UnitState::Failed,
-            format!("it failed on the machine with exit status {status}"),
-        ),
-    };
-    Some(Outcome {
-        name,
-        host,
-        otherwise,
-        refusal: Some(refusal),
-        exit_status: report.exit_status,
-        stderr: report.stderr.clone(),
-        cpu_ms: report.cpu_ms,
-        elapsed_ms: report.elapsed_ms,
-    })
 }
 
 /// Least and longest time to a host's next request, in seconds.

@@ -2,6 +2,7 @@
 //! one transaction (group commit), and nobody is answered before that is on the disk.
 
 mod accounts;
+mod checks;
 mod devices;
 mod files;
 mod hosts;
@@ -23,6 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub(crate) use self::{
     accounts::{Account, NewAccount},
+    checks::{Check, Likeness, NewCheck},
     files::FileSum,
     hosts::Host,
     outcomes::{Measured, Outcome, Settled},

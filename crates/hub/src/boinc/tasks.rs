@@ -1,5 +1,6 @@
 //! What a host is to do next: the unit, the files it needs, and how BOINC is told of it.
 
+mod again;
 mod start;
 
 use anyhow::{Context, Result};

@@ -1,5 +1,6 @@
 //! What clients and the door say to each other, from the first request to the credit; and what those get who want more.
 
+mod checks;
 mod gaps;
 
 use axum::{

@@ -158,6 +158,8 @@ pub struct HostSummary {
     pub earned: Earned,
     /// Failures in a row; with each the machine waits longer for its next task.
     pub failures: u64,
+    /// Spot checks in a row that agreed with it: from ten on, some of its updates go unchecked.
+    pub checks_agreed: u64,
     /// Its newest tasks.
     pub tasks: Vec<TaskSummary>,
 }
@@ -167,7 +169,7 @@ pub struct HostSummary {
 pub struct TaskSummary {
     /// Its name, as the BOINC client shows it.
     pub name: String,
-    /// `enrol`, `train` or `evaluate`.
+    /// `enrol`, `train`, `again` (another machine's round once more, as a check of it) or `evaluate`.
     pub kind: String,
     /// The run, by id.
     pub run: String,
@@ -202,6 +204,9 @@ pub struct TaskSummary {
     pub measured_loss: Option<f64>,
     /// The loss of the same model by the hub, in nats a token.
     pub hub_loss: Option<f64>,
+    /// Where the spot check of its update stands, if it has one: `open`, `agreed`, `doubted` (one other machine got another
+    /// update, a third is asked), `differs` (two did) or `dropped`.
+    pub check: Option<String>,
 }
 
 /// The key of a device: it computes for the account and can do nothing else.

@@ -149,9 +149,12 @@ impl Call<'_> {
         }
         let (work, is_given) = self.wait_for_assignment(run, worker).await?;
         // Time passed: what is told of the host's clock is from when it asked.
-        match is_given {
-            true => door.train(whom, worker, work).await,
-            false => door.evaluate(whom, worker, work).await,
+        if is_given {
+            return door.train(whom, worker, work).await;
+        }
+        match door.train_again(whom, worker).await? {
+            Some(task) => Ok(task),
+            None => door.evaluate(whom, worker, work).await,
         }
     }
 

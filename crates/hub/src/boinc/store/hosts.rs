@@ -27,6 +27,8 @@ pub(crate) struct Host {
     pub(crate) machine: Machine,
     pub(crate) failures: u64,
     pub(crate) failed_ms: u64,
+    /// Spot checks in a row that agreed with it.
+    pub(crate) valid_in_row: u64,
 }
 
 /// Which worker a host is in a run.
@@ -133,7 +135,8 @@ impl DoorStore {
         self.write(move |connection| {
             Box::pin(async move {
                 sqlx::query(
-                    "UPDATE host SET failures = CASE WHEN ?1 THEN failures + 1 ELSE 0 END, failed_ms = ?2
+                    "UPDATE host SET failures = CASE WHEN ?1 THEN failures + 1 ELSE 0 END, failed_ms = ?2,
+                     valid_in_row = CASE WHEN ?1 THEN 0 ELSE valid_in_row END
                      WHERE id = ?3",
                 )
                 .bind(is_failure)
@@ -320,5 +323,6 @@ fn host(row: &SqliteRow) -> Result<Host> {
         },
         failures: count(row, "failures")?,
         failed_ms: count(row, "failed_ms")?,
+        valid_in_row: count(row, "valid_in_row")?,
     })
 }

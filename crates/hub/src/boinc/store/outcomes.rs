@@ -201,7 +201,10 @@ impl DoorStore {
     }
 
     /// Refusals that a host's user was not told of, and notes that they are told now.
-    pub(crate) async fn take_refusals(&self, host: u64) -> Result<Vec<(String, String)>> {
+    pub(crate) async fn take_refusals(
+        &self,
+        host: u64,
+    ) -> Result<Vec<(String, UnitState, String)>> {
         let untold: Option<i64> =
             sqlx::query_scalar("SELECT 1 FROM unit WHERE host = ? AND is_told = 0 LIMIT 1")
                 .bind(host as i64)
@@ -213,14 +216,15 @@ impl DoorStore {
         self.write(move |connection| {
             Box::pin(async move {
                 let rows = sqlx::query(
-                    "UPDATE unit SET is_told = 1 WHERE host = ? AND is_told = 0 RETURNING name, refusal",
+                    "UPDATE unit SET is_told = 1 WHERE host = ? AND is_told = 0 RETURNING name, state, refusal",
                 )
                 .bind(host as i64)
                 .fetch_all(connection)
                 .await?;
                 let told = rows.iter().map(|row| {
                     let refusal: Option<String> = row.try_get("refusal")?;
-                    Ok((row.try_get("name")?, refusal.unwrap_or_default()))
+                    let state = UnitState::of(row.try_get("state")?)?;
+                    Ok((row.try_get("name")?, state, refusal.unwrap_or_default()))
                 });
                 told.collect()
             })

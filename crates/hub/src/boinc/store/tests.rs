@@ -201,7 +201,7 @@ async fn a_task_ends_once() {
     assert_eq!(store.open_units(first).await.unwrap().len(), 0);
     assert_eq!(
         store.take_refusals(first).await.unwrap(),
-        [("a".to_owned(), "no".to_owned())]
+        [("a".to_owned(), UnitState::Refused, "no".to_owned())]
     );
     assert!(store.take_refusals(first).await.unwrap().is_empty());
     assert_eq!(store.sealed(&hash).await.unwrap(), None);

@@ -9,6 +9,12 @@ use sqlx::{Row, sqlite::SqliteRow};
 
 use super::{DoorStore, bytes_of, count, optional};
 
+/// Tasks, each with where the spot check of its update stands: one that another machine's copy spoke against is doubted until
+/// a third one is here.
+const UNITS: &str = "SELECT unit.*, (SELECT CASE WHEN c.state = 'open' AND EXISTS
+     (SELECT 1 FROM spot_copy WHERE spot_check = c.id AND agrees = 0) THEN 'doubted' ELSE c.state END
+     FROM spot_check c WHERE c.unit = unit.name) AS check_state FROM unit";
+
 /// Where a task stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum UnitState {
@@ -45,7 +51,7 @@ impl UnitState {
         found.expect("every state has a name").1
     }
 
-    fn of(name: &str) -> Result<Self> {
+    pub(super) fn of(name: &str) -> Result<Self> {
         let found = STATES.iter().find(|(_, it)| *it == name);
         Ok(found.context("a task's state is unknown")?.0)
     }
@@ -77,6 +83,8 @@ pub(crate) struct Unit {
     pub(crate) loss_told: Option<u64>,
     pub(crate) loss_measured: Option<u64>,
     pub(crate) loss_of_hub: Option<u64>,
+    /// Where the spot check of its update stands.
+    pub(crate) check: Option<String>,
 }
 
 /// A task that is to be given.
@@ -130,7 +138,7 @@ impl DoorStore {
 
     /// A task by name.
     pub(crate) async fn unit(&self, name: &str) -> Result<Option<Unit>> {
-        let row = sqlx::query("SELECT * FROM unit WHERE name = ?")
+        let row = sqlx::query(&format!("{UNITS} WHERE name = ?"))
             .bind(name)
             .fetch_optional(&self.pool)
             .await?;
@@ -139,7 +147,7 @@ impl DoorStore {
 
     /// A host's tasks, newest first.
     pub(crate) async fn units_of(&self, host: u64, limit: u64) -> Result<Vec<Unit>> {
-        let rows = sqlx::query("SELECT * FROM unit WHERE host = ? ORDER BY id DESC LIMIT ?")
+        let rows = sqlx::query(&format!("{UNITS} WHERE host = ? ORDER BY id DESC LIMIT ?"))
             .bind(host as i64)
             .bind(limit as i64)
             .fetch_all(&self.pool)
@@ -150,8 +158,10 @@ impl DoorStore {
     /// A host's tasks that its client has not reported and that are not given up.
     pub(crate) async fn open_units(&self, host: u64) -> Result<Vec<Unit>> {
         let rows = sqlx::query(
-            "SELECT * FROM unit WHERE host = ? AND reported_ms IS NULL AND state NOT IN ('aborted', 'lost', 'failed')
-             ORDER BY id DESC LIMIT 64",
+            &format!(
+                "{UNITS} WHERE host = ? AND reported_ms IS NULL AND state NOT IN ('aborted', 'lost', 'failed')
+                 ORDER BY id DESC LIMIT 64"
+            ),
         )
         .bind(host as i64)
         .fetch_all(&self.pool)
@@ -161,7 +171,7 @@ impl DoorStore {
 
     /// Tasks whose results are here and not settled.
     pub(crate) async fn unsettled(&self) -> Result<Vec<Unit>> {
-        let rows = sqlx::query("SELECT * FROM unit WHERE state = 'uploaded' ORDER BY id")
+        let rows = sqlx::query(&format!("{UNITS} WHERE state = 'uploaded' ORDER BY id"))
             .fetch_all(&self.pool)
             .await?;
         rows.iter().map(unit).collect()
@@ -206,5 +216,6 @@ fn unit(row: &SqliteRow) -> Result<Unit> {
         loss_told: optional(row, "loss_told")?,
         loss_measured: optional(row, "loss_measured")?,
         loss_of_hub: optional(row, "loss_of_hub")?,
+        check: row.try_get("check_state")?,
     })
 }

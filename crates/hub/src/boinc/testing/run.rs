@@ -97,6 +97,8 @@ impl Fixture {
 pub(crate) struct App {
     pub(crate) key: SecretKey,
     pub(crate) sequence: u64,
+    /// The arithmetic class that it joins with.
+    pub(crate) arithmetic: String,
 }
 
 impl App {
@@ -104,6 +106,7 @@ impl App {
         Self {
             key: SecretKey::from_entropy([seed; 32]),
             sequence: 0,
+            arithmetic: "scalar".to_owned(),
         }
     }
 
@@ -117,7 +120,7 @@ impl App {
         let join = Command::Join {
             name: "hand made".into(),
             device: Device {
-                arithmetic: "scalar".into(),
+                arithmetic: self.arithmetic.clone(),
                 threads: 1,
                 memory_mib: 1,
                 tokens_per_s: 10_000_000,
@@ -164,14 +167,18 @@ impl App {
             UnitTask::Enrol { .. } => unreachable!("it was answered"),
             UnitTask::Train(training) => {
                 let assignment = training.work.assignment.as_ref().unwrap();
-                assert_eq!(training.worker, self.key.public());
-                let (header, file) = made_up(run, charter, self, assignment, scale);
+                let worker = WorkerId(training.worker);
+                let (header, file) = made_up(run, charter, worker, assignment, scale);
                 let commitment = Commitment {
                     update: BlobReference::of(&file),
                     header,
                 };
                 output.files = vec![commitment.update];
-                output.commands = vec![self.signed(unit, Command::Commit(Box::new(commitment)))];
+                if training.repeated_steps.is_none() {
+                    assert_eq!(worker, self.worker());
+                    let commit = Command::Commit(Box::new(commitment));
+                    output.commands = vec![self.signed(unit, commit)];
+                }
                 files = file;
             }
             UnitTask::Evaluate(task) => {
@@ -185,6 +192,17 @@ impl App {
         [output.head(), files].concat()
     }
 
+    /// The file of an update that this worker would make.
+    pub(crate) fn update(
+        &self,
+        run: &Run,
+        charter: &Charter,
+        assignment: &protocol::api::WorkAssignment,
+        scale: f32,
+    ) -> Vec<u8> {
+        made_up(run, charter, self.worker(), assignment, scale).1
+    }
+
     fn signed(&self, unit: &Unit, command: Command) -> SignedCommand {
         SignedCommand::sign(&self.key, unit.run, self.sequence, command)
     }
@@ -193,14 +211,14 @@ impl App {
 fn made_up(
     run: &Run,
     charter: &Charter,
-    app: &App,
+    worker: WorkerId,
     assignment: &protocol::api::WorkAssignment,
     scale: f32,
 ) -> (UpdateHeader, Vec<u8>) {
     let lengths = run.arithmetic.config.layout().lengths();
     let count: usize = lengths.iter().sum();
     // No two payloads are the same.
-    let seed = u32::from(app.key.public().0[0]) + 1_000 * assignment.round as u32;
+    let seed = u32::from(worker.0.0[0]) + 1_000 * assignment.round as u32;
     let values: Vec<f32> = (0..count as u32)
         .map(|at| (at + seed).wrapping_mul(2_654_435_761) % 1_009)
         .map(|it| scale * (it as f32 - 504.0))
@@ -210,7 +228,7 @@ fn made_up(
     let steps = 100;
     let header = UpdateHeader {
         run: run.id,
-        worker: app.worker(),
+        worker,
         round: assignment.round,
         slot: assignment.slot,
         base_round: assignment.base_round,

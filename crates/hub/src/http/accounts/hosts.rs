@@ -69,6 +69,7 @@ async fn summary(hub: &Hub, door: &Door, host: Host) -> Result<HostSummary, Fail
         worker_name,
         earned: door.earned_by_host(hub, host.id).await?.shown(),
         failures: host.failures,
+        checks_agreed: host.valid_in_row,
         tasks: units.into_iter().map(|it| task(it, &parts)).collect(),
     })
 }
@@ -119,5 +120,6 @@ fn task(unit: Unit, parts: &[Part]) -> TaskSummary {
         cobblestones: micro.map(|it| cobblestones(it as f64)),
         measured_loss: unit.loss_measured.map(nats),
         hub_loss: unit.loss_of_hub.map(nats),
+        check: unit.check,
     }
 }
