@@ -126,10 +126,13 @@ pub(super) async fn take_equivocation(
 ) -> Result<StatusCode, Failure> {
     let run = find(&hub, &run).await?;
     // A part of an upload may be as long as that, and this counts as one.
-    let (bytes, _memory) = read_part(&hub, body).await?;
+    let bytes = read_part(&hub, body).await?.0;
     let refuse = |why: String| Failure::bad(format!("that proves nothing of this run: {why}"));
     let proof = Equivocation::from_bytes(&bytes).map_err(|error| refuse(error.to_string()))?;
-    if !mirror::keep(&run, &hub.parts(), &proof).await {
+    // Whoever shows it may be gone before it is kept and acted on: that is not given up half-way.
+    let keeping = tokio::spawn(async move { mirror::keep(&run, &hub.parts(), &proof).await });
+    let is_kept = keeping.await.map_err(anyhow::Error::from)?;
+    if !is_kept {
         return Err(refuse("it is another run's or key's".to_owned()));
     }
     Ok(StatusCode::NO_CONTENT)

@@ -162,18 +162,18 @@ impl Copied {
         self.lock().answered.get(address).copied()
     }
 
-    /// Whether a process was not shown this proof yet; it now counts as shown.
-    pub(super) fn is_first_showing(&self, process: &str, proof: Hash) -> bool {
+    /// Whether a process was shown this proof.
+    pub(super) fn was_shown(&self, process: &str, proof: &Hash) -> bool {
+        self.lock().shown.contains(&(process.to_owned(), *proof))
+    }
+
+    /// A process was shown this proof.
+    pub(super) fn is_shown(&self, process: &str, proof: Hash) {
         let mut inner = self.lock();
         if inner.shown.len() >= SHOWN_MAX {
             inner.shown.clear();
         }
-        inner.shown.insert((process.to_owned(), proof))
-    }
-
-    /// It could not be shown.
-    pub(super) fn is_not_shown(&self, process: &str, proof: &Hash) {
-        self.lock().shown.remove(&(process.to_owned(), *proof));
+        inner.shown.insert((process.to_owned(), proof));
     }
 
     /// Remembers where a statement says that a hub is.

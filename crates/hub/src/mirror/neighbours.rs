@@ -217,7 +217,12 @@ pub(crate) async fn look(run: &Run, parts: &Parts) -> Found {
 pub(crate) async fn look_again(run: Run, parts: Parts) {
     loop {
         tokio::time::sleep(EVERY).await;
-        match look(&run, &parts).await {
+        let found = look(&run, &parts).await;
+        // However a proof came to be here.
+        if let Ok(Some(why)) = why_stopped(&run, &parts).await {
+            run.stop(why);
+        }
+        match found {
             Found::Nothing => {}
             Found::Replaced(statement) => {
                 run.replaced(*statement).await;
@@ -371,16 +376,18 @@ pub(super) async fn exchange_proofs(run: &Run, parts: &Parts, neighbour: &Neighb
     }
 }
 
-/// Shows a proof to a neighbour, once: it may be what that one's key said twice.
+/// Shows a proof to a neighbour, once: it may be what that one's key said twice. What breaks off is shown again.
 async fn show(run: &Run, neighbour: &Neighbour, proof: &Equivocation) {
-    if !run.copied.is_first_showing(&neighbour.process, proof.id()) {
+    let id = proof.id();
+    if run.copied.was_shown(&neighbour.process, &id) {
         return;
     }
     let shown = neighbour.client.show_equivocation(run.id, proof);
-    let shown = tokio::time::timeout(SHOWING_MAX, shown).await;
-    if !matches!(shown, Ok(Ok(_))) {
-        tracing::debug!(run.id = %run.id.short(), "{} does not take a proof: {shown:?}", neighbour.client.address());
-        run.copied.is_not_shown(&neighbour.process, &proof.id());
+    match tokio::time::timeout(SHOWING_MAX, shown).await {
+        Ok(Ok(_)) => run.copied.is_shown(&neighbour.process, id),
+        refused => {
+            tracing::debug!(run.id = %run.id.short(), "{} does not take a proof: {refused:?}", neighbour.client.address());
+        }
     }
 }
 

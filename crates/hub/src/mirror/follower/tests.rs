@@ -17,10 +17,11 @@ use network::world::Clock;
 use protocol::{
     Hash, SecretKey,
     api::{ApiError, mirrors::RunHead},
+    equivocation::Equivocation,
     event::{MergedUpdate, ModelState},
     log::{Entry, Head},
     state::State,
-    units::{BlobReference, MicroCredits, WorkerId},
+    units::{BlobReference, MicroCredits, RunId, WorkerId},
 };
 
 use super::*;
@@ -30,7 +31,7 @@ use crate::{
     config::Config,
     ground::Ground,
     metrics::Metrics,
-    mirror::Mirroring,
+    mirror::{Mirroring, keep, why_stopped},
     model::Arithmetic,
     run::{Parts, room::Room},
     store::{Projected, Store, tests::created},
@@ -250,4 +251,35 @@ async fn what_was_confirmed_is_set_aside_only_by_the_operator() {
     check(&[Nobody], (true, 2, false), ("only with --force", 2, 0)).await;
     check(&[Nobody], (true, 1, false), (LACKING, 2, 1)).await;
     check(&[Nobody], (true, 2, true), (LACKING, 1, 1)).await;
+}
+
+#[tokio::test]
+async fn a_proof_stops_the_hub_whose_key_it_is_of_and_nobody_else() {
+    let fixture = fixture(&[Nobody], false).await;
+    let keeper = &fixture.follower.keeper;
+    let (run, of_mirror) = (&keeper.run, &keeper.parts);
+    let hub = SecretKey::from_entropy([1; 32]);
+    let of_hub = Parts {
+        key: hub.clone(),
+        ..of_mirror.clone()
+    };
+    let head = run.state.read().await.head;
+    let said_twice = |key: &SecretKey, id| {
+        let empty = |round| head.next(key, id, 1_000, Event::RoundEmpty { round });
+        Equivocation::find(key.public(), &empty(1), &empty(2)).unwrap()
+    };
+    let stranger = SecretKey::from_entropy([9; 32]);
+    assert!(!keep(run, &of_hub, &said_twice(&stranger, run.id)).await);
+    assert!(!keep(run, &of_hub, &said_twice(&hub, RunId::default())).await);
+    assert!(run.refuses().is_ok());
+
+    assert!(keep(run, of_mirror, &said_twice(&hub, run.id)).await);
+    assert!(run.refuses().is_ok());
+    assert_eq!(why_stopped(run, of_mirror).await.unwrap(), None);
+    // What is on the disk stops the hub at its next look, and at its next start; and at once when it is shown.
+    let why = why_stopped(run, &of_hub).await.unwrap().unwrap();
+    assert!(why.contains("sealed two different entries 1"), "{why}");
+    assert!(keep(run, &of_hub, &said_twice(&hub, run.id)).await);
+    assert!(matches!(run.must_be_hub(), Err(RunError::Stopped(told)) if told == why));
+    fixture.shutdown.cancel();
 }
