@@ -78,6 +78,8 @@ impl DoorStore {
             .busy_timeout(BUSY_TIMEOUT);
         let pool = SqlitePoolOptions::new()
             .max_connections(READERS_MAX)
+            // A file does not hang up; asking it first would be as long a way as the question.
+            .test_before_acquire(false)
             .connect_with(options.clone())
             .await
             .with_context(|| format!("can't open the database {}", path.display()))?;
