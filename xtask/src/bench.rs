@@ -72,6 +72,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         Part::LossGap => ("loss-gap", loss_gap::measure(&options.loss_gap)?),
     };
     if matches!(options.part, Part::Boinc) && !options.boinc.is_recorded() {
+        report::show(&figures);
         return Ok(());
     }
     report::record(name, &figures)

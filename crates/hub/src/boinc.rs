@@ -73,6 +73,7 @@ pub(crate) struct Door {
     credit: Credit,
     limits: DoorLimits,
     uploads: Uploads,
+    sums: files::Sums,
     /// Hosts whose requests are being answered.
     hosts: Busy<String>,
     /// Results that are being settled.
@@ -110,6 +111,7 @@ impl Door {
             release_folder: release_folder.to_owned(),
             credit: Credit::default(),
             limits: DoorLimits::new(),
+            sums: files::Sums::default(),
             uploads: Uploads::open(&folder.join("boinc-uploads"))?,
             hosts: Busy::default(),
             settling_units: Busy::default(),

@@ -35,6 +35,7 @@ bindings_per_hour_per_account = 1000000
 
 /// How `boinc` runs.
 #[derive(Args)]
+#[group(id = "boinc")]
 pub(super) struct Flags {
     /// boinc: seconds that a unit of the stock client trains; 900 measures the stated share and takes an hour.
     #[arg(long, default_value_t = 60)]

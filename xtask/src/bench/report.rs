@@ -42,12 +42,17 @@ impl Figure {
     }
 }
 
+/// Prints the figures.
+pub(super) fn show(figures: &[Figure]) {
+    for figure in figures {
+        println!("{}", figure.line());
+    }
+}
+
 /// Prints the figures and replaces the bench's section of the document.
 pub(super) fn record(bench: &str, figures: &[Figure]) -> Result<()> {
+    show(figures);
     let lines: Vec<String> = figures.iter().map(Figure::line).collect();
-    for line in &lines {
-        println!("{line}");
-    }
     let path = path();
     let old = fs::read_to_string(&path).unwrap_or_default();
     let section = format!(

@@ -1,9 +1,11 @@
 //! The files that tasks name: by hash, with the MD5 that BOINC clients check, which is computed once.
 
 use std::{
+    collections::HashMap,
     io,
     ops::Range,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use anyhow::{Context, Result};
@@ -23,6 +25,32 @@ use tokio_util::io::ReaderStream;
 
 use super::{Door, accounts::md5_hex, store::FileSum};
 use crate::{Hub, run::Run};
+
+/// Sums that are kept in memory: those that tasks name again and again.
+const SUMS_MAX: usize = 4_096;
+
+/// Sums of files that the database has too.
+#[derive(Default)]
+pub(super) struct Sums(Mutex<HashMap<Hash, FileSum>>);
+
+impl Sums {
+    fn get(&self, hash: &Hash) -> Option<FileSum> {
+        self.lock().get(hash).cloned()
+    }
+
+    fn add(&self, sum: &FileSum) {
+        let mut sums = self.lock();
+        if sums.len() >= SUMS_MAX {
+            sums.clear();
+        }
+        sums.insert(sum.blob.hash, sum.clone());
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Hash, FileSum>> {
+        // Each change is one insertion or removal: the map is right after any panic.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// Where a file's bytes are.
 pub(crate) enum Source {
@@ -52,7 +80,11 @@ pub(super) async fn charter(run: &Run) -> Vec<u8> {
 impl Door {
     /// A blob as BOINC clients check it.
     pub(super) async fn sum_of(&self, hub: &Hub, blob: &BlobReference) -> Result<FileSum> {
+        if let Some(sum) = self.sums.get(&blob.hash) {
+            return Ok(sum);
+        }
         if let Some(sum) = self.store.file_sum(&blob.hash).await? {
+            self.sums.add(&sum);
             return Ok(sum);
         }
         let mut md5 = Md5::new();
@@ -72,6 +104,7 @@ impl Door {
             md5: HEXLOWER.encode(&md5.finalize()),
         };
         self.store.add_file_sum(sum.clone()).await?;
+        self.sums.add(&sum);
         Ok(sum)
     }
 

@@ -5,7 +5,7 @@ use anyhow::Result;
 use super::{
     Door,
     request::{Machine, SchedulerRequest},
-    store::{Account, Host, UnitState},
+    store::{Account, Host, Pending, UnitState},
 };
 
 /// Who asks.
@@ -14,6 +14,8 @@ pub(super) struct Identified {
     pub(super) host: Host,
     /// Whether the client must be told the host's number: it believes another, or none.
     pub(super) is_news: bool,
+    /// What its client said of it is on its way to the disk: no reply before it is there.
+    pub(super) noted: Option<Pending<()>>,
 }
 
 impl Door {
@@ -38,10 +40,7 @@ impl Door {
             && found.account == account.id
             && request.sequence >= found.sequence
         {
-            let host = described(found);
-            self.store.update_host(host.clone()).await?;
-            let is_news = false;
-            return Ok(Some(Identified { host, is_news }));
+            return self.known(described(found), false).await.map(Some);
         }
         if let Some(found) = self.same_machine(account, request).await? {
             // The client forgot what it had: its tasks are over.
@@ -49,10 +48,7 @@ impl Door {
             let names = open.into_iter().map(|it| it.name).collect();
             let why = "the client was attached again and had forgotten the task";
             self.store.give_up(names, UnitState::Lost, why).await?;
-            let host = described(found);
-            self.store.update_host(host.clone()).await?;
-            let is_news = true;
-            return Ok(Some(Identified { host, is_news }));
+            return self.known(described(found), true).await.map(Some);
         }
         let new = described(Host {
             account: account.id,
@@ -65,7 +61,17 @@ impl Door {
         Ok(Some(Identified {
             host: Host { id, ..new },
             is_news: true,
+            noted: None,
         }))
+    }
+
+    async fn known(&self, host: Host, is_news: bool) -> Result<Identified> {
+        let noted = self.store.update_host(host.clone()).await?;
+        Ok(Identified {
+            host,
+            is_news,
+            noted: Some(noted),
+        })
     }
 
     /// The account's host that calls itself by this name and has this hardware.

@@ -9,6 +9,7 @@ mod outcome;
 use std::sync::Arc;
 
 use anyhow::Result;
+use protocol::units::RunId;
 
 use self::{choice::Unreported, outcome::outcome};
 use super::{
@@ -19,7 +20,7 @@ use super::{
     release::Platform,
     reply::{Account as AccountBlock, Body, Message, SchedulerReply, Task, unit_of_result},
     request::{SchedulerRequest, without_space},
-    store::{Account, Host, Unit, UnitState},
+    store::{Account, Enrolment, Host, Unit, UnitState},
     tasks::{self, For},
 };
 use crate::{Hub, run::Run};
@@ -67,11 +68,13 @@ pub(crate) async fn answer(
     let found = door
         .identify(&account, &request, &platform.platform, now_ms)
         .await?;
-    let Some(found) = found else {
+    let Some(mut found) = found else {
         let text = "this account has as many machines as it may have";
         return Ok(SchedulerReply::only(text, true, PLATFORM_DELAY_S));
     };
+    let noted = found.noted.take();
     let call = Call {
+        enrolments: door.store.enrolments(found.host.id).await?,
         hub,
         door,
         account,
@@ -80,7 +83,11 @@ pub(crate) async fn answer(
         request,
         now_ms,
     };
-    call.answer(master_url).await
+    let reply = call.answer(master_url).await?;
+    if let Some(noted) = noted {
+        noted.written().await?;
+    }
+    Ok(reply)
 }
 
 /// The answer to a request that is too long to be read.
@@ -120,6 +127,8 @@ struct Call<'a> {
     door: &'a Door,
     account: Account,
     found: Identified,
+    /// Which workers the host is, by run.
+    enrolments: Vec<(RunId, Enrolment)>,
     platform: Platform,
     request: SchedulerRequest,
     now_ms: u64,
@@ -176,6 +185,12 @@ impl Call<'_> {
 
     fn host(&self) -> &Host {
         &self.found.host
+    }
+
+    /// Which worker the host is in a run.
+    fn enrolment(&self, run: &Run) -> Enrolment {
+        let found = self.enrolments.iter().find(|it| it.0 == run.id);
+        found.map(|it| it.1).unwrap_or_default()
     }
 
     fn whom<'b>(&'b self, run: &'b Run) -> For<'b> {
@@ -303,10 +318,19 @@ impl Call<'_> {
                 },
             );
         }
-        let enrolment = store.enrolment(host, run.id).await?;
+        let enrolment = self.enrolment(run);
         let Some(worker) = enrolment.worker else {
             return Ok(());
         };
+        // Most were never refused anything, and the state in memory knows.
+        let was_refused = {
+            let state = run.state.read().await;
+            let record = state.workers.get(&worker);
+            record.is_some_and(|it| it.updates_refused > 0)
+        };
+        if !was_refused {
+            return Ok(());
+        }
         let refused = self.hub.store.last_refusal_event(run.id, &worker).await?;
         if let Some((refusal, event)) = refused
             && event > enrolment.refusal_told
@@ -322,7 +346,10 @@ impl Call<'_> {
 
     async fn body(&self, master_url: &str, answer: Answer) -> Result<Body> {
         let (door, host) = (self.door, self.host());
-        let workers = door.store.workers_of(host.id).await?;
+        let workers = self.enrolments.iter();
+        let workers: Vec<_> = workers
+            .filter_map(|(run, it)| Some((*run, it.worker?)))
+            .collect();
         let of_host = door.credit.of_workers(self.hub, &workers).await?;
         let release_key = &door.release.code_sign_key;
         let holds_key = without_space(release_key) == self.request.code_sign_key;

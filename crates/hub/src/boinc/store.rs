@@ -26,7 +26,7 @@ pub(crate) use self::{
     accounts::{Account, NewAccount},
     checks::{Check, Likeness, NewCheck},
     files::FileSum,
-    hosts::Host,
+    hosts::{Enrolment, Host},
     outcomes::{Measured, Outcome, Settled},
     teams::Team,
     units::{NewUnit, Unit, UnitState},
@@ -50,6 +50,18 @@ pub(crate) struct DoorStore {
     changes: mpsc::Sender<Change>,
 }
 
+/// A change on its way to the disk.
+#[must_use]
+#[derive(Debug)]
+pub(crate) struct Pending<T>(oneshot::Receiver<Result<T>>);
+
+impl<T> Pending<T> {
+    /// Waits until the change is on the disk.
+    pub(crate) async fn written(self) -> Result<T> {
+        self.0.await.map_err(|_| closed())?
+    }
+}
+
 /// Tells whoever asked for a change whether it is on the disk.
 type Tell = Box<dyn FnOnce(bool) + Send>;
 /// A change, which is made inside of a transaction.
@@ -68,6 +80,8 @@ impl DoorStore {
             .busy_timeout(BUSY_TIMEOUT);
         let pool = SqlitePoolOptions::new()
             .max_connections(READERS_MAX)
+            // A file does not hang up; asking it first would be as long a way as the question.
+            .test_before_acquire(false)
             .connect_with(options.clone())
             .await
             .with_context(|| format!("can't open the database {}", path.display()))?;
@@ -92,10 +106,34 @@ impl DoorStore {
         + Send
         + 'static,
     ) -> Result<T> {
+        self.begin(false, change).await?.written().await
+    }
+
+    /// The same for a change of one statement, which is whole or nothing by itself.
+    async fn write_one<T: Send + 'static>(
+        &self,
+        change: impl for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T>>
+        + Send
+        + 'static,
+    ) -> Result<T> {
+        self.begin(true, change).await?.written().await
+    }
+
+    /// Begins a change; those begun after it are not on the disk before it.
+    async fn begin<T: Send + 'static>(
+        &self,
+        is_one_statement: bool,
+        change: impl for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T>>
+        + Send
+        + 'static,
+    ) -> Result<Pending<T>> {
         let (reply, answer) = oneshot::channel();
         let change: Change = Box::new(move |connection| {
             Box::pin(async move {
-                let made = in_savepoint(connection, change).await;
+                let made = match is_one_statement {
+                    true => change(connection).await,
+                    false => in_savepoint(connection, change).await,
+                };
                 let tell: Tell = Box::new(move |is_written| {
                     let answer = match is_written {
                         true => made,
@@ -107,15 +145,18 @@ impl DoorStore {
                 tell
             })
         });
-        let closed = || anyhow::anyhow!("the door's database is closed");
         self.changes.send(change).await.map_err(|_| closed())?;
-        answer.await.map_err(|_| closed())?
+        Ok(Pending(answer))
     }
 
     /// Closes the readers; what was answered is on the disk.
     pub(crate) async fn close(&self) {
         self.pool.close().await;
     }
+}
+
+fn closed() -> anyhow::Error {
+    anyhow::anyhow!("the door's database is closed")
 }
 
 /// One that fails takes back what it did and nothing of the others.

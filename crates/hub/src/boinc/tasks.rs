@@ -269,9 +269,8 @@ impl Door {
             sent_ms: whom.now_ms,
             deadline_ms: draft.deadline_ms,
         };
+        let noted = new.noted();
         self.store.add_unit(new).await?;
-        let noted = self.store.unit(&signed.name).await?;
-        let noted = noted.context("a task was noted and is gone")?;
         Ok(self.task(whom, &noted, inputs(&files, &open_names)).await)
     }
 
@@ -363,15 +362,22 @@ pub(super) fn is_wanted(state: &State, round: u64, worker: &WorkerId) -> bool {
 
 /// The run that BOINC hosts work for: the newest that takes them.
 pub(crate) async fn run_for_hosts(hub: &Hub) -> Result<Option<Run>> {
-    let mut newest: Option<(u64, RunId, Run)> = None;
+    let mut open = Vec::new();
     for run in hub.all().await {
         let takes = {
             let state = run.state.read().await;
             state.charter.round.boinc_unit_ms > 0 && !state.is_finished()
         };
-        if !takes || run.must_be_hub().is_err() {
-            continue;
+        if takes && run.must_be_hub().is_ok() {
+            open.push(run);
         }
+    }
+    // Most hubs have one, and no need to look how old it is.
+    if open.len() < 2 {
+        return Ok(open.pop());
+    }
+    let mut newest: Option<(u64, RunId, Run)> = None;
+    for run in open {
         let created_ms = hub.store.created_ms(run.id).await?;
         if newest
             .as_ref()

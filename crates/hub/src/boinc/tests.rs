@@ -335,8 +335,8 @@ async fn a_copied_disk_makes_a_key_of_its_own() {
         }
     ));
     let store = &fixture.door().store;
-    let enrolled = store.enrolment(copy.host, id).await.unwrap();
-    assert_eq!(enrolled.worker, Some(own.worker()));
+    let enrolled = store.workers_of(copy.host).await.unwrap();
+    assert_eq!(enrolled, [(id, own.worker())]);
 }
 
 #[tokio::test]

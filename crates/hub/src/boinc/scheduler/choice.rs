@@ -122,7 +122,11 @@ impl Call<'_> {
 
     /// How long a host waits whose tasks failed.
     async fn pause_ms(&self) -> Result<Option<u64>> {
-        let host = self.door.store.host(self.host().id).await?;
+        // What its reports of just now changed is in the database alone.
+        let host = match self.request.reports.is_empty() {
+            true => Some(self.host().clone()),
+            false => self.door.store.host(self.host().id).await?,
+        };
         let Some(host) = host.filter(|it| it.failures > 0) else {
             return Ok(None);
         };
@@ -133,7 +137,7 @@ impl Call<'_> {
 
     async fn new_task(&self, whom: &For<'_>) -> Result<Task> {
         let (run, door) = (whom.run, self.door);
-        let enrolment = door.store.enrolment(whom.host.id, run.id).await?;
+        let enrolment = self.enrolment(run);
         let Some(worker) = enrolment.worker else {
             return door.enrol(whom, 0, enrolment.is_copy).await;
         };

@@ -70,7 +70,7 @@ impl DoorStore {
 
     /// Notes that a key was used.
     pub(crate) async fn note_device_use(&self, hash: [u8; 32], now_ms: u64) -> Result<()> {
-        self.write(move |connection| {
+        self.write_one(move |connection| {
             Box::pin(async move {
                 sqlx::query("UPDATE device_key SET used_ms = ? WHERE hash = ?")
                     .bind(now_ms as i64)

@@ -34,7 +34,7 @@ impl DoorStore {
 
     /// Notes a file's MD5.
     pub(crate) async fn add_file_sum(&self, sum: FileSum) -> Result<()> {
-        self.write(move |connection| {
+        self.write_one(move |connection| {
             Box::pin(async move {
                 sqlx::query("INSERT OR REPLACE INTO file (hash, bytes, md5) VALUES (?, ?, ?)")
                     .bind(sum.blob.hash.0.to_vec())

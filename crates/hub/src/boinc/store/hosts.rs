@@ -7,7 +7,7 @@ use protocol::{
 };
 use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 
-use super::{DoorStore, bytes_of, count};
+use super::{DoorStore, Pending, bytes_of, count};
 use crate::boinc::request::Machine;
 
 /// Hosts of one account.
@@ -119,10 +119,12 @@ impl DoorStore {
         .await
     }
 
-    /// Notes what a host's client said of it last.
-    pub(crate) async fn update_host(&self, host: Host) -> Result<()> {
-        self.write(move |connection| Box::pin(async move { describe(connection, &host).await }))
-            .await
+    /// Begins to note what a host's client said of it last: nothing that is read before the reply depends on it.
+    pub(crate) async fn update_host(&self, host: Host) -> Result<Pending<()>> {
+        self.begin(true, move |connection| {
+            Box::pin(async move { describe(connection, &host).await })
+        })
+        .await
     }
 
     /// Notes that a host's task came to nothing (or that one went well).
@@ -132,7 +134,7 @@ impl DoorStore {
         is_failure: bool,
         now_ms: u64,
     ) -> Result<()> {
-        self.write(move |connection| {
+        self.write_one(move |connection| {
             Box::pin(async move {
                 sqlx::query(
                     "UPDATE host SET failures = CASE WHEN ?1 THEN failures + 1 ELSE 0 END, failed_ms = ?2,
@@ -150,21 +152,14 @@ impl DoorStore {
         .await
     }
 
-    /// Which worker a host is in a run.
-    pub(crate) async fn enrolment(&self, host: u64, run: RunId) -> Result<Enrolment> {
-        let row = sqlx::query("SELECT * FROM enrolment WHERE host = ? AND run = ?")
+    /// Which workers a host is, by run.
+    pub(crate) async fn enrolments(&self, host: u64) -> Result<Vec<(RunId, Enrolment)>> {
+        let rows = sqlx::query("SELECT * FROM enrolment WHERE host = ?")
             .bind(host as i64)
-            .bind(run.0.0.to_vec())
-            .fetch_optional(&self.pool)
+            .fetch_all(&self.pool)
             .await?;
-        let Some(row) = row else {
-            return Ok(Enrolment::default());
-        };
-        Ok(Enrolment {
-            worker: worker(&row)?,
-            is_copy: row.try_get("is_copy")?,
-            refusal_told: count(&row, "refusal_told")?,
-        })
+        let pair = |row| Ok((RunId(Hash(bytes_of(row, "run")?)), enrolment(row)?));
+        rows.iter().map(pair).collect()
     }
 
     /// All workers of a host, by run.
@@ -201,7 +196,7 @@ impl DoorStore {
 
     /// Notes which worker a host is; whether it may be: no other host is it.
     pub(crate) async fn enrol(&self, host: u64, run: RunId, worker: WorkerId) -> Result<bool> {
-        self.write(move |connection| {
+        self.write_one(move |connection| {
             Box::pin(async move {
                 let changed = sqlx::query(
                     "INSERT INTO enrolment (host, run, worker) SELECT ?1, ?2, ?3
@@ -221,7 +216,7 @@ impl DoorStore {
 
     /// Notes that a host's key is another's, so that it makes a new one.
     pub(crate) async fn note_copy(&self, host: u64, run: RunId) -> Result<()> {
-        self.write(move |connection| {
+        self.write_one(move |connection| {
             Box::pin(async move {
                 sqlx::query(
                     "INSERT INTO enrolment (host, run, is_copy) VALUES (?, ?, 1)
@@ -239,7 +234,7 @@ impl DoorStore {
 
     /// Notes up to which refusal in the log a host was told.
     pub(crate) async fn note_refusal_told(&self, host: u64, run: RunId, event: u64) -> Result<()> {
-        self.write(move |connection| {
+        self.write_one(move |connection| {
             Box::pin(async move {
                 sqlx::query("UPDATE enrolment SET refusal_told = ? WHERE host = ? AND run = ?")
                     .bind(event as i64)
@@ -288,6 +283,14 @@ fn pairs(rows: &[SqliteRow]) -> Result<Vec<(RunId, WorkerId)>> {
         Ok(worker(row)?.map(|it| (run, it)))
     });
     pairs.filter_map(Result::transpose).collect()
+}
+
+fn enrolment(row: &SqliteRow) -> Result<Enrolment> {
+    Ok(Enrolment {
+        worker: worker(row)?,
+        is_copy: row.try_get("is_copy")?,
+        refusal_told: count(row, "refusal_told")?,
+    })
 }
 
 fn worker(row: &SqliteRow) -> Result<Option<WorkerId>> {

@@ -41,7 +41,7 @@ pub(crate) struct Settled {
 impl DoorStore {
     /// Notes that a task's result is whole.
     pub(crate) async fn note_uploaded(&self, name: String, bytes: u64, now_ms: u64) -> Result<()> {
-        self.write(move |connection| {
+        self.write_one(move |connection| {
             Box::pin(async move {
                 sqlx::query(
                     "UPDATE unit SET state = 'uploaded', uploaded_ms = ?, uploaded_bytes = ? WHERE name = ?",
@@ -59,7 +59,7 @@ impl DoorStore {
 
     /// Notes what became of a task's result.
     pub(crate) async fn settle(&self, name: String, settled: Settled) -> Result<()> {
-        self.write(move |connection| {
+        self.write_one(move |connection| {
             Box::pin(async move {
                 let state = match &settled.refusal {
                     None => UnitState::Granted,

@@ -150,10 +150,16 @@ async fn a_worker_is_one_host() {
     assert!(store.enrol(first, run(), worker(1)).await.unwrap());
     assert!(!store.enrol(second, run(), worker(1)).await.unwrap());
     store.note_copy(second, run()).await.unwrap();
-    let copied = store.enrolment(second, run()).await.unwrap();
+    let [(copied_in, copied)] = store.enrolments(second).await.unwrap()[..] else {
+        panic!("one enrolment");
+    };
+    assert_eq!(copied_in, run());
     assert!(copied.is_copy && copied.worker.is_none());
     assert!(store.enrol(second, run(), worker(2)).await.unwrap());
-    let enrolled = store.enrolment(second, run()).await.unwrap();
+    let [(enrolled_in, enrolled)] = store.enrolments(second).await.unwrap()[..] else {
+        panic!("one enrolment");
+    };
+    assert_eq!(enrolled_in, run());
     assert_eq!(
         (enrolled.worker, enrolled.is_copy),
         (Some(worker(2)), false)

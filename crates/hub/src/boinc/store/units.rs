@@ -104,10 +104,40 @@ pub(crate) struct NewUnit {
     pub(crate) deadline_ms: u64,
 }
 
+impl NewUnit {
+    /// The task as it is noted.
+    pub(crate) fn noted(&self) -> Unit {
+        Unit {
+            name: self.name.clone(),
+            host: self.host,
+            account: self.account,
+            run: self.run,
+            kind: self.kind.to_owned(),
+            round: self.round,
+            worker: self.worker,
+            sealed_hash: Hash::of_blob(&self.sealed),
+            upload_bytes_max: self.upload_bytes_max,
+            expected_ms: self.expected_ms,
+            sent_ms: self.sent_ms,
+            deadline_ms: self.deadline_ms,
+            state: UnitState::Sent,
+            uploaded_ms: None,
+            uploaded_bytes: None,
+            reported_ms: None,
+            refusal: None,
+            progress_ppm: None,
+            steps_told: None,
+            loss_told: None,
+            loss_measured: None,
+            loss_of_hub: None,
+        }
+    }
+}
+
 impl DoorStore {
     /// Notes a task before it is given.
     pub(crate) async fn add_unit(&self, new: NewUnit) -> Result<()> {
-        self.write(move |connection| {
+        self.write_one(move |connection| {
             Box::pin(async move {
                 let sealed_hash = Hash::of_blob(&new.sealed);
                 sqlx::query(
