@@ -130,6 +130,7 @@ impl NewUnit {
             loss_told: None,
             loss_measured: None,
             loss_of_hub: None,
+            check: None,
         }
     }
 }
