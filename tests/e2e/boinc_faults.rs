@@ -174,11 +174,18 @@ async fn suspended_restarted_and_called_back() -> Result<()> {
     network.merged_of_others(run, worker, 5).await?;
     let at = host.log().len();
     host.update().await?;
-    host.says("aborted by project", at, WAIT_MAX).await?;
+    let aborted = format!("result state=ABORTED for {}", task.name);
+    host.says(&aborted, at, WAIT_MAX).await?;
     host.task_that("task after the one called back", TRAINS_MAX, |it| {
         it.name != task.name && it.active_state == "EXECUTING"
     })
     .await?;
+    let tasks = tasks_at_hub(&network, "suspended").await?;
+    let called_back = tasks.iter().find(|it| task.name.starts_with(&it.name));
+    ensure!(
+        called_back.is_some_and(|it| it.state == "aborted" && it.refusal.is_some()),
+        "{called_back:?}"
+    );
     host.quit().await?;
     network.finish().await
 }
