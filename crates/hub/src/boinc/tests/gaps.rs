@@ -214,13 +214,8 @@ async fn a_machine_whose_project_was_reset_goes_on_with_its_new_key() {
     let output = renewed.enrolment(&unit);
     client.upload(&fixture, &reply, &output).await;
     client.reports.push((client.held.pop().unwrap(), 5, 0));
-    let enrolment = fixture
-        .door()
-        .store
-        .enrolment(client.host, id)
-        .await
-        .unwrap();
-    assert_eq!(enrolment.worker, Some(renewed.worker()));
+    let workers = fixture.door().store.workers_of(client.host).await.unwrap();
+    assert_eq!(workers, [(id, renewed.worker())]);
     {
         let state = run.state.read().await;
         let account = fixture.door().store.account(1).await.unwrap().unwrap();
