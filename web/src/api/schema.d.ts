@@ -444,7 +444,7 @@ export interface paths {
         };
         /**
          * A page of the log as canonical bytes: for each entry its length (32 bits, little-endian) and its encoding.
-         * @description A mirror that shows a succession key acknowledges with its question that everything before is on its disk.
+         * @description A mirror that shows a succession key acknowledges with its question up to where it could go on from what is on its disk.
          */
         get: operations["read_log_binary"];
         put?: never;
