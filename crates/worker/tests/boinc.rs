@@ -289,7 +289,7 @@ fn suspend_stops_the_processor_in_the_middle_of_a_step() {
 
 #[test]
 fn quit_keeps_the_state_and_the_next_start_goes_on() {
-    let project = enrolled(SHORT_STEP, (2, 100));
+    let project = enrolled(SHORT_STEP, (2, 800));
     let mut task = begin(&project, "t_1");
     task.status_when(|it| it.fraction > 0.05);
     task.say(CONTROL, "<suspend/>");
