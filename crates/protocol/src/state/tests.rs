@@ -376,6 +376,20 @@ fn a_lost_reply_is_answered_again_and_a_replay_is_not() {
 }
 
 #[test]
+fn a_round_whose_only_update_was_refused_goes_on_to_its_deadline() {
+    let mut hub = Driver::new(|_| {});
+    hub.join(1);
+    hub.clock(&[1]);
+    hub.commit(1, 1).unwrap();
+    let refused = hub.judge(1, Err(RefusalReason::Payload("noise".into())));
+    assert_eq!(refused, Ok(vec!["update_refused"]));
+    assert_eq!(hub.clock(&[1]), [""; 0]);
+    hub.now_ms = hub.state.training.as_ref().unwrap().deadline_ms;
+    assert_eq!(hub.clock(&[1])[0], "round_empty");
+    assert_eq!(hub.replayed(), hub.state);
+}
+
+#[test]
 fn verdicts_only_count_once_and_in_time() {
     let mut hub = Driver::new(|_| {});
     hub.join(1);

@@ -250,7 +250,12 @@ fn close(state: &State, round: &Round, present: &BTreeSet<WorkerId>, now_ms: u64
     // Below the quorum, whoever is away may come back until the deadline: a hub that was just started knows nobody.
     let is_below_quorum = round.is_below_quorum(&state.charter);
     let may_come_back = is_below_quorum && now_ms <= round.deadline_ms;
-    let has_all = round.committed() > 0 && !is_waiting && !may_come_back;
+    // Where all that came was refused already, the round's time is for others.
+    let is_in_time = now_ms < round.deadline_ms;
+    let has_all = round.committed() > 0
+        && !is_waiting
+        && !may_come_back
+        && (round.has_commitments() || !is_in_time);
     if !has_all && !is_time_up {
         return vec![];
     }
