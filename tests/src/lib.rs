@@ -7,6 +7,7 @@ pub mod audit;
 #[cfg(target_os = "linux")]
 pub mod boinc;
 pub mod charters;
+pub mod connection;
 pub mod decoders;
 pub mod disk;
 #[cfg(target_os = "linux")]

@@ -170,24 +170,7 @@ impl Stranger {
         work: &Work,
         assignment: &WorkAssignment,
     ) -> Result<UpdateHeader> {
-        Ok(UpdateHeader {
-            run: self.run,
-            worker: self.id(),
-            round: assignment.round,
-            slot: assignment.slot,
-            base_round: work.model.round,
-            base: work.model.parameters_hash.parse()?,
-            steps: 1,
-            head_start_steps: 0,
-            tokens: charter.tokens_per_step(),
-            loss_micronats: 3_000_000,
-            carried_before: fresh(),
-            carried_after: Hash([1; 32]),
-            carried_if_refused: Hash([2; 32]),
-            steps_root: Hash([3; 32]),
-            payload: Hash::of_blob(&self.id().0.0),
-            inner_state: None,
-        })
+        header(self.run, self.id(), charter, work, assignment)
     }
 
     /// Commits to an update.
@@ -215,6 +198,37 @@ impl Stranger {
             .await?;
         Ok(())
     }
+}
+
+/// A header that fits an assignment of this worker, for one step of which nothing is true.
+///
+/// # Errors
+/// The hub's hashes do not read.
+pub fn header(
+    run: RunId,
+    worker: WorkerId,
+    charter: &Charter,
+    work: &Work,
+    assignment: &WorkAssignment,
+) -> Result<UpdateHeader> {
+    Ok(UpdateHeader {
+        run,
+        worker,
+        round: assignment.round,
+        slot: assignment.slot,
+        base_round: work.model.round,
+        base: work.model.parameters_hash.parse()?,
+        steps: 1,
+        head_start_steps: 0,
+        tokens: charter.tokens_per_step(),
+        loss_micronats: 3_000_000,
+        carried_before: fresh(),
+        carried_after: Hash([1; 32]),
+        carried_if_refused: Hash([2; 32]),
+        steps_root: Hash([3; 32]),
+        payload: Hash::of_blob(&worker.0.0),
+        inner_state: None,
+    })
 }
 
 /// The payload of an update that changes every parameter by as much, in this model's shape.

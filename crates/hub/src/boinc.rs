@@ -39,6 +39,7 @@ pub(crate) use self::{
     accounts::{AccountError, SESSION_MS, Secret, normal_name, password_hash},
     credit::cobblestones,
     files::{Source, read_file},
+    request::SchedulerRequest,
     scheduler::{answer, too_long},
     settle::{complete_binding, settle_waiting},
     store::{Account, Host, Team, Unit},
@@ -51,8 +52,8 @@ use self::{
 };
 use crate::config::Config;
 
-/// Longest request to the scheduler.
-pub(crate) const REQUEST_BYTES_MAX: usize = 4 << 20;
+/// Requests to the scheduler that are read at once, in KiB.
+const REQUEST_MEMORY_KIB: usize = 64 << 10;
 /// Where clients ask for work.
 pub(crate) const SCHEDULER_PATH: &str = "/boinc/scheduler";
 /// Where they bring results.
@@ -70,6 +71,8 @@ pub(crate) struct Door {
     pub(crate) store: DoorStore,
     /// Where the application's files lie.
     release_folder: PathBuf,
+    /// What requests to the scheduler take of it, in KiB.
+    pub(crate) memory: tokio::sync::Semaphore,
     credit: Credit,
     limits: DoorLimits,
     uploads: Uploads,
@@ -109,6 +112,7 @@ impl Door {
             release,
             store: DoorStore::open(folder).await?,
             release_folder: release_folder.to_owned(),
+            memory: tokio::sync::Semaphore::new(REQUEST_MEMORY_KIB),
             credit: Credit::default(),
             limits: DoorLimits::new(),
             sums: files::Sums::default(),

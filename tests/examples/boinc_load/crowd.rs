@@ -10,9 +10,9 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use protocol::charter::Charter;
+use tests::connection::Connection;
 
 use super::{
-    connection::Connection,
     host::{Account, Host, md5},
     wire::{self, Reply, Says},
 };

@@ -11,8 +11,7 @@ use protocol::{
     charter::Charter,
     command::{Command, Commitment, Device, SignedCommand},
     identity::{KeyRole, sign_half},
-    state::decide::fresh,
-    units::BlobReference,
+    units::{BlobReference, WorkerId},
     update::UpdateHeader,
 };
 
@@ -144,22 +143,8 @@ impl Host {
         bytes[..8].copy_from_slice(&self.id.to_le_bytes());
         let update = BlobReference::of(&bytes);
         let header = UpdateHeader {
-            run: unit.run,
-            worker: protocol::units::WorkerId(public),
-            round: assignment.round,
-            slot: assignment.slot,
-            base_round: work.model.round,
-            base: work.model.parameters_hash.parse()?,
-            steps: 1,
-            head_start_steps: 0,
-            tokens: charter.tokens_per_step(),
-            loss_micronats: 3_000_000,
-            carried_before: fresh(),
-            carried_after: Hash([1; 32]),
-            carried_if_refused: Hash([2; 32]),
-            steps_root: Hash([3; 32]),
             payload: update.hash,
-            inner_state: None,
+            ..tests::stranger::header(unit.run, WorkerId(public), charter, work, assignment)?
         };
         let commit = Command::Commit(Box::new(Commitment { update, header }));
         let sequence = work.worker.sequence + 1;

@@ -6,7 +6,6 @@
 
 #![expect(clippy::print_stdout, reason = "a bench talks to whoever started it")]
 
-mod connection;
 mod crowd;
 mod host;
 mod mix;
@@ -38,7 +37,7 @@ async fn main() -> Result<()> {
             let share = argument("share").map_or(Ok(1), |it| it.parse())?;
             let path = format!("/api/v1/runs/{run}/charter");
             let request = wire::get(&path, "127.0.0.1");
-            let mut connection = connection::Connection::open(hub).await?;
+            let mut connection = tests::connection::Connection::open(hub).await?;
             let charter = connection.ask(&request).await?.body;
             let charter = Charter::from_toml(&String::from_utf8(charter)?)?;
             mix::measure(&target, crowd::Crowd::new(hub, charter), share).await

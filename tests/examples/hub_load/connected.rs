@@ -5,7 +5,9 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use tokio::{task::JoinSet, time::Instant};
 
-use super::{Target, connection::Connection, crowd, p99_ms, processor_seconds, resident_bytes};
+use tests::connection::Connection;
+
+use super::{Target, crowd, p99_ms, processor_seconds, resident_bytes};
 
 /// The rhythm of a worker's polls.
 const RHYTHM: Duration = Duration::from_secs(10);

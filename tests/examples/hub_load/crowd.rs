@@ -8,9 +8,11 @@ use protocol::{
     units::{RunId, WorkerId},
 };
 
+use tests::connection::Connection;
+
 use super::{
     Target,
-    connection::{Connection, get, with_body},
+    wire::{get, with_body},
 };
 
 /// Connections over which a crowd joins.

@@ -6,9 +6,9 @@
 #![expect(clippy::print_stdout, reason = "a bench talks to whoever started it")]
 
 mod connected;
-mod connection;
 mod crowd;
 mod mix;
+mod wire;
 
 use std::net::SocketAddr;
 

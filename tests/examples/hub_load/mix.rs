@@ -12,22 +12,20 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use protocol::{
-    Hash,
     api::UPLOAD_DOMAIN,
     charter::Charter,
     command::{Command, Commitment, SignedCommand},
-    state::decide::fresh,
     units::{BlobReference, RunId},
     update::UpdateHeader,
 };
-use tests::decoders::mutate::Chance;
+use tests::{connection::Connection, decoders::mutate::Chance};
 use tokio::task::LocalSet;
 
 use super::{
     Target,
-    connection::{Connection, get, with_body},
     crowd::{self, Worker},
     p99_ms, resident_bytes,
+    wire::{get, with_body},
 };
 
 /// Workers that commit once each.
@@ -195,27 +193,14 @@ async fn prepare(
     number: usize,
 ) -> Result<Prepared> {
     let work = worker.work(door, run).await?;
-    let assignment = work.assignment.context("a worker has no slot")?;
+    let assignment = work.assignment.as_ref();
+    let assignment = assignment.context("a worker has no slot")?;
     let mut bytes = vec![0xA5; UPDATE_BYTES];
     bytes[..8].copy_from_slice(&(number as u64).to_le_bytes());
     let update = BlobReference::of(&bytes);
     let header = UpdateHeader {
-        run,
-        worker: worker.id,
-        round: assignment.round,
-        slot: assignment.slot,
-        base_round: work.model.round,
-        base: work.model.parameters_hash.parse()?,
-        steps: 1,
-        head_start_steps: 0,
-        tokens: charter.tokens_per_step(),
-        loss_micronats: 3_000_000,
-        carried_before: fresh(),
-        carried_after: Hash([1; 32]),
-        carried_if_refused: Hash([2; 32]),
-        steps_root: Hash([3; 32]),
         payload: update.hash,
-        inner_state: None,
+        ..tests::stranger::header(run, worker.id, charter, &work, assignment)?
     };
     let commitment = Command::Commit(Box::new(Commitment { update, header }));
     let command = SignedCommand::sign(&worker.key, run, 2, commitment);

@@ -22,8 +22,9 @@ use super::{
     request::{SchedulerRequest, without_space},
     store::{Account, Enrolment, Host, Unit, UnitState},
     tasks::{self, For},
+    xml::XmlError,
 };
-use crate::{Hub, run::Run};
+use crate::{Hub, blobs::PART_BYTES_MAX, run::Run};
 
 /// Delays in seconds that BOINC's own scheduler tells.
 const INVALID_DELAY_S: f64 = 3_600.0;
@@ -39,11 +40,11 @@ const NEXT_DELAY_S: (f64, f64) = (60.0, 1_800.0);
 pub(crate) async fn answer(
     hub: &Arc<Hub>,
     door: &Door,
-    request: &[u8],
+    request: Result<SchedulerRequest, XmlError>,
     master_url: &str,
 ) -> Result<SchedulerReply> {
     let now_ms = hub.clock.now_ms();
-    let request = match SchedulerRequest::read(request) {
+    let request = match request {
         Ok(request) => request,
         Err(error) => return Ok(SchedulerReply::only(error.to_string(), true, BUSY_DELAY_S)),
     };
@@ -92,8 +93,8 @@ pub(crate) async fn answer(
 
 /// The answer to a request that is too long to be read.
 pub(crate) fn too_long() -> SchedulerReply {
-    let mib = super::REQUEST_BYTES_MAX >> 20;
-    let text = format!("the request has more than {mib} MiB, or was cut");
+    let mib = PART_BYTES_MAX >> 20;
+    let text = format!("the request has more than {mib} MiB");
     SchedulerReply::only(text, true, BUSY_DELAY_S)
 }
 

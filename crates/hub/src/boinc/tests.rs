@@ -423,7 +423,7 @@ async fn keys_that_open_nothing_are_told_so() {
             reply.text()
         );
     }
-    let long = "x".repeat(super::REQUEST_BYTES_MAX + 1);
+    let long = "x".repeat(crate::blobs::PART_BYTES_MAX + 1);
     let reply = fixture.post("/boinc/scheduler", long).await.text();
     assert!(reply.contains("4 MiB"), "{reply}");
 }

@@ -17,6 +17,7 @@ use protocol::{
     },
     units::{BlobReference, WorkerId},
 };
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{Shared, errors::Failure, mirrors::may_read, runs::is_operator};
 use crate::{
@@ -31,6 +32,8 @@ const UPLOAD_BYTES: &str = "x-athome-bytes";
 const UPLOAD_COMPLETE: &str = "x-athome-complete";
 /// Lets the hub count what it sends to whom.
 const WORKER: &str = "x-athome-worker";
+/// Code of the refusal of a part that is too long.
+pub(super) const PART_TOO_LONG: &str = "part_too_long";
 /// How long a part waits for memory.
 const MEMORY_WAIT: std::time::Duration = std::time::Duration::from_secs(10);
 /// Largest blob that an operator may upload.
@@ -141,7 +144,7 @@ pub(super) async fn upload_part(
     let hash = parse(&hash)?;
     let offset = number(&headers, UPLOAD_OFFSET)?;
     let (blob, run) = authorise(&hub, hash, peer, &headers).await?;
-    let (bytes, _memory) = read_part(&hub, body).await?;
+    let (bytes, _memory) = read_part(&hub.upload_memory, body).await?;
     hub.metrics.bytes_received.inc_by(bytes.len() as u64);
     if let Some((_, worker)) = &run {
         hub.admission.check_upload(worker, bytes.len())?;
@@ -229,15 +232,15 @@ async fn authorise(
     Ok((BlobReference { hash, bytes }, None))
 }
 
-/// Reads a part; what all parts together hold in memory is bounded.
-pub(super) async fn read_part<'a>(
-    hub: &'a Hub,
+/// Reads a body of at most [`PART_BYTES_MAX`]; what all bodies that share this memory, in KiB, hold of it together is bounded.
+pub(super) async fn read_part(
+    memory: &Semaphore,
     mut body: Body,
-) -> Result<(Bytes, tokio::sync::SemaphorePermit<'a>), Failure> {
+) -> Result<(Bytes, SemaphorePermit<'_>), Failure> {
     let too_long = || {
         Failure::new(
             StatusCode::PAYLOAD_TOO_LARGE,
-            "part_too_long",
+            PART_TOO_LONG,
             "a part is at most 4 MiB",
         )
     };
@@ -245,7 +248,7 @@ pub(super) async fn read_part<'a>(
         return Err(too_long());
     }
     let mut part = BytesMut::new();
-    let mut memory = admitted(hub, 0).await?;
+    let mut held = admitted(memory, 0).await?;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| {
             Failure::new(
@@ -260,20 +263,20 @@ pub(super) async fn read_part<'a>(
         if part.len() + data.len() > PART_BYTES_MAX {
             return Err(too_long());
         }
-        memory.merge(admitted(hub, data.len()).await?);
+        held.merge(admitted(memory, data.len()).await?);
         part.extend_from_slice(&data);
     }
-    Ok((part.freeze(), memory))
+    Ok((part.freeze(), held))
 }
 
 /// Room for so many bytes more in memory.
-async fn admitted(hub: &Hub, bytes: usize) -> Result<tokio::sync::SemaphorePermit<'_>, Failure> {
+async fn admitted(memory: &Semaphore, bytes: usize) -> Result<SemaphorePermit<'_>, Failure> {
     let kib = bytes.div_ceil(1024) as u32;
-    let room = tokio::time::timeout(MEMORY_WAIT, hub.upload_memory.acquire_many(kib));
+    let room = tokio::time::timeout(MEMORY_WAIT, memory.acquire_many(kib));
     match room.await {
         Ok(Ok(permit)) => Ok(permit),
         _ => Err(Failure::too_many(
-            "the hub takes as many uploads at once as its memory allows; try again in a second",
+            "the hub reads as much at once as its memory allows; try again in a second",
         )),
     }
 }

@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use axum::{
     Extension,
-    body::{Body, to_bytes},
+    body::Body,
     extract::{Path, Query, State},
     http::{HeaderMap, Method, StatusCode, Uri, header},
     response::{IntoResponse, Response},
@@ -15,15 +15,16 @@ use serde::Deserialize;
 
 use super::{
     Shared,
-    blobs::{Ranged, requested},
+    blobs::{PART_TOO_LONG, Ranged, read_part, requested},
     errors::Failure,
     limits::Client,
+    live::StreamGuard,
     web,
 };
 use crate::{
     Hub,
     boinc::{
-        self, AccountError, Door, PROJECT, REQUEST_BYTES_MAX, SCHEDULER_PATH, Source, answer,
+        self, AccountError, Door, PROJECT, SCHEDULER_PATH, SchedulerRequest, Source, answer,
         escaped,
     },
 };
@@ -185,10 +186,16 @@ pub(super) async fn schedule(
 ) -> Result<Response, Failure> {
     let door = door(&hub)?;
     let url = master_url(&hub, &headers);
-    let reply = match to_bytes(body, REQUEST_BYTES_MAX).await {
-        Ok(bytes) => answer(&hub, door, &bytes, &url).await?,
-        Err(_) => boinc::too_long(),
+    let _place = StreamGuard::open(&hub)?;
+    let request = match read_part(&door.memory, body).await {
+        // The bytes are gone before the request waits for anything.
+        Ok((bytes, _memory)) => SchedulerRequest::read(&bytes),
+        Err(failure) if failure.code() == PART_TOO_LONG => {
+            return Ok(xml(boinc::too_long().render(&door.release)));
+        }
+        Err(failure) => return Err(failure),
     };
+    let reply = answer(&hub, door, request, &url).await?;
     Ok(xml(reply.render(&door.release)))
 }
 

@@ -37,7 +37,6 @@ impl Failure {
         }
     }
 
-    #[cfg(test)]
     pub(crate) fn code(&self) -> &str {
         &self.code
     }

@@ -126,7 +126,7 @@ pub(super) async fn take_equivocation(
 ) -> Result<StatusCode, Failure> {
     let run = find(&hub, &run).await?;
     // A part of an upload may be as long as that, and this counts as one.
-    let bytes = read_part(&hub, body).await?.0;
+    let bytes = read_part(&hub.upload_memory, body).await?.0;
     let refuse = |why: String| Failure::bad(format!("that proves nothing of this run: {why}"));
     let proof = Equivocation::from_bytes(&bytes).map_err(|error| refuse(error.to_string()))?;
     // Whoever shows it may be gone before it is kept and acted on: that is not given up half-way.

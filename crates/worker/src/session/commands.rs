@@ -32,8 +32,11 @@ impl Session<'_> {
                 let is_joined =
                     |(work, _): &(Arc<Work>, Instant)| work.worker.joined || work.finished;
                 if self.latest().as_ref().is_some_and(|it| !is_joined(it)) {
-                    let error = anyhow::anyhow!("the hub took the join and forgets it");
-                    self.try_again("joining", &error).await;
+                    let problem = self.news.borrow().problem.clone();
+                    let problem =
+                        problem.unwrap_or_else(|| "the hub took the join and forgets it".into());
+                    self.try_again("joining", &anyhow::Error::msg(problem))
+                        .await;
                 }
                 Ok(())
             }

@@ -11,7 +11,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::sync::Semaphore;
 
 use super::Failure;
-use crate::http::BODY_BYTES_MAX;
+use crate::{blobs::PART_BYTES_MAX, http::BODY_BYTES_MAX};
 
 /// Longest body but a charter's: commands, bindings and questions are shorter.
 const SMALL_BYTES_MAX: usize = 16 * 1024;
@@ -20,6 +20,8 @@ const SMALL_TIMEOUT: Duration = Duration::from_secs(15);
 const LARGE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Where a run is created: its charter may be long.
 const CREATE_PATH: &str = "/api/v1/runs";
+/// End of the path where proofs are shown: the entries in them may be long.
+const PROOFS_PATH: &str = "/equivocations";
 
 /// Bodies above the small size that are read at once.
 pub(super) const LARGE_MAX: usize = 16;
@@ -29,16 +31,19 @@ pub(super) async fn read(request: Request, large: &Semaphore) -> Result<Request,
     if request.body().is_end_stream() {
         return Ok(request);
     }
-    let may_be_large = request.uri().path() == CREATE_PATH;
-    let _place = match may_be_large {
+    let path = request.uri().path();
+    let (bytes_max, longest) = if path == CREATE_PATH {
+        (BODY_BYTES_MAX, LARGE_TIMEOUT)
+    } else if path.ends_with(PROOFS_PATH) {
+        (PART_BYTES_MAX, LARGE_TIMEOUT)
+    } else {
+        (SMALL_BYTES_MAX, SMALL_TIMEOUT)
+    };
+    let _place = match bytes_max > SMALL_BYTES_MAX {
         true => Some(large.try_acquire().map_err(|_| {
-            Failure::too_many("the hub reads as many charters as it may; try again in a minute")
+            Failure::too_many("the hub reads as many long bodies as it may; try again in a minute")
         })?),
         false => None,
-    };
-    let (bytes_max, longest) = match may_be_large {
-        true => (BODY_BYTES_MAX, LARGE_TIMEOUT),
-        false => (SMALL_BYTES_MAX, SMALL_TIMEOUT),
     };
     let (parts, body) = request.into_parts();
     let read = Limited::new(body, bytes_max).collect();
@@ -87,6 +92,8 @@ mod tests {
         check("/api/v1/runs/x/commands", SMALL_BYTES_MAX + 1, false).await;
         check(CREATE_PATH, SMALL_BYTES_MAX + 1, true).await;
         check(CREATE_PATH, BODY_BYTES_MAX + 1, false).await;
+        check("/api/v1/runs/x/equivocations", PART_BYTES_MAX, true).await;
+        check("/api/v1/runs/x/equivocations", PART_BYTES_MAX + 1, false).await;
     }
 
     #[tokio::test(start_paused = true)]

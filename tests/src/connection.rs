@@ -1,5 +1,5 @@
-//! One HTTP/1.1 connection that is kept open, as between an operator's proxy and the hub. Answers come as clients want them:
-//! whole or in chunks, packed or not.
+//! One HTTP/1.1 connection that a load keeps open, as an operator's proxy does: requests are bytes made in advance, answers
+//! come as clients want them, whole or in chunks, packed or not.
 
 use std::{io::Read, net::SocketAddr};
 
@@ -15,20 +15,26 @@ const HEAD_BYTES_MAX: usize = 16 << 10;
 /// Longest answer that is expected, unpacked.
 const BODY_BYTES_MAX: u64 = 4 << 20;
 
-pub(super) struct Connection {
+/// A connection that is kept open.
+pub struct Connection {
     stream: TcpStream,
     buffer: Vec<u8>,
 }
 
 /// What came back.
-pub(super) struct Answer {
-    pub(super) body: Vec<u8>,
+pub struct Answer {
+    /// The body, unpacked.
+    pub body: Vec<u8>,
     /// Bytes that travelled, head and packing included.
-    pub(super) bytes: usize,
+    pub bytes: usize,
 }
 
 impl Connection {
-    pub(super) async fn open(hub: SocketAddr) -> Result<Self> {
+    /// Connects.
+    ///
+    /// # Errors
+    /// Nobody listens.
+    pub async fn open(hub: SocketAddr) -> Result<Self> {
         let stream = TcpStream::connect(hub).await?;
         stream.set_nodelay(true)?;
         Ok(Self {
@@ -37,8 +43,11 @@ impl Connection {
         })
     }
 
-    /// Sends a request and reads the answer, which must be a 200.
-    pub(super) async fn ask(&mut self, request: &[u8]) -> Result<Answer> {
+    /// Sends a request and reads the answer, which must be a good one.
+    ///
+    /// # Errors
+    /// It is not, or no HTTP.
+    pub async fn ask(&mut self, request: &[u8]) -> Result<Answer> {
         self.stream.write_all(request).await?;
         self.buffer.clear();
         let start = loop {
@@ -66,13 +75,21 @@ impl Connection {
         let is_packed = field("content-encoding") == Some("gzip");
         let body = if is_packed { unpacked(&body)? } else { body };
         let status = head.get(9..12).context("an answer without a status")?;
-        let is_well = status == "200";
+        let is_well = status.starts_with('2');
         let said = String::from_utf8_lossy(&body);
         ensure!(is_well, "status {status}: {said}");
         Ok(Answer {
             body,
             bytes: self.buffer.len(),
         })
+    }
+
+    /// The same, of which only the body is wanted.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub async fn must(&mut self, request: &[u8]) -> Result<Vec<u8>> {
+        Ok(self.ask(request).await?.body)
     }
 
     async fn chunks(&mut self, start: usize) -> Result<Vec<u8>> {
