@@ -37,6 +37,9 @@ const TIME: Duration = Duration::from_secs(12);
 /// Requests that warm up connections and caches.
 const UNCOUNTED: usize = 500;
 
+/// Longest wait for a worker's slot.
+const SLOT_MAX: Duration = Duration::from_secs(30);
+
 /// A commitment made in advance, and the upload that follows it.
 struct Prepared {
     commit: Vec<u8>,
@@ -192,7 +195,13 @@ async fn prepare(
     worker: &Worker,
     number: usize,
 ) -> Result<Prepared> {
-    let work = worker.work(door, run).await?;
+    // The hub gives newcomers their slots when it next looks at the clock.
+    let begun = Instant::now();
+    let mut work = worker.work(door, run).await?;
+    while work.assignment.is_none() && begun.elapsed() < SLOT_MAX {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        work = worker.work(door, run).await?;
+    }
     let assignment = work.assignment.as_ref();
     let assignment = assignment.context("a worker has no slot")?;
     let mut bytes = vec![0xA5; UPDATE_BYTES];
