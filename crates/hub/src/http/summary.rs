@@ -4,6 +4,7 @@ use anyhow::Result;
 use protocol::{
     api::{BaselineLosses, RunSummary, WorkerSummary},
     state::State,
+    units::WorkerId,
 };
 
 use crate::{Hub, run::Run};
@@ -19,7 +20,7 @@ pub(super) async fn run_summary(hub: &Hub, run: &Run) -> Result<RunSummary> {
     let state = run.state.read().await;
     let charter = &state.charter;
     let present = run.presence.present(hub.clock.now_ms());
-    let is_joined = |id| state.workers.get(id).is_some_and(|it| it.joined);
+    let (workers_present, credits_micro) = crowd(&state, &present);
     let nats = |micronats: u64| micronats as f64 / 1e6;
     Ok(RunSummary {
         id: run.id.to_string(),
@@ -35,7 +36,7 @@ pub(super) async fn run_summary(hub: &Hub, run: &Run) -> Result<RunSummary> {
         tokens_max: charter.inner.tokens_max,
         tokens_per_s,
         parameters: charter.model.parameter_count(),
-        workers_present: present.iter().filter(|it| is_joined(it)).count() as u64,
+        workers_present,
         workers: state.workers.len() as u64,
         evaluation,
         baselines: BaselineLosses {
@@ -44,8 +45,20 @@ pub(super) async fn run_summary(hub: &Hub, run: &Run) -> Result<RunSummary> {
             trigram: nats(charter.data.baselines.trigram_micronats),
         },
         checkpoint_round: state.checkpoint.0,
-        credits_micro: state.workers.values().map(|it| it.credits.0).sum(),
+        credits_micro,
     })
+}
+
+/// How many workers of these, in the order of their ids, have joined, and what all have earned: one walk through both.
+fn crowd(state: &State, present: &[WorkerId]) -> (u64, u64) {
+    let mut present = present.iter().peekable();
+    let (mut there, mut credits) = (0, 0);
+    for (id, worker) in &state.workers {
+        credits += worker.credits.0;
+        while present.next_if(|it| *it < id).is_some() {}
+        there += u64::from(present.next_if_eq(&id).is_some() && worker.joined);
+    }
+    (there, credits)
 }
 
 /// Adds to the stored workers what only the running hub knows.

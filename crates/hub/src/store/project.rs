@@ -30,6 +30,7 @@ pub(super) async fn apply_group(tx: Tx<'_, '_>, group: &[(Entry, Projected)]) ->
 }
 
 /// Rows for one statement: SQLite takes them apart with `json_each`, which costs one walk to its thread for all of them.
+/// Where they are joined to a table they are materialized first: else SQLite takes them apart again for each row of the table.
 fn json(rows: impl Iterator<Item = serde_json::Value>) -> String {
     serde_json::Value::Array(rows.collect()).to_string()
 }
@@ -54,10 +55,11 @@ async fn accepted(tx: Tx<'_, '_>, group: &[(Entry, Projected)]) -> Result<()> {
         return Ok(());
     };
     sqlx::query(
-        "UPDATE contribution SET state = 'accepted', weight = given.weight, judged_ms = given.time_ms, event = given.event
-         FROM (SELECT value ->> 0 AS round, value ->> 1 AS slot, value ->> 2 AS weight, value ->> 3 AS time_ms,
-               value ->> 4 AS event FROM json_each(?)) AS given
-         WHERE contribution.run = ? AND contribution.round = given.round AND contribution.slot = given.slot",
+        "WITH given AS MATERIALIZED
+             (SELECT value ->> 0 AS round, value ->> 1 AS slot, value ->> 2 AS weight, value ->> 3 AS time_ms, value ->> 4 AS event
+              FROM json_each(?))
+         UPDATE contribution SET state = 'accepted', weight = given.weight, judged_ms = given.time_ms, event = given.event
+         FROM given WHERE contribution.run = ? AND contribution.round = given.round AND contribution.slot = given.slot",
     )
     .bind(json(rows))
     .bind(run(first))
@@ -403,12 +405,13 @@ async fn merged(
         .iter()
         .map(|it| serde_json::json!([it.slot, it.weight as i64, it.credits.0 as i64]));
     sqlx::query(
-        "UPDATE contribution SET state = 'merged', weight = given.weight, credits_micro = given.credits, event = ?
-         FROM (SELECT value ->> 0 AS slot, value ->> 1 AS weight, value ->> 2 AS credits FROM json_each(?)) AS given
-         WHERE contribution.run = ? AND contribution.round = ? AND contribution.slot = given.slot",
+        "WITH given AS MATERIALIZED
+             (SELECT value ->> 0 AS slot, value ->> 1 AS weight, value ->> 2 AS credits FROM json_each(?))
+         UPDATE contribution SET state = 'merged', weight = given.weight, credits_micro = given.credits, event = ?
+         FROM given WHERE contribution.run = ? AND contribution.round = ? AND contribution.slot = given.slot",
     )
-    .bind(entry.index as i64)
     .bind(json(slots))
+    .bind(entry.index as i64)
     .bind(run(entry))
     .bind(round as i64)
     .execute(&mut **tx)
