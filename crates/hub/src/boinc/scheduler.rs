@@ -108,8 +108,9 @@ impl Door {
         wanted.into_iter().find_map(found)
     }
 
-    /// One request of a host at a time; a new one is told by what it calls itself.
-    fn turn_of(
+    /// One request of an account's host at a time; a new one is told by what it calls itself. Whose the named host is isn't
+    /// known yet: another account that names it takes no turn from it.
+    pub(super) fn turn_of(
         &self,
         account: &Account,
         request: &SchedulerRequest,
@@ -117,7 +118,7 @@ impl Door {
         let cpid = &request.machine.cpid;
         self.hosts.begin(match request.host {
             0 => format!("new {} {cpid}", account.id),
-            host => host.to_string(),
+            host => format!("{} {host}", account.id),
         })
     }
 }
@@ -261,10 +262,13 @@ impl Call<'_> {
         let held: Vec<&str> = self.request.held.iter().map(String::as_str).collect();
         let is_held = |unit: &Unit| held.iter().any(|it| unit_of_result(it) == Some(&unit.name));
         let (mut unreported, mut gone) = (Unreported::default(), Vec::new());
+        // Only of this host's own: what else the client lists may be another's.
+        let mut called_back = Vec::new();
         for unit in &open {
             match (is_held(unit), unit.state) {
                 (true, UnitState::Sent) if !self.is_wanted(unit).await => {
                     answer.aborted.push(super::reply::result_name(&unit.name));
+                    called_back.push(unit.name.clone());
                     unreported.is_busy = true;
                 }
                 (true, state) => {
@@ -285,12 +289,10 @@ impl Call<'_> {
         if !gone.is_empty() {
             door.store.note_gone(gone, self.now_ms).await?;
         }
-        let aborted = answer.aborted.iter().filter_map(|it| unit_of_result(it));
-        let aborted: Vec<String> = aborted.map(str::to_owned).collect();
-        if !aborted.is_empty() {
+        if !called_back.is_empty() {
             let why = "the round was over before the task was done";
             let state = UnitState::Aborted;
-            door.store.give_up(aborted, state, why).await?;
+            door.store.give_up(called_back, state, why).await?;
         }
         Ok(unreported)
     }

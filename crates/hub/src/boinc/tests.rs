@@ -9,8 +9,11 @@ use axum::{
 };
 use protocol::{boinc::UnitTask, units::RunId};
 
-use super::testing::{
-    App, Fixture, HandMade, PLATFORM, PROGRAM, all_between, between, is_same_key, upload_head,
+use super::{
+    request::SchedulerRequest,
+    testing::{
+        App, Fixture, HandMade, PLATFORM, PROGRAM, all_between, between, is_same_key, upload_head,
+    },
 };
 
 /// Long enough that no round ends by itself in a test.
@@ -360,6 +363,35 @@ async fn hosts_are_told_apart_and_found_again() {
     assert_ne!(thief.host, first.host);
     // What it was never given, it is not to go on with.
     assert!(reply.contains("<result_abort>"));
+}
+
+#[tokio::test]
+async fn nobody_speaks_for_the_host_of_another_account() {
+    let fixture = Fixture::new().await;
+    let id = fixture.create_run(WINDOW_MS).await;
+    let (mut client, _) = enrolled(&fixture, id, "alice@example.org", 7).await;
+    client.ask(&fixture).await;
+    let mut thief = HandMade::new(&fixture.account("eve@example.org").await);
+    thief.cpid = "thief".into();
+    (thief.host, thief.sequence) = (client.host, 1_000);
+    thief.wants_work = false;
+    // While a request with its number is answered, the host's own is too.
+    let (door, now_ms) = (fixture.door(), fixture.hub().clock.now_ms());
+    let request = |it: &HandMade| SchedulerRequest::read(it.request().as_bytes()).unwrap();
+    let account = door.account_of_device(&thief.key, now_ms).await.unwrap();
+    let turn = door.turn_of(&account.unwrap(), &request(&thief));
+    assert!(turn.is_some());
+    let owner = door.account_of_device(&client.key, now_ms).await.unwrap();
+    let owner = owner.unwrap();
+    let own = door.turn_of(&owner, &request(&client));
+    assert!(own.is_some() && door.turn_of(&owner, &request(&client)).is_none());
+    drop((turn, own));
+    // Its task is not called back because another lists it.
+    thief.held.clone_from(&client.held);
+    let reply = thief.ask(&fixture).await;
+    assert!(reply.contains("<result_abort>"));
+    let unit = door.store.units_of(client.host, 1).await.unwrap().remove(0);
+    assert_eq!(unit.state.name(), "sent");
 }
 
 #[tokio::test]
