@@ -45,6 +45,7 @@ pub(crate) use self::{
     store::{Account, Host, Team, Unit},
     tasks::run_for_hosts,
     upload::receive,
+    xml::XmlError,
     xml::escaped,
 };
 use self::{
@@ -54,6 +55,8 @@ use crate::config::Config;
 
 /// Requests to the scheduler that are read at once, in KiB.
 const REQUEST_MEMORY_KIB: usize = 64 << 10;
+/// Long requests to the scheduler that are read at once.
+const LONG_REQUESTS_MAX: usize = 8;
 /// Where clients ask for work.
 pub(crate) const SCHEDULER_PATH: &str = "/boinc/scheduler";
 /// Where they bring results.
@@ -73,6 +76,8 @@ pub(crate) struct Door {
     release_folder: PathBuf,
     /// What requests to the scheduler take of it, in KiB.
     pub(crate) memory: tokio::sync::Semaphore,
+    /// Places of long requests: who sends many of them slowly takes these and leaves the memory.
+    pub(crate) long_requests: tokio::sync::Semaphore,
     credit: Credit,
     limits: DoorLimits,
     uploads: Uploads,
@@ -113,6 +118,7 @@ impl Door {
             store: DoorStore::open(folder).await?,
             release_folder: release_folder.to_owned(),
             memory: tokio::sync::Semaphore::new(REQUEST_MEMORY_KIB),
+            long_requests: tokio::sync::Semaphore::new(LONG_REQUESTS_MAX),
             credit: Credit::default(),
             limits: DoorLimits::new(),
             sums: files::Sums::default(),

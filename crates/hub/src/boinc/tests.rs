@@ -7,6 +7,7 @@ use axum::{
     body::Body,
     http::{Request, StatusCode, header},
 };
+use futures_util::StreamExt;
 use protocol::{boinc::UnitTask, units::RunId};
 
 use super::{
@@ -458,6 +459,36 @@ async fn keys_that_open_nothing_are_told_so() {
     let long = "x".repeat(crate::blobs::PART_BYTES_MAX + 1);
     let reply = fixture.post("/boinc/scheduler", long).await.text();
     assert!(reply.contains("4 MiB"), "{reply}");
+}
+
+#[tokio::test]
+async fn slow_and_long_requests_keep_nobody_out() {
+    let fixture = Fixture::new().await;
+    fixture.create_run(WINDOW_MS).await;
+    let mut client = HandMade::new(&fixture.account("alice@example.org").await);
+    let fixture = &fixture;
+    let slow = || async move {
+        let begun = futures_util::stream::iter([Ok::<_, std::io::Error>(vec![b'<'; 1 << 20])]);
+        let body = Body::from_stream(StreamExt::chain(begun, futures_util::stream::pending()));
+        fixture.post("/boinc/scheduler", body).await
+    };
+    let many = futures_util::future::join_all((0..64).map(|_| slow()));
+    let mut many = std::pin::pin!(many);
+    tokio::select! {
+        biased;
+        _ = &mut many => panic!("slow requests are read to their end"),
+        reply = client.ask(fixture) => assert!(reply.contains("<workunit>"), "{reply}"),
+    }
+    tokio::time::pause();
+    let answers = many.await;
+    // All are told to try again: the first are too slow, the others find no place.
+    let is_told = |it: &str| answers.iter().filter(|one| one.text().contains(it)).count();
+    assert!(
+        answers
+            .iter()
+            .all(|it| it.status == StatusCode::SERVICE_UNAVAILABLE)
+    );
+    assert_eq!((is_told("too slowly"), is_told("long requests")), (8, 56));
 }
 
 #[tokio::test]

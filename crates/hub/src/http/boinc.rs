@@ -1,11 +1,11 @@
 //! What BOINC's clients call. They know no statuses but three: 200, what is worth another try (5xx) and what is not (4xx);
 //! errors with a reason are inside a 200.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use axum::{
     Extension,
-    body::Body,
+    body::{Body, HttpBody},
     extract::{Path, Query, State},
     http::{HeaderMap, Method, StatusCode, Uri, header},
     response::{IntoResponse, Response},
@@ -24,11 +24,15 @@ use super::{
 use crate::{
     Hub,
     boinc::{
-        self, AccountError, Door, PROJECT, SCHEDULER_PATH, SchedulerRequest, Source, answer,
-        escaped,
+        self, AccountError, Door, PROJECT, SCHEDULER_PATH, SchedulerRequest, Source, XmlError,
+        answer, escaped,
     },
 };
 
+/// A request that names no more than usual; longer ones need a place of their own.
+const SHORT_REQUEST_BYTES_MAX: u64 = 64 << 10;
+/// Longest time for a request's bytes to come.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Begins every answer about accounts.
 const PROLOG: &str = "<?xml version=\"1.0\" encoding=\"UTF-8\" ?>\n";
 /// The name of the key that a sign-in of a client makes.
@@ -187,9 +191,8 @@ pub(super) async fn schedule(
     let door = door(&hub)?;
     let url = master_url(&hub, &headers);
     let _place = StreamGuard::open(&hub)?;
-    let request = match read_part(&door.memory, body).await {
-        // The bytes are gone before the request waits for anything.
-        Ok((bytes, _memory)) => SchedulerRequest::read(&bytes),
+    let request = match read_request(door, body).await {
+        Ok(request) => request,
         Err(failure) if failure.code() == PART_TOO_LONG => {
             return Ok(xml(boinc::too_long().render(&door.release)));
         }
@@ -197,6 +200,27 @@ pub(super) async fn schedule(
     };
     let reply = answer(&hub, door, request, &url).await?;
     Ok(xml(reply.render(&door.release)))
+}
+
+/// Reads a request; its bytes and its place are gone before it waits for anything.
+async fn read_request(
+    door: &Door,
+    body: Body,
+) -> Result<Result<SchedulerRequest, XmlError>, Failure> {
+    let is_short = |it: u64| it <= SHORT_REQUEST_BYTES_MAX;
+    let _long = match body.size_hint().upper().is_some_and(is_short) {
+        true => None,
+        false => Some(door.long_requests.try_acquire().map_err(|_| {
+            Failure::too_many(
+                "the hub reads as many long requests as it may; try again in a minute",
+            )
+        })?),
+    };
+    let read = tokio::time::timeout(REQUEST_TIMEOUT, read_part(&door.memory, body));
+    let (bytes, _memory) = read
+        .await
+        .unwrap_or_else(|_| Err(Failure::too_many("the request came too slowly")))?;
+    Ok(SchedulerRequest::read(&bytes))
 }
 
 /// A file that a task names, or a range of it.
