@@ -19,7 +19,7 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use protocol::{
     boinc::Output,
-    command::{CheckedCommand, Command},
+    command::{CheckedCommand, Command, SignedCommand},
     identity::{Binding, KeyRole, sign_half},
     state::decide::RefusalCode,
     units::{BlobReference, WorkerId},
@@ -132,7 +132,14 @@ async fn settle_all(hub: &Arc<Hub>, door: &Arc<Door>) -> Result<bool> {
     for unit in door.store.unsettled().await? {
         // Who sent it was counted when it was sent.
         let client = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        is_left |= settle(hub, door, &unit.name, client).await? == Step::Later;
+        // One that can't be settled keeps those behind it waiting no longer than it takes to say so.
+        is_left |= match settle(hub, door, &unit.name, client).await {
+            Ok(step) => step == Step::Later,
+            Err(error) => {
+                tracing::error!(unit = unit.name, "a result is not settled: {error:#}");
+                true
+            }
+        };
     }
     Ok(is_left)
 }
@@ -325,7 +332,9 @@ impl Settling<'_> {
         }
         check_files(path, start, &named).await?;
         for command in commands {
-            self.grant(command).await?;
+            if !self.is_earlier_join(command.get()).await {
+                self.grant(command).await?;
+            }
         }
         let mut at = start;
         for blob in &named {
@@ -334,6 +343,15 @@ impl Settling<'_> {
         }
         self.have_checked(&commitment).await?;
         Ok(Settled::default())
+    }
+
+    /// Whether a command is a join that the log has, or that later commands of its worker follow: granted before an earlier
+    /// settling ended, it would be refused now as a copy, and the commitment behind it with it.
+    async fn is_earlier_join(&self, command: &SignedCommand) -> bool {
+        let state = self.run.state.read().await;
+        let record = state.workers.get(&command.worker);
+        let is_earlier = record.is_some_and(|it| it.joined && command.sequence <= it.sequence);
+        is_earlier && matches!(command.command, Command::Join { .. })
     }
 
     /// Has the run grant a command, within the limits that connected workers have.

@@ -8,7 +8,10 @@ use axum::{
     http::{Request, StatusCode, header},
 };
 use futures_util::StreamExt;
-use protocol::{boinc::UnitTask, units::RunId};
+use protocol::{
+    boinc::{Output, UnitTask},
+    units::RunId,
+};
 
 use super::{
     request::SchedulerRequest,
@@ -277,6 +280,32 @@ async fn nobody_uploads_what_was_not_asked_of_them() {
     );
     let reply = client.ask(&fixture).await;
     assert!(!reply.contains("refused"), "it is told once");
+}
+
+#[tokio::test]
+async fn a_settling_that_was_interrupted_goes_on() {
+    let fixture = Fixture::new().await;
+    let id = fixture.create_run(WINDOW_MS).await;
+    let run = fixture.run(id).await;
+    let (mut client, mut app) = enrolled(&fixture, id, "alice@example.org", 7).await;
+    (app.joins_again, app.tokens_per_s) = (true, 20_000_000);
+    let reply = client.ask(&fixture).await;
+    let unit = fixture.unit(&reply).await;
+    let charter = run.state.read().await.charter.clone();
+    let output = app.work(&unit, &run, &charter, 1e-4);
+    // The hub ended when the run had granted everything and the update's bytes were not yet its own.
+    let commands = Output::read_head(&output).unwrap().0.commands;
+    assert_eq!(commands.len(), 2);
+    for command in commands {
+        run.command(command.checked().unwrap()).await.unwrap();
+    }
+    let answer = client.upload(&fixture, &reply, &output).await;
+    assert!(answer.contains(OK), "{answer}");
+    let noted = fixture.door().store.units_of(client.host, 1).await.unwrap();
+    assert_eq!(
+        (noted[0].state.name(), &noted[0].refusal),
+        ("granted", &None)
+    );
 }
 
 #[tokio::test]

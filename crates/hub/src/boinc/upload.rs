@@ -235,17 +235,22 @@ async fn take<E>(
     Ok(DONE)
 }
 
-/// Does what follows from a whole result, as long as the client waits; after that it goes on without it.
+/// Has done what follows from a whole result, and waits for it for a while: neither the end of that nor a client that hangs up
+/// stops it half-way.
 async fn settle_soon(hub: &Arc<Hub>, door: &Arc<Door>, unit: &Unit, client: IpAddr) {
-    let settling = settle::settle(hub, door, &unit.name, client);
-    match tokio::time::timeout(SETTLE_WAIT, settling).await {
-        Ok(Ok(Step::Settled)) => {}
-        Ok(Ok(Step::Later)) | Err(_) => door.wake_settling(),
-        Ok(Err(error)) => {
-            tracing::error!(unit = unit.name, "a result is not settled: {error:#}");
-            door.wake_settling();
+    let (hub, door, name) = (Arc::clone(hub), Arc::clone(door), unit.name.clone());
+    let settling = tokio::spawn(async move {
+        match settle::settle(&hub, &door, &name, client).await {
+            Ok(Step::Settled) => {}
+            Ok(Step::Later) => door.wake_settling(),
+            Err(error) => {
+                tracing::error!(unit = name, "a result is not settled: {error:#}");
+                door.wake_settling();
+            }
         }
-    }
+    });
+    // Whoever waits no longer is answered that the bytes are here, which they are.
+    let _ = tokio::time::timeout(SETTLE_WAIT, settling).await;
 }
 
 /// Writes the bytes; an answer if the file is not whole then.

@@ -99,6 +99,10 @@ pub(crate) struct App {
     pub(crate) sequence: u64,
     /// The arithmetic class that it joins with.
     pub(crate) arithmetic: String,
+    /// What it says of its speed when it joins.
+    pub(crate) tokens_per_s: u32,
+    /// Whether it joins before it commits, as one does whose speed has changed.
+    pub(crate) joins_again: bool,
 }
 
 impl App {
@@ -107,6 +111,8 @@ impl App {
             key: SecretKey::from_entropy([seed; 32]),
             sequence: 0,
             arithmetic: "scalar".to_owned(),
+            tokens_per_s: 10_000_000,
+            joins_again: false,
         }
     }
 
@@ -116,16 +122,7 @@ impl App {
 
     /// What joins with this key, and is the account's.
     pub(crate) fn enrolment(&mut self, unit: &Unit) -> Vec<u8> {
-        self.sequence += 1;
-        let join = Command::Join {
-            name: "hand made".into(),
-            device: Device {
-                arithmetic: self.arithmetic.clone(),
-                threads: 1,
-                memory_mib: 1,
-                tokens_per_s: 10_000_000,
-            },
-        };
+        let join = self.join(unit);
         let half = sign_half(
             &self.key,
             unit.run,
@@ -135,7 +132,7 @@ impl App {
         );
         let output = Output {
             unit: unit.name.clone(),
-            commands: vec![self.signed(unit, join)],
+            commands: vec![join],
             binding: Some(half),
             evaluation: None,
             files: vec![],
@@ -154,7 +151,6 @@ impl App {
         if matches!(unit.task, UnitTask::Enrol { .. }) {
             return self.enrolment(unit);
         }
-        self.sequence += 1;
         let mut output = Output {
             unit: unit.name.clone(),
             commands: vec![],
@@ -176,8 +172,11 @@ impl App {
                 output.files = vec![commitment.update];
                 if training.repeated_steps.is_none() {
                     assert_eq!(worker, self.worker());
+                    if self.joins_again {
+                        output.commands.push(self.join(unit));
+                    }
                     let commit = Command::Commit(Box::new(commitment));
-                    output.commands = vec![self.signed(unit, commit)];
+                    output.commands.push(self.signed(unit, commit));
                 }
                 files = file;
             }
@@ -203,7 +202,21 @@ impl App {
         made_up(run, charter, self.worker(), assignment, scale).1
     }
 
-    fn signed(&self, unit: &Unit, command: Command) -> SignedCommand {
+    fn join(&mut self, unit: &Unit) -> SignedCommand {
+        let join = Command::Join {
+            name: "hand made".into(),
+            device: Device {
+                arithmetic: self.arithmetic.clone(),
+                threads: 1,
+                memory_mib: 1,
+                tokens_per_s: self.tokens_per_s,
+            },
+        };
+        self.signed(unit, join)
+    }
+
+    fn signed(&mut self, unit: &Unit, command: Command) -> SignedCommand {
+        self.sequence += 1;
         SignedCommand::sign(&self.key, unit.run, self.sequence, command)
     }
 }
