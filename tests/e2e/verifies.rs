@@ -9,16 +9,16 @@ use network::UploadAuthorisation;
 use protocol::{
     Hash, SecretKey,
     api::WorkAssignment,
+    charter::Charter,
     command::{Command, Commitment, Device, SignedCommand},
     event::Event,
     log::Entry,
-    state::decide::fresh,
     units::{BlobReference, RunId, WorkerId},
-    update::{UpdateHeader, seal},
+    update::UpdateHeader,
 };
 use tests::{
     network::{Network, Start},
-    places, process,
+    places, process, stranger,
 };
 
 /// Longest wait for the cheat to be given a slot and to commit.
@@ -225,18 +225,19 @@ async fn cheat(network: &Network, run: RunId) -> Result<Hash> {
     let token = client.command(&command(1, join)).await?.token;
     let mut after = 0;
     for sequence in 2.. {
-        let assignment = loop {
+        let (work, assignment) = loop {
             let work = client
                 .work(run, worker, token.as_deref(), after, None, 1_000)
                 .await?;
             after = work.log_length;
-            match work.assignment {
-                Some(it) if !it.committed && !it.publish_inner_state => break it,
+            match work.assignment.clone() {
+                Some(it) if !it.committed && !it.publish_inner_state => break (work, it),
                 Some(_) | None => {}
             }
         };
-        let file = made_up(network, run, worker, &assignment).await?;
-        let (header, _) = protocol::update::open(&file)?;
+        let charter = client.charter(run).await?;
+        let header = stranger::header(run, worker, &charter, &work, &assignment)?;
+        let (header, file) = made_up(&charter, header, &assignment)?;
         let update = BlobReference::of(&file);
         let commitment = Command::Commit(Box::new(Commitment { update, header }));
         // The round may have closed meanwhile: then another one.
@@ -261,13 +262,11 @@ async fn cheat(network: &Network, run: RunId) -> Result<Hash> {
 }
 
 /// An update that fits its assignment, of values that nobody trained.
-async fn made_up(
-    network: &Network,
-    run: RunId,
-    worker: WorkerId,
+fn made_up(
+    charter: &Charter,
+    header: UpdateHeader,
     assignment: &WorkAssignment,
-) -> Result<Vec<u8>> {
-    let charter = network.client()?.charter(run).await?;
+) -> Result<(UpdateHeader, Vec<u8>)> {
     let lengths = engine::charter::model_config(&charter.model)
         .layout()
         .lengths();
@@ -277,22 +276,9 @@ async fn made_up(
     let settings = engine::charter::update_settings(&charter.outer);
     let payload = codec::encode(&lengths, &settings, &values)?;
     let header = UpdateHeader {
-        run,
-        worker,
-        round: assignment.round,
-        slot: assignment.slot,
         base_round: assignment.base_round,
         base: assignment.base_hash.parse()?,
-        steps: 1,
-        head_start_steps: 0,
-        tokens: charter.tokens_per_step(),
-        loss_micronats: 3_000_000,
-        carried_before: fresh(),
-        carried_after: Hash([1; 32]),
-        carried_if_refused: Hash([2; 32]),
-        steps_root: Hash([3; 32]),
-        payload: Hash::of_blob(&payload),
-        inner_state: None,
+        ..header
     };
-    Ok(seal(&header, &payload))
+    Ok(stranger::sealed(header, &payload))
 }
