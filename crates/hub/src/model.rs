@@ -8,11 +8,10 @@ mod rebuild;
 use anyhow::{Context, Result};
 use engine::{
     ModelConfig,
-    replay::{Rules, RunModel, copies::Compared},
+    replay::{Rules, RunModel},
     update::decoded::DecodedUpdate,
 };
 use protocol::{
-    Hash,
     charter::Charter,
     event::{Checkpoint, ModelState, RefusalReason},
     units::{BlobReference, RunId},
@@ -72,16 +71,6 @@ impl Arithmetic {
     pub(crate) fn decode(&self, bytes: &[u8]) -> Result<DecodedUpdate> {
         let (_, payload) = update::open(bytes)?;
         Ok(self.rules.decode(payload)?)
-    }
-
-    /// Why a late update does not count beside one that another had shown before, if it does not.
-    pub(crate) fn copied(
-        &self,
-        (late, update): (&Hash, &DecodedUpdate),
-        (earlier, bytes): (&Hash, &[u8]),
-    ) -> Result<Option<RefusalReason>> {
-        let compared = Compared::of(late, update.chunks().count());
-        Ok(compared.copied(update, &self.decode(bytes)?, earlier))
     }
 
     /// The first model of a run.

@@ -5,6 +5,7 @@
 
 pub mod apply;
 pub mod decide;
+pub mod late;
 pub mod round;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -193,26 +194,6 @@ impl State {
             let commitment = round.slots()[slot as usize].commitment()?;
             Some((round, slot, commitment))
         })
-    }
-
-    /// The updates of a round in progress that were committed to late, by slot, each with those of others that it may be a
-    /// copy of: committed to in an earlier round than it, and merged lately or to be merged with it.
-    #[must_use]
-    pub fn late_with_earlier(&self, round: &Round) -> Vec<(u32, Vec<Shown>)> {
-        let beside: Vec<(u32, u64, Shown)> = (0..)
-            .zip(round.slots())
-            .filter(|(_, it)| matches!(it.progress, SlotProgress::Accepted { .. }))
-            .filter_map(|(slot, it)| Some((slot, it.of_round, it.shown()?)))
-            .collect();
-        let late = beside.iter().filter(|it| it.2.taken_up > it.1);
-        late.map(|(slot, _, late)| {
-            let merged = self.merged.iter().flat_map(|it| &it.1);
-            let earlier = merged
-                .chain(beside.iter().map(|it| &it.2))
-                .filter(|it| it.worker != late.worker && it.taken_up < late.taken_up);
-            (*slot, earlier.copied().collect())
-        })
-        .collect()
     }
 
     /// Whether the run still warms up: one worker at a time, whose inner state is published.

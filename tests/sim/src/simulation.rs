@@ -457,9 +457,18 @@ impl Simulation {
             }
         }
         let run = self.client.run("simulated").await.ok();
-        self.rounds_merged = run
+        let merged = run
             .as_ref()
             .map_or(self.rounds_merged, |it| it.rounds_merged);
+        if merged != self.rounds_merged {
+            self.rounds_merged = merged;
+            let (simulated, answers) = (self.elapsed(), self.network.promises().answers);
+            tracing::info!(
+                "{merged} of {} rounds merged after {} s simulated, {answers} answers",
+                self.profile.rounds,
+                simulated.as_secs()
+            );
+        }
         self.stalls
             .look(run.filter(|_| !self.hub.disk.is_full()).as_ref());
     }

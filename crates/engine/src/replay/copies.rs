@@ -17,53 +17,88 @@ const COPY_PERCENT: u64 = 50;
 const CHUNKS_MAX: usize = 256;
 const DOMAIN: &str = "AI@home 2026 compared chunk v1";
 
-/// The chunks of an update that are compared.
+/// What of a late update is compared with others.
 #[derive(Clone, Debug)]
-pub struct Compared(Vec<usize>);
+pub struct Compared {
+    chunks: Vec<usize>,
+    /// One bit for each parameter of these chunks: whether the update sends it.
+    sent: Vec<u64>,
+    /// Words of one chunk.
+    width: usize,
+    count: u64,
+}
 
 impl Compared {
-    /// Those of the update file of this hash, cut into `count` chunks.
-    pub fn of(update: &Hash, count: usize) -> Self {
-        let drawn = count.min(CHUNKS_MAX);
-        let first = |part: usize| part * count / drawn;
-        let chunk = |part: usize| {
-            let message = [update.0.as_slice(), &(part as u64).to_le_bytes()].concat();
-            let hash = Hash::in_domain(DOMAIN, &message);
-            let number = u64::from_le_bytes(hash.0[..8].try_into().expect("eight bytes"));
-            let width = (first(part + 1) - first(part)) as u64;
-            first(part) + (number % width) as usize
-        };
-        Self((0..drawn).map(chunk).collect())
-    }
-
-    /// Places that `late` sends in these chunks, and those where `earlier` sends something too.
-    pub fn overlap(&self, late: &DecodedUpdate, earlier: &DecodedUpdate) -> (u64, u64) {
-        let (mut sent, mut common) = (0, 0);
-        for chunk in &self.0 {
-            let (of_chunk, in_common) = late.overlap(earlier, *chunk);
-            sent += of_chunk;
-            common += in_common;
+    /// Of the update file of this hash.
+    pub fn of(hash: &Hash, update: &DecodedUpdate) -> Self {
+        let chunks = drawn(hash, update.chunks().count());
+        let width = update.chunks().chunk().div_ceil(64);
+        let mut sent = vec![0; chunks.len() * width];
+        let mut count = 0;
+        for (part, chunk) in chunks.iter().enumerate() {
+            for place in update.places(*chunk) {
+                sent[part * width + place / 64] |= 1 << (place % 64);
+                count += 1;
+            }
         }
-        (sent, common)
+        Self {
+            chunks,
+            sent,
+            width,
+            count,
+        }
     }
 
-    /// Why `late` does not count beside `earlier`, the update file of this hash, if it does not.
-    pub fn copied(
-        &self,
-        late: &DecodedUpdate,
-        earlier: &DecodedUpdate,
-        hash: &Hash,
-    ) -> Option<RefusalReason> {
-        let (sent, common) = self.overlap(late, earlier);
-        let is_copy = sent > 0 && common * 100 >= sent * COPY_PERCENT;
+    /// Memory that it takes, bytes.
+    pub fn memory_bytes(&self) -> usize {
+        size_of_val(&self.sent[..]) + size_of_val(&self.chunks[..])
+    }
+
+    /// At how many of the places that the late update sends in its chunks `earlier`, cut alike, sends something too.
+    fn common(&self, earlier: &DecodedUpdate) -> u64 {
+        let mut common = 0;
+        for (part, chunk) in self.chunks.iter().enumerate() {
+            let sent = &self.sent[part * self.width..][..self.width];
+            let places = earlier.places(*chunk);
+            common += places
+                .map(|it| (sent[it / 64] >> (it % 64)) & 1)
+                .sum::<u64>();
+        }
+        common
+    }
+
+    /// Why the late update does not count beside `earlier`, the update file of this hash, if it does not.
+    pub fn copied(&self, earlier: &DecodedUpdate, hash: &Hash) -> Option<RefusalReason> {
+        if self.count == 0 {
+            return None;
+        }
+        let common = self.common(earlier);
+        let is_copy = common * 100 >= self.count * COPY_PERCENT;
         is_copy.then(|| {
-            let percent = common * 100 / sent;
+            let percent = common * 100 / self.count;
             RefusalReason::Copied(format!(
                 "it came late and keeps {percent} % of the same places as the update {}",
                 hash.short()
             ))
         })
     }
+}
+
+/// The chunks that are compared of the update file of this hash, which has so many.
+fn drawn(update: &Hash, count: usize) -> Vec<usize> {
+    let drawn = count.min(CHUNKS_MAX);
+    let first = |part: usize| part * count / drawn;
+    let chunk = |part: usize| {
+        let width = (first(part + 1) - first(part)) as u64;
+        if width == 1 {
+            return first(part);
+        }
+        let message = [update.0.as_slice(), &(part as u64).to_le_bytes()].concat();
+        let hash = Hash::in_domain(DOMAIN, &message);
+        let number = u64::from_le_bytes(hash.0[..8].try_into().expect("eight bytes"));
+        first(part) + (number % width) as usize
+    };
+    (0..drawn).map(chunk).collect()
 }
 
 #[cfg(test)]
@@ -94,10 +129,9 @@ mod tests {
     fn a_changed_copy_is_found_and_another_update_is_none() {
         let original = decoded(noise(1));
         let hash = Hash([1; 32]);
-        let compared = Compared::of(&Hash([2; 32]), original.chunks().count());
-        assert_eq!(compared.0.len(), CHUNKS_MAX);
-        assert!(compared.0.is_sorted());
-        let copied = |late: &DecodedUpdate| compared.copied(late, &original, &hash);
+        let compared = |late: &DecodedUpdate| Compared::of(&Hash([2; 32]), late);
+        assert_eq!(compared(&original).common(&original), 8 * CHUNKS_MAX as u64);
+        let copied = |late: &DecodedUpdate| compared(late).copied(&original, &hash);
         // Rescaled, and every third chunk done anew.
         let (old, new) = (noise(1), noise(3));
         let changed = decoded(|at| match at / 64 % 3 {
@@ -109,16 +143,19 @@ mod tests {
         };
         assert!(reason.contains("% of the same places"), "{reason}");
         assert_eq!(copied(&decoded(noise(4))), None);
-        let (sent, common) = compared.overlap(&decoded(noise(4)), &original);
+        let other = compared(&decoded(noise(4)));
+        let (sent, common) = (other.count, other.common(&original));
         assert!(common * 4 < sent, "an eighth by chance: {common} of {sent}");
     }
 
     #[test]
     fn what_is_compared_depends_on_the_update() {
-        let of = |seed: u8| Compared::of(&Hash([seed; 32]), 602).0;
+        let of = |seed: u8| drawn(&Hash([seed; 32]), 602);
+        assert_eq!(of(1).len(), CHUNKS_MAX);
+        assert!(of(1).is_sorted());
         assert_ne!(of(1), of(2));
         assert_eq!(of(1), of(1));
-        assert_eq!(Compared::of(&Hash([1; 32]), 5).0, [0, 1, 2, 3, 4]);
-        assert_eq!(Compared::of(&Hash([1; 32]), 0).0, [0; 0]);
+        assert_eq!(drawn(&Hash([1; 32]), 5), [0, 1, 2, 3, 4]);
+        assert_eq!(drawn(&Hash([1; 32]), 0), [0; 0]);
     }
 }

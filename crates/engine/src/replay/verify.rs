@@ -15,7 +15,7 @@ use protocol::{
     command::Commitment,
     event::{Checkpoint, Event, MergedUpdate, ModelState, RefusalReason},
     log::Entry,
-    state::{Shown, State, apply::ApplyError},
+    state::{Shown, State, apply::ApplyError, late::LateUpdates},
     units::{BlobReference, WorkerId},
 };
 use thiserror::Error;
@@ -76,8 +76,8 @@ struct Verdict {
     commitment: Commitment,
     /// `None` if it was accepted.
     refused: Option<RefusalReason>,
-    /// What it may be a copy of, if it is late and refused.
-    earlier: Vec<Shown>,
+    /// It, if it is late and refused, and what it may be a copy of.
+    late: LateUpdates,
 }
 
 /// A refusal of the log.
@@ -86,8 +86,8 @@ struct Refused<'a> {
     slot: (u64, u32),
     commitment: &'a Commitment,
     reason: &'a RefusalReason,
-    /// What it may be a copy of, if it is late.
-    earlier: &'a [Shown],
+    /// It, if it is late, and what it may be a copy of.
+    late: &'a LateUpdates,
 }
 
 /// A verification under way.
@@ -143,7 +143,7 @@ impl Verifier {
     /// The entry can't follow; the verifier stands where it stood and nothing after the entry can be checked.
     pub fn next(&mut self, entry: &Entry, blobs: &mut dyn Blobs) -> Result<(), VerifyError> {
         let judged = self.judged(&entry.event);
-        let late = self.late(&entry.event);
+        let mut late = self.late(&entry.event);
         self.state.apply(entry)?;
         self.report.entries += 1;
         match &entry.event {
@@ -153,13 +153,13 @@ impl Verifier {
                         Event::UpdateRefused { reason, .. } => Some(reason.clone()),
                         _ => None,
                     };
-                    let earlier = late.get(&slot.1).cloned().unwrap_or_default();
+                    late.late.retain(|it| it.0 == slot.1);
                     let verdict = Verdict {
                         entry: entry.index,
                         slot,
                         commitment,
                         refused,
-                        earlier,
+                        late,
                     };
                     let training = self.state.training.as_ref().map(|it| it.round);
                     if training == Some(slot.0) {
@@ -188,9 +188,7 @@ impl Verifier {
                     &format!("the delta of round {round}"),
                     blobs,
                 );
-                for (slot, earlier) in &late {
-                    self.check_late(entry.index, *round, *slot, earlier, blobs);
-                }
+                self.check_late(entry.index, *round, &late, blobs);
                 self.merge(entry.index, *rate_q16, updates, delta, model);
             }
             Event::RoundEmpty { round } => self.accepted.retain(|(of, _), _| of != round),
@@ -277,14 +275,14 @@ impl Verifier {
             slot,
             commitment,
             refused,
-            earlier,
+            late,
         } = &verdict;
         if let Some(reason) = refused {
             let refused = Refused {
                 slot: *slot,
                 commitment,
                 reason,
-                earlier,
+                late,
             };
             self.refuse(*entry, &refused, blobs);
             return;
@@ -312,9 +310,9 @@ impl Verifier {
         Some(((*round, *slot), part.commitment()?.clone()))
     }
 
-    /// The late updates of the round that an event merges, or refuses one of, by slot, and what each may be a copy of;
-    /// before it is folded.
-    fn late(&self, event: &Event) -> BTreeMap<u32, Vec<Shown>> {
+    /// The late updates of the round that an event merges, or refuses one of, and what they may be copies of; before it is
+    /// folded.
+    fn late(&self, event: &Event) -> LateUpdates {
         let round = match event {
             Event::RoundMerged { round, .. }
             | Event::UpdateRefused {
@@ -324,40 +322,55 @@ impl Verifier {
             } => self.state.round_in_progress(*round),
             _ => None,
         };
-        let late = round.map(|it| self.state.late_with_earlier(it));
-        late.into_iter().flatten().collect()
+        round.map_or_else(LateUpdates::default, |it| self.state.late_updates(it))
     }
 
-    /// What a late update is a copy of, if it is; `None` as long as the bytes don't show it.
-    fn copied(
-        &mut self,
-        entry: u64,
-        slot: (u64, u32),
-        earlier: &[Shown],
-        blobs: &mut dyn Blobs,
-    ) -> Option<RefusalReason> {
-        let accepted = self.accepted.get(&slot)?;
-        let late = accepted.update.as_ref()?;
-        let compared = Compared::of(&accepted.hash, late.chunks().count());
-        earlier.iter().find_map(|it| {
-            let what = "an update that a late one is compared with";
-            let bytes = self.report.fetch_if_there(entry, &it.update, what, blobs)?;
-            let (_, payload) = protocol::update::open(&bytes).ok()?;
-            let decoded = self.rules.decode(payload).ok()?;
-            compared.copied(late, &decoded, &it.update.hash)
-        })
-    }
-
-    /// A late update that is merged must not be a copy.
-    fn check_late(
+    /// The late updates of a round that are copies, by slot; those whose bytes don't show it are not among them.
+    fn copies(
         &mut self,
         entry: u64,
         round: u64,
-        slot: u32,
-        earlier: &[Shown],
+        late: &LateUpdates,
         blobs: &mut dyn Blobs,
-    ) {
-        if let Some(reason) = self.copied(entry, (round, slot), earlier, blobs) {
+    ) -> BTreeMap<u32, RefusalReason> {
+        let compared = late.late.iter().filter_map(|(slot, shown)| {
+            let accepted = self.accepted.get(&(round, *slot))?;
+            let update = accepted.update.as_ref()?;
+            Some((*slot, *shown, Compared::of(&accepted.hash, update)))
+        });
+        let compared: Vec<(u32, Shown, Compared)> = compared.collect();
+        let mut copies = BTreeMap::new();
+        // Each is read once, however many are late.
+        for other in &late.shown {
+            let left: Vec<_> = compared
+                .iter()
+                .filter(|(slot, it, _)| !copies.contains_key(slot) && it.may_be_copy_of(other))
+                .collect();
+            if left.is_empty() {
+                continue;
+            }
+            let what = "an update that a late one is compared with";
+            let bytes = self
+                .report
+                .fetch_if_there(entry, &other.update, what, blobs);
+            let Some(Ok((_, payload))) = bytes.as_deref().map(protocol::update::open) else {
+                continue;
+            };
+            let Ok(earlier) = self.rules.decode(payload) else {
+                continue;
+            };
+            for (slot, _, compared) in left {
+                if let Some(reason) = compared.copied(&earlier, &other.update.hash) {
+                    copies.insert(*slot, reason);
+                }
+            }
+        }
+        copies
+    }
+
+    /// A late update that is merged must not be a copy.
+    fn check_late(&mut self, entry: u64, round: u64, late: &LateUpdates, blobs: &mut dyn Blobs) {
+        for (slot, reason) in self.copies(entry, round, late, blobs) {
             let problem = format!(
                 "slot {slot} was merged, but it is late, and {}",
                 reason.sentence()
@@ -409,7 +422,7 @@ impl Verifier {
             slot,
             commitment,
             reason,
-            earlier,
+            late,
         } = *refused;
         let what = named(commitment);
         if *reason == RefusalReason::Lost
@@ -425,7 +438,7 @@ impl Verifier {
             let is_deserved = if matches!(reason, RefusalReason::Copied(_)) {
                 // The others are judged without it.
                 self.outliers = None;
-                self.copied(entry, slot, earlier, blobs).is_some()
+                !self.copies(entry, slot.0, late, blobs).is_empty()
             } else {
                 self.is_outlier(slot.0, slot.1)
             };

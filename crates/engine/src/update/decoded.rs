@@ -211,20 +211,14 @@ impl DecodedUpdate {
         if norms > 0.0 { dot / norms } else { 0.0 }
     }
 
-    /// How many values the chunk `index` sends, and at how many of the same places `other`, cut alike, sends one. Both
-    /// are nothing with the dense codec, which sends every value and so keeps none in common with anybody.
-    pub fn overlap(&self, other: &Self, index: usize) -> (u64, u64) {
-        let (Body::Sparse(body), Body::Sparse(other)) = (&self.body, &other.body) else {
-            return (0, 0);
+    /// The places in the chunk `index` at which it sends a value; none with the dense codec, which sends every value and so
+    /// keeps none in common with anybody.
+    pub fn places(&self, index: usize) -> impl Iterator<Item = usize> {
+        let entries = match &self.body {
+            Body::Sparse(body) => body.chunk(index).0,
+            Body::Dense(_) => &[],
         };
-        let (entries, others) = (body.chunk(index).0, other.chunk(index).0);
-        let mut others = others.iter().map(|it| it >> CLASS_BITS).peekable();
-        let mut common = 0;
-        for place in entries.iter().map(|it| it >> CLASS_BITS) {
-            while others.next_if(|it| *it < place).is_some() {}
-            common += u64::from(others.peek() == Some(&place));
-        }
-        (entries.len() as u64, common)
+        entries.iter().map(|it| usize::from(it >> CLASS_BITS))
     }
 
     /// The norm of the whole update, rounded down, in units of 2⁻³⁰: what a charter's largest ratio to the round's

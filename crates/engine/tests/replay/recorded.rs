@@ -318,16 +318,16 @@ impl Recorder {
         };
         let (number, rate_q16) = (round.round, round.rate_q16(&self.state.charter));
         let updates = round.merged_updates(&self.state.charter);
-        let late = self.state.late_with_earlier(round);
-        let copies = late.iter().filter_map(|(slot, earlier)| {
-            let late = updates.iter().find(|it| it.slot == *slot)?.update.hash;
-            let update = &self.decoded[&late];
-            let compared = Compared::of(&late, update.chunks().count());
-            let reason = earlier.iter().find_map(|it| {
+        let late = self.state.late_updates(round);
+        let copies = late.late.iter().filter_map(|(_, shown)| {
+            let hash = shown.update.hash;
+            let compared = Compared::of(&hash, &self.decoded[&hash]);
+            let mut earlier = late.shown.iter().filter(|it| shown.may_be_copy_of(it));
+            let reason = earlier.find_map(|it| {
                 let (_, payload) = update::open(&self.recorded.blobs[&it.update.hash]).ok()?;
-                compared.copied(update, &self.rules.decode(payload).ok()?, &it.update.hash)
+                compared.copied(&self.rules.decode(payload).ok()?, &it.update.hash)
             });
-            Some((late, reason?))
+            Some((hash, reason?))
         });
         let copies: Vec<(Hash, RefusalReason)> = copies.collect();
         if !copies.is_empty() && !self.is_blind {

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Ended, Keeper, Message, RunError,
     evaluate::HeldOut,
-    jobs::{self, Done, Job, Work},
+    jobs::{Done, Job, Work},
     retry::Retry,
     room::Kept,
 };
@@ -413,16 +413,7 @@ impl Actor {
             let kept = self.decoded.get(update);
             kept.map(|it| Arc::clone(&it.update))
         };
-        let late = state.late_with_earlier(round).into_iter();
-        let late = late.filter(|(_, earlier)| !earlier.is_empty());
-        let late = late.filter_map(|(slot, earlier)| {
-            let update = round.slots()[slot as usize].commitment()?.update;
-            Some(jobs::Late {
-                decoded: decoded(&update.hash),
-                update,
-                earlier,
-            })
-        });
+        let late = state.late_updates(round);
         let parts = round.merged_updates(&state.charter).into_iter();
         let parts = parts.map(|it| Part {
             decoded: decoded(&it.update.hash),
@@ -437,7 +428,7 @@ impl Actor {
             },
             model: self.model.clone(),
             parts: parts.collect(),
-            late: late.collect(),
+            late,
         };
         self.is_merging = true;
         self.jobs.spawn(job.run(

@@ -4,13 +4,13 @@ use std::{any::Any, collections::HashMap, fmt, panic::AssertUnwindSafe, sync::Ar
 
 use anyhow::Result;
 use bytes::Bytes;
-use engine::update::decoded::DecodedUpdate;
+use engine::{replay::copies::Compared, update::decoded::DecodedUpdate};
 use futures_util::FutureExt;
 use protocol::{
     Hash,
     command::Commitment,
     event::{Checkpoint, Evaluation, RefusalReason},
-    state::Shown,
+    state::{Shown, late::LateUpdates},
     units::{BlobReference, RunId},
 };
 
@@ -32,7 +32,7 @@ pub(super) enum Job {
         round: Round,
         model: Model,
         parts: Vec<Part>,
-        late: Vec<Late>,
+        late: LateUpdates,
     },
     /// Keep a model whole.
     Store { run: RunId, model: Model },
@@ -49,14 +49,6 @@ pub(super) enum Job {
         prompt: String,
         tokens: usize,
     },
-}
-
-/// An update that was committed to late.
-pub(super) struct Late {
-    pub(super) update: BlobReference,
-    pub(super) decoded: Option<Arc<DecodedUpdate>>,
-    /// What it may be a copy of.
-    pub(super) earlier: Vec<Shown>,
 }
 
 /// What came of it.
@@ -228,7 +220,7 @@ async fn merge(
     round: Round,
     model: &Model,
     parts: Vec<Part>,
-    late: &[Late],
+    late: &LateUpdates,
     arithmetic: Arc<Arithmetic>,
     blobs: Blobs,
     room: Room,
@@ -236,7 +228,7 @@ async fn merge(
     let _turn = room.turn().await;
     let bytes_max = room.merge_bytes_max();
     let (work, mut lost) = (Work::Merge, Vec::new());
-    let copies = copies(late, &arithmetic, &blobs, bytes_max, &mut lost).await?;
+    let copies = copies(late, &parts, &arithmetic, &blobs, bytes_max, &mut lost).await?;
     if !lost.is_empty() {
         let updates = lost;
         return Ok(Done::Lost { work, updates });
@@ -257,60 +249,90 @@ async fn merge(
 
 /// The late updates that are copies of what others had shown before; those whose bytes are gone go to `lost`.
 async fn copies(
-    late: &[Late],
+    updates: &LateUpdates,
+    parts: &[Part],
     arithmetic: &Arc<Arithmetic>,
     blobs: &Blobs,
     bytes_max: usize,
     lost: &mut Vec<Hash>,
 ) -> Result<Vec<(Hash, RefusalReason)>> {
-    let mut refused = Vec::new();
-    // Each is read once, however many are late, as long as there is room.
-    let mut shown: HashMap<Hash, Option<Bytes>> = HashMap::new();
-    let mut room = bytes_max as u64;
-    for part in late {
-        let hash = part.update.hash;
-        let update = match &part.decoded {
+    let decoded: HashMap<Hash, &Arc<DecodedUpdate>> = parts
+        .iter()
+        .filter_map(|it| Some((it.merged.update.hash, it.decoded.as_ref()?)))
+        .collect();
+    let (mut refused, mut compared, mut bytes) = (Vec::new(), Vec::new(), 0);
+    for (_, late) in &updates.late {
+        let hash = late.update.hash;
+        let update = match decoded.get(&hash) {
             Some(decoded) => Arc::clone(decoded),
-            None => match blobs.read_or_drop(&part.update).await? {
-                Some(bytes) => {
-                    let arithmetic = Arc::clone(arithmetic);
-                    Arc::new(blocking(move || arithmetic.decode(&bytes)).await?)
-                }
+            None => match blobs.read_or_drop(&late.update).await? {
+                Some(bytes) => decode(bytes, arithmetic).await?,
                 None => {
                     lost.push(hash);
                     continue;
                 }
             },
         };
-        for other in &part.earlier {
-            let earlier = other.update;
-            let bytes = match shown.get(&earlier.hash) {
-                Some(bytes) => bytes.clone(),
-                None => {
-                    let bytes = blobs.read_if_whole(&earlier).await?;
-                    if bytes.is_none() {
-                        tracing::warn!(blob = %earlier.hash, "an update is gone or damaged: late ones are not compared with it");
-                    }
-                    if earlier.bytes <= room {
-                        room -= earlier.bytes;
-                        shown.insert(earlier.hash, bytes.clone());
-                    }
-                    bytes
-                }
-            };
-            let Some(bytes) = bytes else {
-                continue;
-            };
-            let (arithmetic, update) = (Arc::clone(arithmetic), Arc::clone(&update));
-            let copied =
-                blocking(move || arithmetic.copied((&hash, &update), (&earlier.hash, &bytes)));
-            if let Some(reason) = copied.await? {
-                refused.push((hash, reason));
-                break;
-            }
+        let of_one = blocking(move || Ok(Compared::of(&hash, &update))).await?;
+        bytes += of_one.memory_bytes();
+        compared.push((*late, of_one));
+        if bytes >= bytes_max {
+            let full = std::mem::take(&mut compared);
+            refused.extend(copies_among(full, &updates.shown, &decoded, arithmetic, blobs).await?);
+            bytes = 0;
         }
     }
+    refused.extend(copies_among(compared, &updates.shown, &decoded, arithmetic, blobs).await?);
     Ok(refused)
+}
+
+/// Compares late updates with all that were shown, each of which is read once, however many are late.
+async fn copies_among(
+    late: Vec<(Shown, Compared)>,
+    shown: &[Shown],
+    decoded: &HashMap<Hash, &Arc<DecodedUpdate>>,
+    arithmetic: &Arc<Arithmetic>,
+    blobs: &Blobs,
+) -> Result<Vec<(Hash, RefusalReason)>> {
+    let mut left = late;
+    let mut refused = Vec::new();
+    for other in shown {
+        if !left.iter().any(|(late, _)| late.may_be_copy_of(other)) {
+            continue;
+        }
+        let hash = other.update.hash;
+        let earlier = match decoded.get(&hash) {
+            Some(decoded) => Arc::clone(decoded),
+            None => match blobs.read_if_whole(&other.update).await? {
+                Some(bytes) => decode(bytes, arithmetic).await?,
+                None => {
+                    tracing::warn!(blob = %hash, "an update is gone or damaged: late ones are not compared with it");
+                    continue;
+                }
+            },
+        };
+        let other = *other;
+        (left, refused) = blocking(move || {
+            left.retain(|(late, compared)| {
+                let is_concerned = late.may_be_copy_of(&other);
+                match is_concerned.then(|| compared.copied(&earlier, &hash)) {
+                    Some(Some(reason)) => {
+                        refused.push((late.update.hash, reason));
+                        false
+                    }
+                    _ => true,
+                }
+            });
+            Ok((left, refused))
+        })
+        .await?;
+    }
+    Ok(refused)
+}
+
+async fn decode(bytes: Bytes, arithmetic: &Arc<Arithmetic>) -> Result<Arc<DecodedUpdate>> {
+    let arithmetic = Arc::clone(arithmetic);
+    Ok(Arc::new(blocking(move || arithmetic.decode(&bytes)).await?))
 }
 
 async fn blocking<T: Send + 'static>(

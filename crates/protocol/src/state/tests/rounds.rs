@@ -1,6 +1,7 @@
 //! Rounds that overlap: late and unrevealed updates, closing, quorum, what is known ahead.
 
 use super::*;
+use crate::state::late::LateUpdates;
 
 #[test]
 fn what_is_not_revealed_in_time_goes_on_to_the_next_rounds() {
@@ -195,7 +196,7 @@ fn a_late_update_is_compared_with_those_of_others_that_were_public_before() {
     hub.now_ms += hub.state.charter.round.reveal_ms;
     assert_eq!(hub.clock(&all), ["update_deferred"]);
     let revealing = hub.state.revealing.as_ref().unwrap();
-    assert_eq!(hub.state.late_with_earlier(revealing), []);
+    assert_eq!(hub.state.late_updates(revealing), LateUpdates::default());
     hub.merge().unwrap();
     hub.command(2, Command::Commit(Box::new(late))).unwrap();
     hub.commit(1, 1).unwrap();
@@ -203,11 +204,13 @@ fn a_late_update_is_compared_with_those_of_others_that_were_public_before() {
         hub.judge(number, Ok(())).unwrap();
     }
     let training = hub.state.training.as_ref().unwrap();
-    let [(slot, earlier)] = &hub.state.late_with_earlier(training)[..] else {
+    let updates = hub.state.late_updates(training);
+    let [(slot, late)] = &updates.late[..] else {
         panic!("one update is late: what was given up came in time");
     };
     assert_eq!(training.slots()[*slot as usize].worker, worker(2));
-    let mut makers: Vec<WorkerId> = earlier.iter().map(|it| it.worker).collect();
+    let earlier = updates.shown.iter().filter(|it| late.may_be_copy_of(it));
+    let mut makers: Vec<WorkerId> = earlier.map(|it| it.worker).collect();
     let mut expected = [1, 3, 4].map(worker);
     makers.sort_unstable();
     expected.sort_unstable();
