@@ -140,7 +140,7 @@ pub(crate) async fn check(
             .iter()
             .map(|it| it.told().times.values().sum::<u64>())
             .sum(),
-        answers: simulation.network.promises().answers,
+        answers: simulation.network.answers(),
         broken,
         failures: simulation
             .failures

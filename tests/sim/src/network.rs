@@ -156,6 +156,12 @@ impl Network {
         lock(&self.shared.promises).clone()
     }
 
+    /// Requests answered so far, with whatever status.
+    #[must_use]
+    pub fn answers(&self) -> u64 {
+        lock(&self.shared.promises).answers
+    }
+
     fn host(&self, name: &str) -> Option<Host> {
         let host = lock(&self.shared.hosts).get(name).cloned()?;
         (!host.disk.is_dead() && !host.gone.is_cancelled()).then_some(host)

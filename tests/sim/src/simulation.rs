@@ -462,7 +462,7 @@ impl Simulation {
             .map_or(self.rounds_merged, |it| it.rounds_merged);
         if merged != self.rounds_merged {
             self.rounds_merged = merged;
-            let (simulated, answers) = (self.elapsed(), self.network.promises().answers);
+            let (simulated, answers) = (self.elapsed(), self.network.answers());
             tracing::info!(
                 "{merged} of {} rounds merged after {} s simulated, {answers} answers",
                 self.profile.rounds,
