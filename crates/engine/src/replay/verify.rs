@@ -35,6 +35,8 @@ use crate::{
 
 /// Newest models kept by hash, for checkpoints that are stored when the run has gone on.
 const STATES_KEPT: usize = 64;
+/// What is compared of late updates at once takes so much memory, whatever a log says.
+const COMPARED_BYTES_MAX: usize = 256 << 20;
 
 /// Where blobs are read: a folder, a hub, a mirror.
 pub trait Blobs {
@@ -333,16 +335,38 @@ impl Verifier {
         late: &LateUpdates,
         blobs: &mut dyn Blobs,
     ) -> BTreeMap<u32, RefusalReason> {
-        let compared = late.late.iter().filter_map(|(slot, shown)| {
-            let accepted = self.accepted.get(&(round, *slot))?;
-            let update = accepted.update.as_ref()?;
-            Some((*slot, *shown, Compared::of(&accepted.hash, update)))
-        });
-        let compared: Vec<(u32, Shown, Compared)> = compared.collect();
-        let mut copies = BTreeMap::new();
-        // Each is read once, however many are late.
-        for other in &late.shown {
-            let left: Vec<_> = compared
+        let (mut copies, mut compared, mut bytes) = (BTreeMap::new(), Vec::new(), 0);
+        for (slot, shown) in &late.late {
+            let Some(accepted) = self.accepted.get(&(round, *slot)) else {
+                continue;
+            };
+            let Some(update) = &accepted.update else {
+                continue;
+            };
+            let of_one = Compared::of(&accepted.hash, update);
+            bytes += of_one.memory_bytes();
+            compared.push((*slot, *shown, of_one));
+            if bytes >= COMPARED_BYTES_MAX {
+                let full = std::mem::take(&mut compared);
+                self.copies_among(entry, &full, &late.shown, blobs, &mut copies);
+                bytes = 0;
+            }
+        }
+        self.copies_among(entry, &compared, &late.shown, blobs, &mut copies);
+        copies
+    }
+
+    /// Compares late updates with all that were shown, each of which is read once, however many are late.
+    fn copies_among(
+        &mut self,
+        entry: u64,
+        late: &[(u32, Shown, Compared)],
+        shown: &[Shown],
+        blobs: &mut dyn Blobs,
+        copies: &mut BTreeMap<u32, RefusalReason>,
+    ) {
+        for other in shown {
+            let left: Vec<_> = late
                 .iter()
                 .filter(|(slot, it, _)| !copies.contains_key(slot) && it.may_be_copy_of(other))
                 .collect();
@@ -365,7 +389,6 @@ impl Verifier {
                 }
             }
         }
-        copies
     }
 
     /// A late update that is merged must not be a copy.
