@@ -10,8 +10,14 @@ use protocol::{Hash, event::RefusalReason};
 
 use crate::update::decoded::DecodedUpdate;
 
-/// An update that keeps this share of its places, in percent, with another is a copy.
-const COPY_PERCENT: u64 = 50;
+/// An update is a copy if it keeps this share of its places in common with another, in percent and beyond what two
+/// blind choices have in common: what is called Cohen's kappa between two raters.
+const COPY_PERCENT: i128 = 50;
+/// The largest such share of two honest updates.
+const HONEST_PERCENT: i128 = 40;
+/// By Hoeffding's bound n places exceed their expected share by more than √(this / n) with a chance of exp(−2 · this):
+/// below 10⁻¹⁹, because a run compares thousands of millions of pairs.
+const CHANCE: i128 = 22;
 /// Chunks compared of an update: all of a small model's; of a large one's so many, which the update's own hash draws, so
 /// that nobody can choose what is looked at.
 const CHUNKS_MAX: usize = 256;
@@ -25,6 +31,9 @@ pub struct Compared {
     sent: Vec<u64>,
     /// Words of one chunk.
     width: usize,
+    /// How many parameters these chunks have.
+    parameters: u64,
+    /// How many of them the update sends.
     count: u64,
 }
 
@@ -34,6 +43,13 @@ impl Compared {
         let chunks = drawn(hash, update.chunks().count());
         let width = update.chunks().chunk().div_ceil(64);
         let mut sent = vec![0; chunks.len() * width];
+        let mut lengths = update.chunks().spans().enumerate();
+        let length = |chunk: &usize| {
+            lengths
+                .find(|it| it.0 == *chunk)
+                .map_or(0, |it| it.1.length)
+        };
+        let parameters: usize = chunks.iter().map(length).sum();
         let mut count = 0;
         for (part, chunk) in chunks.iter().enumerate() {
             for place in update.places(*chunk) {
@@ -45,6 +61,7 @@ impl Compared {
             chunks,
             sent,
             width,
+            parameters: parameters as u64,
             count,
         }
     }
@@ -69,12 +86,8 @@ impl Compared {
 
     /// Why the late update does not count beside `earlier`, the update file of this hash, if it does not.
     pub fn copied(&self, earlier: &DecodedUpdate, hash: &Hash) -> Option<RefusalReason> {
-        if self.count == 0 {
-            return None;
-        }
         let common = self.common(earlier);
-        let is_copy = common * 100 >= self.count * COPY_PERCENT;
-        is_copy.then(|| {
+        is_copy(common, self.count, self.parameters).then(|| {
             let percent = common * 100 / self.count;
             RefusalReason::Copied(format!(
                 "it came late and keeps {percent} % of the same places as the update {}",
@@ -82,6 +95,20 @@ impl Compared {
             ))
         })
     }
+}
+
+/// Whether so many common places of so many that an update sends of these parameters make it a copy. Few places say
+/// little, so the limit rises with fewer than some 2,200, and some 60 say nothing.
+fn is_copy(common: u64, sent: u64, parameters: u64) -> bool {
+    let [common, sent, parameters] = [common, sent, parameters].map(i128::from);
+    // In units of 1 / (sent · parameters).
+    let beyond = common * parameters - sent * sent;
+    let most = sent * parameters - sent * sent;
+    // The same a hundredfold.
+    let unexpected = beyond * 100 - most * HONEST_PERCENT;
+    beyond * 100 >= most * COPY_PERCENT
+        && unexpected > 0
+        && unexpected.pow(2) > CHANCE * sent * (100 * parameters).pow(2)
 }
 
 /// The chunks that are compared of the update file of this hash, which has so many.
@@ -146,6 +173,21 @@ mod tests {
         let other = compared(&decoded(noise(4)));
         let (sent, common) = (other.count, other.common(&original));
         assert!(common * 4 < sent, "an eighth by chance: {common} of {sent}");
+    }
+
+    #[test]
+    fn few_places_say_less_than_many() {
+        let limit =
+            |sent: u64, one_of: u64| (0..=sent).find(|it| is_copy(*it, sent, sent * one_of));
+        assert_eq!(limit(0, 32), None);
+        assert_eq!(limit(60, 32), None);
+        assert_eq!(limit(80, 32), Some(76));
+        assert_eq!(limit(120, 32), Some(102));
+        assert_eq!(limit(1_000, 32), Some(568));
+        assert_eq!(limit(32_768, 32), Some(16_896));
+        // Of updates that send half or all of the parameters, half and all of the places are the same by chance.
+        assert_eq!(limit(32_768, 2), Some(24_576));
+        assert_eq!(limit(32_768, 1), None);
     }
 
     #[test]
