@@ -31,8 +31,8 @@ pub(super) enum Kind {
     Next,
     /// The result of a round: a commitment in the run's log, and the update's bytes.
     Round,
-    /// The report of it. Nobody has a round to give before the open one ends: the hub holds the request for a while, and
-    /// gives a model to measure.
+    /// The report of it. Nobody has a round to give before the open one ends: the hub holds the request for a while and
+    /// gives a model to measure, or an update of another account to make again.
     Held,
     /// What a running application told, on its way.
     Trickle,
@@ -45,7 +45,7 @@ pub(super) const KINDS: [(Kind, &str); 7] = [
     (Kind::Enrolment, "enrolments uploaded"),
     (Kind::Next, "reports with a round to train"),
     (Kind::Round, "rounds uploaded"),
-    (Kind::Held, "reports held and given a model to measure"),
+    (Kind::Held, "reports held and given a gap to fill"),
     (Kind::Trickle, "trickles"),
     (Kind::Update, "updates"),
 ];
@@ -210,7 +210,7 @@ impl Crowd {
             }
             Kind::Held => {
                 let reply = self.report(connection, kind, &mut host, due).await?;
-                let kinds = ["evaluate_", "train_"];
+                let kinds = ["evaluate_", "again_", "train_"];
                 self.fetch(connection, &mut host, &reply, &kinds).await?;
                 // It computes for a day; this load has others.
                 return Ok(());

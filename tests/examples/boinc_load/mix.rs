@@ -2,8 +2,8 @@
 //! fixed rate.
 //!
 //! Of 100 requests 8 are first contacts, 8 upload an enrolment, 8 report it and are given a round, 8 upload a round's
-//! result, 8 report that and ask for more (the hub holds those up to 15 s, as there is no other round, and gives a model to
-//! measure), 45 bring a trickle of a task that runs, 15 are a client's own between. So of every unit there is one result,
+//! result, 8 report that and ask for more (the hub holds those up to 15 s, as there is no other round, and gives a gap to
+//! fill), 45 bring a trickle of a task that runs, 15 are a client's own between. So of every unit there is one result,
 //! one report with a new task, three trickles (as the application sends) and a contact beside; and of two units one is a
 //! stranger's first, which no hub has for long. Whoever is given a task fetches its signed file. Every reply is read:
 //! a task of another kind, a missing acknowledgement or an upload not taken ends the bench.
