@@ -169,9 +169,6 @@ impl Service {
         self.hub.shutdown.cancel();
         let mut tasks = std::mem::take(&mut *self.hub.tasks.lock().await);
         while tasks.join_next().await.is_some() {}
-        if let Some(door) = &self.hub.door {
-            door.store.close().await;
-        }
         self.hub.store.close().await;
     }
 }

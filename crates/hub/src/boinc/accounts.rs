@@ -14,7 +14,10 @@ use network::world;
 use protocol::{SecretKey, api::accounts::DEVICE_KEY_PREFIX};
 use tokio::sync::Semaphore;
 
-use super::{Door, entropy, store};
+use super::{
+    Door, entropy,
+    store::{self, Caller, Standing},
+};
 
 pub(crate) use store::Account;
 
@@ -195,7 +198,33 @@ impl Door {
             return Ok(None);
         }
         let hash = Secret::hash_of(key);
-        let Some((account, is_news)) = self.store.account_of_device(hash, now_ms).await? else {
+        let found = self.store.account_of_device(hash, now_ms).await?;
+        self.used(hash, found, now_ms).await
+    }
+
+    /// The same account, and what is known of the host of a number; whether it is the account's is not looked at.
+    pub(super) async fn caller(
+        &self,
+        key: &str,
+        host: u64,
+        now_ms: u64,
+    ) -> Result<Option<(Account, Option<Standing>)>> {
+        if !key.starts_with(DEVICE_KEY_PREFIX) {
+            return Ok(None);
+        }
+        let hash = Secret::hash_of(key);
+        let Caller { account, standing } = self.store.caller(hash, host, now_ms).await?;
+        let account = self.used(hash, account, now_ms).await?;
+        Ok(account.map(|it| (it, standing)))
+    }
+
+    async fn used(
+        &self,
+        hash: [u8; 32],
+        found: Option<(Account, bool)>,
+        now_ms: u64,
+    ) -> Result<Option<Account>> {
+        let Some((account, is_news)) = found else {
             return Ok(None);
         };
         if is_news {

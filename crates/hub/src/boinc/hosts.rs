@@ -5,13 +5,13 @@ use anyhow::Result;
 use super::{
     Door,
     request::{Machine, SchedulerRequest},
-    store::{Account, Host, Pending, UnitState},
+    store::{Account, Host, Pending, Standing, UnitState},
 };
 
 /// Who asks.
 #[derive(Debug)]
 pub(super) struct Identified {
-    pub(super) host: Host,
+    pub(super) standing: Standing,
     /// Whether the client must be told the host's number: it believes another, or none.
     pub(super) is_news: bool,
     /// What its client said of it is on its way to the disk: no reply before it is there.
@@ -19,11 +19,12 @@ pub(super) struct Identified {
 }
 
 impl Door {
-    /// Finds the host, or makes one; `None` if the account has too many.
+    /// Finds the host, or makes one; `None` if the account has too many. `named` has the number that the request names.
     pub(super) async fn identify(
         &self,
         account: &Account,
         request: &SchedulerRequest,
+        named: Option<Standing>,
         platform: &str,
         now_ms: u64,
     ) -> Result<Option<Identified>> {
@@ -35,12 +36,13 @@ impl Door {
             machine: request.machine.clone(),
             ..found
         };
-        if request.host != 0
-            && let Some(found) = self.store.host(request.host).await?
-            && found.account == account.id
-            && request.sequence >= found.sequence
+        if let Some(found) = named
+            && found.host.account == account.id
+            && request.sequence >= found.host.sequence
         {
-            return self.known(described(found), false).await.map(Some);
+            let host = described(found.host);
+            let standing = Standing { host, ..found };
+            return self.known(standing, false).await.map(Some);
         }
         if let Some(found) = self.same_machine(account, request).await? {
             // The client forgot what it had: its tasks are over.
@@ -48,7 +50,13 @@ impl Door {
             let names = open.into_iter().map(|it| it.name).collect();
             let why = "the client was attached again and had forgotten the task";
             self.store.give_up(names, UnitState::Lost, why).await?;
-            return self.known(described(found), true).await.map(Some);
+            let standing = Standing {
+                enrolments: self.store.enrolments(found.id).await?,
+                host: described(found),
+                open: Vec::new(),
+                has_untold: true,
+            };
+            return self.known(standing, true).await.map(Some);
         }
         let new = described(Host {
             account: account.id,
@@ -58,17 +66,21 @@ impl Door {
         let Some(id) = self.store.add_host(new.clone()).await? else {
             return Ok(None);
         };
+        let host = Host { id, ..new };
         Ok(Some(Identified {
-            host: Host { id, ..new },
+            standing: Standing {
+                host,
+                ..Standing::default()
+            },
             is_news: true,
             noted: None,
         }))
     }
 
-    async fn known(&self, host: Host, is_news: bool) -> Result<Identified> {
-        let noted = self.store.update_host(host.clone()).await?;
+    async fn known(&self, standing: Standing, is_news: bool) -> Result<Identified> {
+        let noted = self.store.update_host(standing.host.clone()).await?;
         Ok(Identified {
-            host,
+            standing,
             is_news,
             noted: Some(noted),
         })

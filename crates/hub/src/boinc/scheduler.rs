@@ -9,7 +9,6 @@ mod outcome;
 use std::sync::Arc;
 
 use anyhow::Result;
-use protocol::units::RunId;
 
 use self::{choice::Unreported, outcome::outcome};
 use super::{
@@ -48,10 +47,14 @@ pub(crate) async fn answer(
         Ok(request) => request,
         Err(error) => return Ok(SchedulerReply::only(error.to_string(), true, BUSY_DELAY_S)),
     };
-    let account = door
-        .account_of_device(&request.authenticator, now_ms)
+    let Some(_turn) = door.turn_of(&request) else {
+        let text = "another request of this host is being answered";
+        return Ok(SchedulerReply::only(text, false, BUSY_DELAY_S));
+    };
+    let caller = door
+        .caller(&request.authenticator, request.host, now_ms)
         .await?;
-    let Some(account) = account else {
+    let Some((account, named)) = caller else {
         let text = "Invalid or revoked account key: detach this project and attach it again";
         return Ok(SchedulerReply::only(text, true, INVALID_DELAY_S));
     };
@@ -62,12 +65,8 @@ pub(crate) async fn answer(
         );
         return Ok(SchedulerReply::only(text, true, PLATFORM_DELAY_S));
     };
-    let Some(_turn) = door.turn_of(&account, &request) else {
-        let text = "another request of this host is being answered";
-        return Ok(SchedulerReply::only(text, false, BUSY_DELAY_S));
-    };
     let found = door
-        .identify(&account, &request, &platform.platform, now_ms)
+        .identify(&account, &request, named, &platform.platform, now_ms)
         .await?;
     let Some(mut found) = found else {
         let text = "this account has as many machines as it may have";
@@ -75,7 +74,6 @@ pub(crate) async fn answer(
     };
     let noted = found.noted.take();
     let call = Call {
-        enrolments: door.store.enrolments(found.host.id).await?,
         hub,
         door,
         account,
@@ -108,17 +106,13 @@ impl Door {
         wanted.into_iter().find_map(found)
     }
 
-    /// One request of an account's host at a time; a new one is told by what it calls itself. Whose the named host is isn't
-    /// known yet: another account that names it takes no turn from it.
-    pub(super) fn turn_of(
-        &self,
-        account: &Account,
-        request: &SchedulerRequest,
-    ) -> Option<super::Turn<String>> {
-        let cpid = &request.machine.cpid;
+    /// One request of a host at a time; a new one is told by what it calls itself. Whose the named host is isn't known yet:
+    /// who shows another key takes no turn from it.
+    pub(super) fn turn_of(&self, request: &SchedulerRequest) -> Option<super::Turn<String>> {
+        let key = &request.authenticator;
         self.hosts.begin(match request.host {
-            0 => format!("new {} {cpid}", account.id),
-            host => format!("{} {host}", account.id),
+            0 => format!("new {key} {}", request.machine.cpid),
+            host => format!("{host} {key}"),
         })
     }
 }
@@ -129,8 +123,6 @@ struct Call<'a> {
     door: &'a Door,
     account: Account,
     found: Identified,
-    /// Which workers the host is, by run.
-    enrolments: Vec<(RunId, Enrolment)>,
     platform: Platform,
     request: SchedulerRequest,
     now_ms: u64,
@@ -186,12 +178,13 @@ impl Call<'_> {
     }
 
     fn host(&self) -> &Host {
-        &self.found.host
+        &self.found.standing.host
     }
 
     /// Which worker the host is in a run.
     fn enrolment(&self, run: &Run) -> Enrolment {
-        let found = self.enrolments.iter().find(|it| it.0 == run.id);
+        let mut enrolments = self.found.standing.enrolments.iter();
+        let found = enrolments.find(|it| it.0 == run.id);
         found.map(|it| it.1).unwrap_or_default()
     }
 
@@ -258,7 +251,11 @@ impl Call<'_> {
     /// The tasks that the host still has, or lost with a reply. What it has and nobody wants is called back.
     async fn unreported(&self, answer: &mut Answer) -> Result<Unreported> {
         let door = self.door;
-        let open = door.store.open_units(self.host().id).await?;
+        // What its reports of just now changed is in the database alone.
+        let open = match self.request.reports.is_empty() {
+            true => self.found.standing.open.clone(),
+            false => door.store.open_units(self.host().id).await?,
+        };
         let held: Vec<&str> = self.request.held.iter().map(String::as_str).collect();
         let is_held = |unit: &Unit| held.iter().any(|it| unit_of_result(it) == Some(&unit.name));
         let (mut unreported, mut gone) = (Unreported::default(), Vec::new());
@@ -311,7 +308,11 @@ impl Call<'_> {
     /// Tells the user why something did not count: results that the door refused, updates that the run did.
     async fn tell_refusals(&self, run: &Run, answer: &mut Answer) -> Result<()> {
         let (store, host) = (&self.door.store, self.host().id);
-        for (name, state, why) in store.take_refusals(host).await? {
+        let untold = match self.found.standing.has_untold {
+            true => store.take_refusals(host).await?,
+            false => Vec::new(),
+        };
+        for (name, state, why) in untold {
             answer.say(
                 true,
                 match state {
@@ -349,7 +350,7 @@ impl Call<'_> {
 
     async fn body(&self, master_url: &str, answer: Answer) -> Result<Body> {
         let (door, host) = (self.door, self.host());
-        let workers = self.enrolments.iter();
+        let workers = self.found.standing.enrolments.iter();
         let workers: Vec<_> = workers
             .filter_map(|(run, it)| Some((*run, it.worker?)))
             .collect();

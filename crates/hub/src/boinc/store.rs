@@ -2,6 +2,7 @@
 //! one transaction (group commit), and nobody is answered before that is on the disk.
 
 mod accounts;
+mod caller;
 mod checks;
 mod devices;
 mod files;
@@ -10,20 +11,28 @@ mod outcomes;
 mod teams;
 mod units;
 
-use std::{fs, io, os::unix::fs::OpenOptionsExt, path::Path, time::Duration};
+use std::{
+    fs, io,
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use futures_util::future::BoxFuture;
 use sqlx::{
-    Connection, Row, SqliteConnection, SqlitePool,
-    sqlite::{
-        SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
-    },
+    Connection, Row, SqliteConnection,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteRow, SqliteSynchronous},
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot};
 
 pub(crate) use self::{
     accounts::{Account, NewAccount},
+    caller::{Caller, Standing},
     checks::{Check, Likeness, NewCheck},
     files::FileSum,
     hosts::{Enrolment, Host},
@@ -35,7 +44,7 @@ pub(crate) use self::{
 /// The database's file in a hub's folder.
 const DATABASE: &str = "boinc.sqlite";
 /// Connections for readers.
-const READERS_MAX: u32 = 4;
+const READERS: usize = 4;
 /// How long a statement waits for another's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Changes written together.
@@ -46,8 +55,15 @@ const WAITING_MAX: usize = 1_024;
 /// The database. Clones are the same one.
 #[derive(Clone)]
 pub(crate) struct DoorStore {
-    pool: SqlitePool,
+    readers: Arc<Readers>,
     changes: mpsc::Sender<Change>,
+}
+
+/// Connections that only read. A pool would ask each after every use whether it is still there, which takes as long as most
+/// questions; a file does not hang up.
+struct Readers {
+    connections: Vec<Mutex<SqliteConnection>>,
+    next: AtomicUsize,
 }
 
 /// A change on its way to the disk.
@@ -78,15 +94,15 @@ impl DoorStore {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(BUSY_TIMEOUT);
-        let pool = SqlitePoolOptions::new()
-            .max_connections(READERS_MAX)
-            // A file does not hang up; asking it first would be as long a way as the question.
-            .test_before_acquire(false)
-            .connect_with(options.clone())
-            .await
-            .with_context(|| format!("can't open the database {}", path.display()))?;
+        let mut readers = Vec::new();
+        for _ in 0..READERS {
+            let opened = SqliteConnection::connect_with(&options).await;
+            readers.push(
+                opened.with_context(|| format!("can't open the database {}", path.display()))?,
+            );
+        }
         sqlx::migrate!("src/boinc/store/migrations")
-            .run(&pool)
+            .run(&mut readers[0])
             .await
             .with_context(|| {
                 format!(
@@ -96,7 +112,21 @@ impl DoorStore {
             })?;
         let (changes, waiting) = mpsc::channel(WAITING_MAX);
         tokio::spawn(write_all(options, waiting));
-        Ok(Self { pool, changes })
+        let readers = Arc::new(Readers {
+            connections: readers.into_iter().map(Mutex::new).collect(),
+            next: AtomicUsize::default(),
+        });
+        Ok(Self { readers, changes })
+    }
+
+    /// A connection to read by: one that nobody uses, or else the next in turn.
+    async fn reader(&self) -> MutexGuard<'_, SqliteConnection> {
+        let Readers { connections, next } = &*self.readers;
+        if let Some(free) = connections.iter().find_map(|it| it.try_lock().ok()) {
+            return free;
+        }
+        let next = next.fetch_add(1, Ordering::Relaxed) % READERS;
+        connections[next].lock().await
     }
 
     /// Makes a change; it is on the disk when this returns.
@@ -147,11 +177,6 @@ impl DoorStore {
         });
         self.changes.send(change).await.map_err(|_| closed())?;
         Ok(Pending(answer))
-    }
-
-    /// Closes the readers; what was answered is on the disk.
-    pub(crate) async fn close(&self) {
-        self.pool.close().await;
     }
 }
 

@@ -406,15 +406,12 @@ async fn nobody_speaks_for_the_host_of_another_account() {
     (thief.host, thief.sequence) = (client.host, 1_000);
     thief.wants_work = false;
     // While a request with its number is answered, the host's own is too.
-    let (door, now_ms) = (fixture.door(), fixture.hub().clock.now_ms());
+    let door = fixture.door();
     let request = |it: &HandMade| SchedulerRequest::read(it.request().as_bytes()).unwrap();
-    let account = door.account_of_device(&thief.key, now_ms).await.unwrap();
-    let turn = door.turn_of(&account.unwrap(), &request(&thief));
+    let turn = door.turn_of(&request(&thief));
     assert!(turn.is_some());
-    let owner = door.account_of_device(&client.key, now_ms).await.unwrap();
-    let owner = owner.unwrap();
-    let own = door.turn_of(&owner, &request(&client));
-    assert!(own.is_some() && door.turn_of(&owner, &request(&client)).is_none());
+    let own = door.turn_of(&request(&client));
+    assert!(own.is_some() && door.turn_of(&request(&client)).is_none());
     drop((turn, own));
     // Its task is not called back because another lists it.
     thief.held.clone_from(&client.held);

@@ -66,7 +66,7 @@ impl DoorStore {
     pub(crate) async fn account_by_email(&self, email: &str) -> Result<Option<Account>> {
         let row = sqlx::query("SELECT * FROM account WHERE email = ?")
             .bind(email)
-            .fetch_optional(&self.pool)
+            .fetch_optional(&mut *self.reader().await)
             .await?;
         row.as_ref().map(account).transpose()
     }
@@ -75,7 +75,7 @@ impl DoorStore {
     pub(crate) async fn account(&self, id: u64) -> Result<Option<Account>> {
         let row = sqlx::query("SELECT * FROM account WHERE id = ?")
             .bind(id as i64)
-            .fetch_optional(&self.pool)
+            .fetch_optional(&mut *self.reader().await)
             .await?;
         row.as_ref().map(account).transpose()
     }
@@ -84,7 +84,7 @@ impl DoorStore {
     pub(crate) async fn account_by_own_key(&self, key: AccountId) -> Result<Option<Account>> {
         let row = sqlx::query("SELECT * FROM account WHERE own_key = ?")
             .bind(key.0.0.to_vec())
-            .fetch_optional(&self.pool)
+            .fetch_optional(&mut *self.reader().await)
             .await?;
         row.as_ref().map(account).transpose()
     }
@@ -110,7 +110,7 @@ impl DoorStore {
     /// Accounts that agreed to be shown, by number.
     pub(crate) async fn shown_accounts(&self) -> Result<Vec<Account>> {
         let rows = sqlx::query("SELECT * FROM account WHERE shows_statistics = 1 ORDER BY id")
-            .fetch_all(&self.pool)
+            .fetch_all(&mut *self.reader().await)
             .await?;
         rows.iter().map(account).collect()
     }
@@ -118,7 +118,7 @@ impl DoorStore {
     /// Keys of all accounts.
     pub(crate) async fn account_keys(&self) -> Result<Vec<AccountId>> {
         let rows = sqlx::query("SELECT key FROM account")
-            .fetch_all(&self.pool)
+            .fetch_all(&mut *self.reader().await)
             .await?;
         let key = |row| Ok(AccountId(PublicKey(bytes_of(row, "key")?)));
         rows.iter().map(key).collect()
@@ -199,7 +199,7 @@ impl DoorStore {
         )
         .bind(hash.to_vec())
         .bind(now_ms as i64)
-        .fetch_optional(&self.pool)
+        .fetch_optional(&mut *self.reader().await)
         .await?;
         Ok(found.map(i64::unsigned_abs))
     }

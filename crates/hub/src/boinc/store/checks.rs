@@ -92,7 +92,7 @@ impl DoorStore {
         .bind(run.0.0.to_vec())
         .bind(account as i64)
         .bind(OFFERED_MAX)
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *self.reader().await)
         .await?;
         rows.iter().map(check).collect()
     }
@@ -104,7 +104,7 @@ impl DoorStore {
         )
         .bind(run.0.0.to_vec())
         .bind(before_ms as i64)
-        .fetch_optional(&self.pool)
+        .fetch_optional(&mut *self.reader().await)
         .await?;
         if old.is_none() {
             return Ok(());
@@ -165,7 +165,7 @@ impl DoorStore {
              WHERE spot_copy.unit = ? AND agrees IS NULL AND state = 'open'",
         )
         .bind(unit)
-        .fetch_optional(&self.pool)
+        .fetch_optional(&mut *self.reader().await)
         .await?;
         row.as_ref().map(check).transpose()
     }
@@ -178,7 +178,7 @@ impl DoorStore {
         )
         .bind(classes)
         .bind(COSINES_MAX)
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *self.reader().await)
         .await?;
         Ok(cosines)
     }

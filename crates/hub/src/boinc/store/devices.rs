@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use protocol::api::accounts::DeviceKeySummary;
-use sqlx::Row;
+use sqlx::{Row, sqlite::SqliteRow};
 
 use super::{Account, DoorStore, accounts, count, optional};
 
@@ -58,13 +58,12 @@ impl DoorStore {
              WHERE device_key.hash = ? AND device_key.revoked_ms IS NULL",
         )
         .bind(hash.to_vec())
-        .fetch_optional(&self.pool)
+        .fetch_optional(&mut *self.reader().await)
         .await?;
         let Some(row) = row else {
             return Ok(None);
         };
-        let used = optional(&row, "used_ms")?;
-        let is_news = used.is_none_or(|it| it + USE_NOTED_MS < now_ms);
+        let is_news = is_news(&row, now_ms)?;
         Ok(Some((accounts::account(&row)?, is_news)))
     }
 
@@ -89,7 +88,7 @@ impl DoorStore {
             sqlx::query("SELECT * FROM device_key WHERE account = ? ORDER BY id DESC LIMIT ?")
                 .bind(account as i64)
                 .bind(DEVICE_KEYS_MAX)
-                .fetch_all(&self.pool)
+                .fetch_all(&mut *self.reader().await)
                 .await?;
         rows.iter()
             .map(|row| {
@@ -127,4 +126,10 @@ impl DoorStore {
         })
         .await
     }
+}
+
+/// Whether a use of the key in this row is to be noted.
+pub(super) fn is_news(row: &SqliteRow, now_ms: u64) -> Result<bool> {
+    let used = optional(row, "used_ms")?;
+    Ok(used.is_none_or(|it| it + USE_NOTED_MS < now_ms))
 }

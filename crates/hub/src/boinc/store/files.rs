@@ -18,7 +18,7 @@ impl DoorStore {
     pub(crate) async fn file_sum(&self, hash: &Hash) -> Result<Option<FileSum>> {
         let row = sqlx::query("SELECT * FROM file WHERE hash = ?")
             .bind(hash.0.to_vec())
-            .fetch_optional(&self.pool)
+            .fetch_optional(&mut *self.reader().await)
             .await?;
         let Some(row) = row else {
             return Ok(None);

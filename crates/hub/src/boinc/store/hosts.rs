@@ -46,7 +46,7 @@ impl DoorStore {
     pub(crate) async fn host(&self, id: u64) -> Result<Option<Host>> {
         let row = sqlx::query("SELECT * FROM host WHERE id = ?")
             .bind(i64::try_from(id).unwrap_or(-1))
-            .fetch_optional(&self.pool)
+            .fetch_optional(&mut *self.reader().await)
             .await?;
         row.as_ref().map(host).transpose()
     }
@@ -57,7 +57,7 @@ impl DoorStore {
             sqlx::query("SELECT * FROM host WHERE account = ? ORDER BY seen_ms DESC, id LIMIT ?")
                 .bind(account as i64)
                 .bind(limit as i64)
-                .fetch_all(&self.pool)
+                .fetch_all(&mut *self.reader().await)
                 .await?;
         rows.iter().map(host).collect()
     }
@@ -66,7 +66,7 @@ impl DoorStore {
     pub(crate) async fn host_count(&self, account: u64) -> Result<u64> {
         let found: i64 = sqlx::query_scalar("SELECT count(*) FROM host WHERE account = ?")
             .bind(account as i64)
-            .fetch_one(&self.pool)
+            .fetch_one(&mut *self.reader().await)
             .await?;
         Ok(found.unsigned_abs())
     }
@@ -77,7 +77,7 @@ impl DoorStore {
             "SELECT host.* FROM host JOIN account ON account.id = host.account
              WHERE account.shows_statistics = 1 ORDER BY host.id",
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *self.reader().await)
         .await?;
         rows.iter().map(host).collect()
     }
@@ -89,7 +89,7 @@ impl DoorStore {
         )
         .bind(account as i64)
         .bind(cpid)
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *self.reader().await)
         .await?;
         rows.iter().map(host).collect()
     }
@@ -156,7 +156,7 @@ impl DoorStore {
     pub(crate) async fn enrolments(&self, host: u64) -> Result<Vec<(RunId, Enrolment)>> {
         let rows = sqlx::query("SELECT * FROM enrolment WHERE host = ?")
             .bind(host as i64)
-            .fetch_all(&self.pool)
+            .fetch_all(&mut *self.reader().await)
             .await?;
         let pair = |row| Ok((RunId(Hash(bytes_of(row, "run")?)), enrolment(row)?));
         rows.iter().map(pair).collect()
@@ -166,7 +166,7 @@ impl DoorStore {
     pub(crate) async fn workers_of(&self, host: u64) -> Result<Vec<(RunId, WorkerId)>> {
         let rows = sqlx::query("SELECT * FROM enrolment WHERE host = ? AND worker IS NOT NULL")
             .bind(host as i64)
-            .fetch_all(&self.pool)
+            .fetch_all(&mut *self.reader().await)
             .await?;
         pairs(&rows)
     }
@@ -178,7 +178,7 @@ impl DoorStore {
              WHERE host.account = ? AND worker IS NOT NULL",
         )
         .bind(account as i64)
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *self.reader().await)
         .await?;
         pairs(&rows)
     }
@@ -189,7 +189,7 @@ impl DoorStore {
             sqlx::query_scalar("SELECT host FROM enrolment WHERE run = ? AND worker = ?")
                 .bind(run.0.0.to_vec())
                 .bind(worker.0.0.to_vec())
-                .fetch_optional(&self.pool)
+                .fetch_optional(&mut *self.reader().await)
                 .await?;
         Ok(found.map(i64::unsigned_abs))
     }
@@ -285,7 +285,7 @@ fn pairs(rows: &[SqliteRow]) -> Result<Vec<(RunId, WorkerId)>> {
     pairs.filter_map(Result::transpose).collect()
 }
 
-fn enrolment(row: &SqliteRow) -> Result<Enrolment> {
+pub(super) fn enrolment(row: &SqliteRow) -> Result<Enrolment> {
     Ok(Enrolment {
         worker: worker(row)?,
         is_copy: row.try_get("is_copy")?,
@@ -301,7 +301,7 @@ fn worker(row: &SqliteRow) -> Result<Option<WorkerId>> {
     }
 }
 
-fn host(row: &SqliteRow) -> Result<Host> {
+pub(super) fn host(row: &SqliteRow) -> Result<Host> {
     Ok(Host {
         id: count(row, "id")?,
         account: count(row, "account")?,

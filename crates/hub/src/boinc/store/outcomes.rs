@@ -179,7 +179,8 @@ impl DoorStore {
         host: u64,
         told: Vec<(String, Trickle)>,
     ) -> Result<()> {
-        self.write(move |connection| {
+        // Of several each stands for itself.
+        self.write_one(move |connection| {
             Box::pin(async move {
                 for (name, it) in told {
                     sqlx::query(
@@ -205,14 +206,6 @@ impl DoorStore {
         &self,
         host: u64,
     ) -> Result<Vec<(String, UnitState, String)>> {
-        let untold: Option<i64> =
-            sqlx::query_scalar("SELECT 1 FROM unit WHERE host = ? AND is_told = 0 LIMIT 1")
-                .bind(host as i64)
-                .fetch_optional(&self.pool)
-                .await?;
-        if untold.is_none() {
-            return Ok(vec![]);
-        }
         self.write(move |connection| {
             Box::pin(async move {
                 let rows = sqlx::query(

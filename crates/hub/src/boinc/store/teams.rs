@@ -77,7 +77,7 @@ impl DoorStore {
     pub(crate) async fn team(&self, id: u64) -> Result<Option<Team>> {
         let row = sqlx::query(&selected("WHERE team.id = ?"))
             .bind(id as i64)
-            .fetch_optional(&self.pool)
+            .fetch_optional(&mut *self.reader().await)
             .await?;
         match row {
             Some(row) => Ok(Some(self.with_members(&row).await?)),
@@ -92,7 +92,7 @@ impl DoorStore {
         );
         let rows = sqlx::query(&text)
             .bind(TEAMS_SHOWN_MAX)
-            .fetch_all(&self.pool)
+            .fetch_all(&mut *self.reader().await)
             .await?;
         let mut teams = Vec::new();
         for row in &rows {
@@ -105,7 +105,7 @@ impl DoorStore {
         let id = count(row, "id")?;
         let members = sqlx::query("SELECT key FROM account WHERE team = ?")
             .bind(id as i64)
-            .fetch_all(&self.pool)
+            .fetch_all(&mut *self.reader().await)
             .await?;
         let key = |row| Ok(AccountId(PublicKey(bytes_of(row, "key")?)));
         Ok(Team {

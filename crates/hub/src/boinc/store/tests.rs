@@ -74,7 +74,7 @@ async fn what_is_written_together_fails_apart() {
     let (failed, kept) = tokio::join!(failing, store.set_consent(first, true));
     assert!(failed.is_err());
     kept.unwrap();
-    store.close().await;
+    drop(store);
     let store = self::store(&folder).await;
     let account = store.account(first).await.unwrap().unwrap();
     assert_eq!(

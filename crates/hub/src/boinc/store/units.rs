@@ -171,7 +171,7 @@ impl DoorStore {
     pub(crate) async fn unit(&self, name: &str) -> Result<Option<Unit>> {
         let row = sqlx::query(&format!("{UNITS} WHERE name = ?"))
             .bind(name)
-            .fetch_optional(&self.pool)
+            .fetch_optional(&mut *self.reader().await)
             .await?;
         row.as_ref().map(unit).transpose()
     }
@@ -181,29 +181,24 @@ impl DoorStore {
         let rows = sqlx::query(&format!("{UNITS} WHERE host = ? ORDER BY id DESC LIMIT ?"))
             .bind(host as i64)
             .bind(limit as i64)
-            .fetch_all(&self.pool)
+            .fetch_all(&mut *self.reader().await)
             .await?;
         rows.iter().map(unit).collect()
     }
 
     /// A host's tasks that its client has not reported and that are not given up.
     pub(crate) async fn open_units(&self, host: u64) -> Result<Vec<Unit>> {
-        let rows = sqlx::query(
-            &format!(
-                "{UNITS} WHERE host = ? AND reported_ms IS NULL AND state NOT IN ('aborted', 'lost', 'failed')
-                 ORDER BY id DESC LIMIT 64"
-            ),
-        )
-        .bind(host as i64)
-        .fetch_all(&self.pool)
-        .await?;
+        let rows = sqlx::query(&open_units("?"))
+            .bind(host as i64)
+            .fetch_all(&mut *self.reader().await)
+            .await?;
         rows.iter().map(unit).collect()
     }
 
     /// Tasks whose results are here and not settled.
     pub(crate) async fn unsettled(&self) -> Result<Vec<Unit>> {
         let rows = sqlx::query(&format!("{UNITS} WHERE state = 'uploaded' ORDER BY id"))
-            .fetch_all(&self.pool)
+            .fetch_all(&mut *self.reader().await)
             .await?;
         rows.iter().map(unit).collect()
     }
@@ -213,13 +208,21 @@ impl DoorStore {
         let found: Option<Option<Vec<u8>>> =
             sqlx::query_scalar("SELECT sealed FROM unit WHERE sealed_hash = ? LIMIT 1")
                 .bind(hash.0.to_vec())
-                .fetch_optional(&self.pool)
+                .fetch_optional(&mut *self.reader().await)
                 .await?;
         Ok(found.flatten())
     }
 }
 
-fn unit(row: &SqliteRow) -> Result<Unit> {
+/// The question for a host's open tasks, with the place of its number.
+pub(super) fn open_units(host: &str) -> String {
+    format!(
+        "{UNITS} WHERE host = {host} AND reported_ms IS NULL AND state NOT IN ('aborted', 'lost', 'failed')
+         ORDER BY id DESC LIMIT 64"
+    )
+}
+
+pub(super) fn unit(row: &SqliteRow) -> Result<Unit> {
     let worker: Option<&[u8]> = row.try_get("worker")?;
     Ok(Unit {
         name: row.try_get("name")?,
