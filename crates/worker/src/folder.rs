@@ -1,13 +1,21 @@
 //! A worker's folder: its key, its lock, and what it keeps of each run.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use network::disk::{Disk, Lock};
 use protocol::{SecretKey, units::RunId};
+use tokio::time::Instant;
 
 /// The key's file in the folder.
 const KEY_NAME: &str = "worker.key";
+/// How long a worker that ends is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+/// Time between two looks at the lock.
+const LOCK_PAUSE: Duration = Duration::from_millis(200);
 
 /// The folder of one worker, locked for as long as this lives.
 #[derive(Debug)]
@@ -19,14 +27,21 @@ pub(crate) struct Folder {
 }
 
 impl Folder {
-    /// Opens or makes the folder, takes its lock, reads or makes its key.
-    pub(crate) fn open(disk: &dyn Disk, path: &Path) -> Result<Self> {
-        Self::open_if_free(disk, path)?.with_context(|| {
-            format!(
+    /// Opens or makes the folder, takes its lock, reads or makes its key. A worker that was stopped a moment ago may still
+    /// have the lock.
+    pub(crate) async fn open(disk: &dyn Disk, path: &Path) -> Result<Self> {
+        let given_up = Instant::now() + LOCK_PATIENCE;
+        loop {
+            if let Some(folder) = Self::open_if_free(disk, path)? {
+                return Ok(folder);
+            }
+            anyhow::ensure!(
+                Instant::now() < given_up,
                 "another worker is using the folder {}: stop it, or give this one a folder of its own",
                 path.display()
-            )
-        })
+            );
+            tokio::time::sleep(LOCK_PAUSE).await;
+        }
     }
 
     /// The same; `None` if another worker has the folder.
@@ -158,33 +173,39 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn a_folder_keeps_its_key_and_serves_one_worker() {
+    #[tokio::test(start_paused = true)]
+    async fn a_folder_keeps_its_key_and_serves_one_worker() {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("worker");
-        let first = Folder::open(&RealDisk, &path).unwrap();
-        let refusal = Folder::open(&RealDisk, &path).unwrap_err().to_string();
-        assert!(refusal.contains("another worker"), "{refusal}");
+        let first = Folder::open(&RealDisk, &path).await.unwrap();
+        let refused = Folder::open(&RealDisk, &path).await.unwrap_err();
+        assert!(refused.to_string().contains("another worker"), "{refused}");
         let key = first.key().public();
-        drop(first);
-        assert_eq!(Folder::open(&RealDisk, &path).unwrap().key().public(), key);
+        // One that ends meanwhile is waited for.
+        let ending = async {
+            tokio::time::sleep(LOCK_PATIENCE / 2).await;
+            drop(first);
+        };
+        let (next, ()) = tokio::join!(Folder::open(&RealDisk, &path), ending);
+        assert_eq!(next.unwrap().key().public(), key);
     }
 
     #[cfg(unix)]
-    #[test]
-    fn the_key_is_its_owners_alone() {
+    #[tokio::test]
+    async fn the_key_is_its_owners_alone() {
         use std::os::unix::fs::PermissionsExt;
         let place = tempfile::tempdir().unwrap();
-        let _folder = Folder::open(&RealDisk, place.path()).unwrap();
+        let _folder = Folder::open(&RealDisk, place.path()).await.unwrap();
         let meta = fs::metadata(place.path().join("worker.key")).unwrap();
         assert_eq!(meta.permissions().mode() & 0o777, 0o600);
     }
 
-    #[test]
-    fn a_damaged_key_is_not_replaced() {
+    #[tokio::test]
+    async fn a_damaged_key_is_not_replaced() {
         let place = tempfile::tempdir().unwrap();
         fs::write(place.path().join("worker.key"), "half a k").unwrap();
         let refusal = Folder::open(&RealDisk, place.path())
+            .await
             .unwrap_err()
             .to_string();
         assert!(refusal.contains("damaged"), "{refusal}");

@@ -52,7 +52,7 @@ pub(super) async fn begin<'a>(
     shutdown: CancellationToken,
     report: &'a mut dyn FnMut(&Status),
 ) -> Result<Option<Session<'a>>> {
-    let folder = Folder::open(&*ground.disk, &config.folder)?;
+    let folder = Folder::open(&*ground.disk, &config.folder).await?;
     let client = ground.client(&config.hub)?;
     client.keep_addresses_in(Arc::clone(&ground.disk), &folder.addresses());
     let mut status = Status::new();

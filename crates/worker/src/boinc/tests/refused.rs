@@ -76,7 +76,9 @@ fn a_hub_that_took_over_is_followed_and_the_one_before_no_more() {
 fn one_unit_at_a_time_uses_what_is_carried() {
     let project = enrolled();
     let slot = project.give("e_2", enrol());
-    let folder = Folder::open(&RealDisk, &project.folder().join("athome")).unwrap();
+    let folder = Folder::open_if_free(&RealDisk, &project.folder().join("athome"))
+        .unwrap()
+        .unwrap();
     let outcome = compute(&slot, |_, _| {}).unwrap();
     assert!(matches!(outcome, Outcome::Wait(60, _)), "{outcome:?}");
     drop(folder);
