@@ -16,7 +16,7 @@ use sqlx::{
     Connection, Row, SqliteConnection, SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::Instant};
 
 use crate::ground::Ground;
 
@@ -30,6 +30,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 const INSERTED_TOGETHER: [usize; 3] = [1, 8, 64];
 /// Entries read at once when a log is replayed.
 const REPLAY_PAGE: i64 = 500;
+/// A long replay tells after each time of this length how far it is.
+const REPLAY_TOLD_EVERY: Duration = Duration::from_secs(5);
 
 /// The database.
 #[derive(Clone)]
@@ -148,6 +150,7 @@ impl Store {
     pub(crate) async fn replay(&self, run: RunId) -> Result<State> {
         let mut state: Option<State> = None;
         let mut last = None;
+        let mut told = Instant::now();
         loop {
             let from = state.as_ref().map_or(0, |it| it.head.length);
             let entries = self.entries(run, from, REPLAY_PAGE as u64).await?;
@@ -160,6 +163,11 @@ impl Store {
                     Some(state) => state.apply_decided(&entry)?,
                 }
                 last = Some(entry);
+            }
+            if told.elapsed() > REPLAY_TOLD_EVERY {
+                let (read, of) = (from, self.length(run).await?);
+                tracing::info!(run.id = %run.short(), "reading the log: {read} of {of} entries");
+                told = Instant::now();
             }
         }
         let (Some(state), Some(last)) = (state, last) else {

@@ -294,7 +294,14 @@ impl Actor {
             return answers;
         }
         if let Err(error) = self.keeper.parts.store.append(&entries).await {
-            tracing::error!(run.id = %self.keeper.run.id.short(), "can't write the log: {error:#}");
+            // A disk that stays full is worth one line, and another when there is room.
+            match self.is_write_failing {
+                false => tracing::error!(
+                    run.id = %self.keeper.run.id.short(),
+                    "can't write the log, trying again: {error:#}"
+                ),
+                true => tracing::debug!("still can't write the log: {error:#}"),
+            }
             // What is said to have failed may be on the disk all the same.
             let on_disk = self.keeper.parts.store.length(self.keeper.run.id).await;
             match before {
@@ -306,7 +313,9 @@ impl Actor {
             tokio::time::sleep(WRITE_PAUSE).await;
             return answers.iter().map(|_| Err(RunError::Unavailable)).collect();
         }
-        self.is_write_failing = false;
+        if std::mem::take(&mut self.is_write_failing) {
+            tracing::info!(run.id = %self.keeper.run.id.short(), "the log can be written again");
+        }
         // Bytes that came while their round gave them up may have been looked at for that round.
         let is_deferred =
             |(entry, _): &(Entry, _)| matches!(entry.event, Event::UpdateDeferred { .. });
