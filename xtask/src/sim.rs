@@ -53,7 +53,14 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 
 /// The optimised simulator; a first build takes minutes, so cargo's own lines are shown.
 pub(crate) fn build() -> Result<PathBuf> {
-    let arguments = ["build", "--locked", "--release", "--package", "sim"];
+    let arguments = [
+        "build",
+        "--locked",
+        "--release",
+        "--workspace",
+        "--bin",
+        "sim",
+    ];
     let status = process::cargo(&arguments)
         .status()
         .context("cannot start cargo")?;

@@ -23,6 +23,9 @@ use tokio_util::sync::CancellationToken;
 
 use places::Places;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const EXAMPLES: &str = "\
 A network on one machine, in four terminals:
   athome hub

@@ -3,6 +3,7 @@
 
 mod actor;
 pub(crate) mod concerns;
+mod crowd;
 pub(crate) mod evaluate;
 mod jobs;
 pub(crate) mod peers;
@@ -30,8 +31,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    actor::Actor, concerns::Concerns, evaluate::HeldOut, presence::Presence, retry::Retry,
-    room::Room,
+    actor::Actor, concerns::Concerns, crowd::Crowd, evaluate::HeldOut, presence::Presence,
+    retry::Retry, room::Room,
 };
 use crate::{
     blobs::Blobs,
@@ -53,6 +54,7 @@ pub(crate) struct Run {
     /// The state after the last entry on the disk.
     pub(crate) state: Arc<RwLock<State>>,
     pub(crate) presence: Arc<Presence>,
+    pub(crate) crowd: Arc<Crowd>,
     pub(crate) arithmetic: Arc<Arithmetic>,
     /// Entries on the disk.
     pub(crate) length: watch::Receiver<u64>,
@@ -323,6 +325,7 @@ impl Keeper {
         let run = Run {
             id,
             concerns: Arc::new(Concerns::new(state.head.length)),
+            crowd: Arc::default(),
             presence: Arc::new(Presence::new(
                 state.charter.round.window_ms,
                 parts.clock.clone(),

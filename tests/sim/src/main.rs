@@ -14,6 +14,9 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use sim::{Profile, simulate_and_tell};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Simulates a run: production hub and workers on a seeded network, disk, clock and machine.
 #[derive(Parser)]
 struct Arguments {

@@ -38,7 +38,7 @@ new_workers_per_hour_per_address = 1000000
 /// Runs both parts, each on a fresh hub.
 pub(super) fn measure() -> Result<Vec<Figure>> {
     setup::corpora()?;
-    let build = ["build", "--locked", "--release", "-p", "cli", "-p", "tests"];
+    let build = ["build", "--locked", "--release", "--workspace"];
     let what = ["--bins", "--example", "hub_load"];
     process::required(
         "bench-hub-build",

@@ -4,7 +4,6 @@ use anyhow::Result;
 use protocol::{
     api::{BaselineLosses, RunSummary, WorkerSummary},
     state::State,
-    units::WorkerId,
 };
 
 use crate::{Hub, run::Run};
@@ -19,8 +18,7 @@ pub(super) async fn run_summary(hub: &Hub, run: &Run) -> Result<RunSummary> {
     let created_ms = hub.store.created_ms(run.id).await?;
     let state = run.state.read().await;
     let charter = &state.charter;
-    let present = run.presence.present(hub.clock.now_ms());
-    let (workers_present, credits_micro) = crowd(&state, &present);
+    let crowd = run.crowd.counted(&run.presence, &state, hub.clock.now_ms());
     let nats = |micronats: u64| micronats as f64 / 1e6;
     Ok(RunSummary {
         id: run.id.to_string(),
@@ -36,7 +34,7 @@ pub(super) async fn run_summary(hub: &Hub, run: &Run) -> Result<RunSummary> {
         tokens_max: charter.inner.tokens_max,
         tokens_per_s,
         parameters: charter.model.parameter_count(),
-        workers_present,
+        workers_present: crowd.workers_present,
         workers: state.workers.len() as u64,
         evaluation,
         baselines: BaselineLosses {
@@ -45,20 +43,8 @@ pub(super) async fn run_summary(hub: &Hub, run: &Run) -> Result<RunSummary> {
             trigram: nats(charter.data.baselines.trigram_micronats),
         },
         checkpoint_round: state.checkpoint.0,
-        credits_micro,
+        credits_micro: crowd.credits_micro,
     })
-}
-
-/// How many workers of these, in the order of their ids, have joined, and what all have earned: one walk through both.
-fn crowd(state: &State, present: &[WorkerId]) -> (u64, u64) {
-    let mut present = present.iter().peekable();
-    let (mut there, mut credits) = (0, 0);
-    for (id, worker) in &state.workers {
-        credits += worker.credits.0;
-        while present.next_if(|it| *it < id).is_some() {}
-        there += u64::from(present.next_if_eq(&id).is_some() && worker.joined);
-    }
-    (there, credits)
 }
 
 /// Adds to the stored workers what only the running hub knows.
