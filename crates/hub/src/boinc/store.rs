@@ -11,16 +11,7 @@ mod outcomes;
 mod teams;
 mod units;
 
-use std::{
-    fs, io,
-    os::unix::fs::OpenOptionsExt,
-    path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{fs, io, os::unix::fs::OpenOptionsExt, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use futures_util::future::BoxFuture;
@@ -43,27 +34,22 @@ pub(crate) use self::{
 
 /// The database's file in a hub's folder.
 const DATABASE: &str = "boinc.sqlite";
-/// Connections for readers.
-const READERS: usize = 4;
 /// How long a statement waits for another's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time between two tries to open it again.
+const OPEN_PAUSE: Duration = Duration::from_secs(1);
 /// Changes written together.
 const TOGETHER_MAX: usize = 256;
 /// Changes that wait; whoever comes then waits outside.
 const WAITING_MAX: usize = 1_024;
 
 /// The database. Clones are the same one.
+///
+/// One connection reads and writes: what it read stays in its memory, while another's memory is void after each change.
 #[derive(Clone)]
 pub(crate) struct DoorStore {
-    readers: Arc<Readers>,
+    connection: Arc<Mutex<SqliteConnection>>,
     changes: mpsc::Sender<Change>,
-}
-
-/// Connections that only read. A pool would ask each after every use whether it is still there, which takes as long as most
-/// questions; a file does not hang up.
-struct Readers {
-    connections: Vec<Mutex<SqliteConnection>>,
-    next: AtomicUsize,
 }
 
 /// A change on its way to the disk.
@@ -94,15 +80,11 @@ impl DoorStore {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(BUSY_TIMEOUT);
-        let mut readers = Vec::new();
-        for _ in 0..READERS {
-            let opened = SqliteConnection::connect_with(&options).await;
-            readers.push(
-                opened.with_context(|| format!("can't open the database {}", path.display()))?,
-            );
-        }
+        let mut connection = SqliteConnection::connect_with(&options)
+            .await
+            .with_context(|| format!("can't open the database {}", path.display()))?;
         sqlx::migrate!("src/boinc/store/migrations")
-            .run(&mut readers[0])
+            .run(&mut connection)
             .await
             .with_context(|| {
                 format!(
@@ -110,23 +92,18 @@ impl DoorStore {
                     path.display()
                 )
             })?;
+        let connection = Arc::new(Mutex::new(connection));
         let (changes, waiting) = mpsc::channel(WAITING_MAX);
-        tokio::spawn(write_all(options, waiting));
-        let readers = Arc::new(Readers {
-            connections: readers.into_iter().map(Mutex::new).collect(),
-            next: AtomicUsize::default(),
-        });
-        Ok(Self { readers, changes })
+        tokio::spawn(write_all(options, Arc::clone(&connection), waiting));
+        Ok(Self {
+            connection,
+            changes,
+        })
     }
 
-    /// A connection to read by: one that nobody uses, or else the next in turn.
+    /// The connection, to read by, between two transactions.
     async fn reader(&self) -> MutexGuard<'_, SqliteConnection> {
-        let Readers { connections, next } = &*self.readers;
-        if let Some(free) = connections.iter().find_map(|it| it.try_lock().ok()) {
-            return free;
-        }
-        let next = next.fetch_add(1, Ordering::Relaxed) % READERS;
-        connections[next].lock().await
+        self.connection.lock().await
     }
 
     /// Makes a change; it is on the disk when this returns.
@@ -205,43 +182,52 @@ async fn in_savepoint<T>(
 }
 
 /// Makes changes, those that wait together in one transaction, until nobody can ask for more.
-async fn write_all(options: SqliteConnectOptions, mut waiting: mpsc::Receiver<Change>) {
-    let mut connection = None;
+async fn write_all(
+    options: SqliteConnectOptions,
+    connection: Arc<Mutex<SqliteConnection>>,
+    mut waiting: mpsc::Receiver<Change>,
+) {
     let mut changes = Vec::new();
     while waiting.recv_many(&mut changes, TOGETHER_MAX).await > 0 {
         let mut told = Vec::new();
-        let written = write_together(&options, connection.take(), &mut changes, &mut told).await;
-        let is_written = written.is_ok();
-        match written {
-            Ok(writer) => connection = Some(writer),
-            // After any error the connection is opened anew: what it believes of its transaction may not be true.
-            Err(error) => tracing::error!("can't write the door's database: {error:#}"),
-        }
+        let mut connection = connection.lock().await;
+        let written = write_together(&mut connection, &mut changes, &mut told).await;
         changes.clear();
         for tell in told {
-            tell(is_written);
+            tell(written.is_ok());
+        }
+        // After any error the connection is opened anew: what it believes of its transaction may not be true. Nobody reads
+        // by it before.
+        if let Err(error) = written {
+            tracing::error!("can't write the door's database: {error:#}");
+            *connection = open_again(&options).await;
         }
     }
 }
 
+async fn open_again(options: &SqliteConnectOptions) -> SqliteConnection {
+    loop {
+        match SqliteConnection::connect_with(options).await {
+            Ok(connection) => return connection,
+            Err(error) => tracing::error!("can't open the door's database: {error:#}"),
+        }
+        tokio::time::sleep(OPEN_PAUSE).await;
+    }
+}
+
 async fn write_together(
-    options: &SqliteConnectOptions,
-    connection: Option<SqliteConnection>,
+    connection: &mut SqliteConnection,
     changes: &mut Vec<Change>,
     told: &mut Vec<Tell>,
-) -> Result<SqliteConnection> {
-    let mut connection = match connection {
-        Some(connection) => connection,
-        None => SqliteConnection::connect_with(options).await?,
-    };
+) -> Result<()> {
     sqlx::query("BEGIN IMMEDIATE")
-        .execute(&mut connection)
+        .execute(&mut *connection)
         .await?;
     for change in changes.drain(..) {
-        told.push(change(&mut connection).await);
+        told.push(change(&mut *connection).await);
     }
-    sqlx::query("COMMIT").execute(&mut connection).await?;
-    Ok(connection)
+    sqlx::query("COMMIT").execute(connection).await?;
+    Ok(())
 }
 
 fn make_private(path: &Path) -> io::Result<()> {
