@@ -86,6 +86,8 @@ pub(crate) struct Door {
     hosts: Busy<String>,
     /// Results that are being settled.
     settling_units: Busy<String>,
+    /// And those that wait for it.
+    waiting: settle::Waiting,
     /// Wakes whoever settles what is left.
     settling: tokio::sync::Notify,
     token_key: token::TokenKey,
@@ -125,6 +127,7 @@ impl Door {
             uploads: Uploads::open(&folder.join("boinc-uploads"))?,
             hosts: Busy::default(),
             settling_units: Busy::default(),
+            waiting: settle::Waiting::default(),
             settling: tokio::sync::Notify::new(),
             token_key: token::TokenKey::of(key),
         })

@@ -130,7 +130,7 @@ fn a_million_identities_have_a_price() {
         for number in 0..MADE {
             let mut command = joined_again.clone();
             command.worker = worker(number);
-            let admitted = admission.admit(&state, &command, HERE);
+            let admitted = admission.admit(&state, &command, &mut HERE.into());
             assert!(admitted.is_ok(), "everyone says one thing");
         }
     });

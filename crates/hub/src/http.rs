@@ -39,7 +39,12 @@ use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::limits::Limits;
-pub(crate) use self::{admission::Admission, deltas::Deltas, errors::Failure, work::work};
+pub(crate) use self::{
+    admission::{Admission, Asker},
+    deltas::Deltas,
+    errors::Failure,
+    work::work,
+};
 use crate::{Hub, metrics::StatusLabel};
 
 /// Longest body of a request that is no part of a blob.

@@ -7,13 +7,9 @@
 mod again;
 mod file;
 mod measured;
+mod waiting;
 
-use std::{
-    net::{IpAddr, Ipv4Addr},
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -27,9 +23,14 @@ use protocol::{
 use tokio::{
     fs::File,
     io::{AsyncReadExt, AsyncSeekExt, SeekFrom},
+    time::Instant,
 };
 
-use self::file::{check_files, read_head};
+pub(super) use self::waiting::Waiting;
+use self::{
+    file::{check_files, read_head},
+    waiting::Tries,
+};
 use super::{
     Door,
     store::{Account, Settled, Unit, UnitState},
@@ -37,11 +38,12 @@ use super::{
 use crate::{
     Hub,
     blobs::{PART_BYTES_MAX, Upload},
+    http::Failure,
     run::{Run, RunError},
 };
 
-/// Pause before what was refused for now is tried again.
-const AGAIN: Duration = Duration::from_millis(500);
+/// Pause before all that waits is looked through again, where nothing says when.
+const AGAIN: Duration = Duration::from_secs(1);
 /// How often old files are looked for.
 const CLEAN_EVERY: Duration = Duration::from_secs(3_600);
 
@@ -53,16 +55,16 @@ const RENEWED: &str =
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     Settled,
-    /// The run takes it at another moment.
-    Later,
+    /// It is taken at another moment, and tried at this one.
+    Later(Instant),
 }
 
 /// Why a result is not granted.
 enum No {
     /// For ever, with the reason.
     Never(String),
-    /// Not now.
-    Later,
+    /// Not now, with the reason.
+    Later(String),
     /// The hub failed.
     Inside(anyhow::Error),
 }
@@ -82,9 +84,11 @@ impl From<std::io::Error> for No {
 impl From<RunError> for No {
     fn from(error: RunError) -> Self {
         match &error {
-            RunError::Refused(refusal) if refusal.code == RefusalCode::BetweenRounds => Self::Later,
+            RunError::Refused(refusal) if refusal.code == RefusalCode::BetweenRounds => {
+                later(error)
+            }
             RunError::Refused(_) | RunError::CannotTakeOver(_) => Self::Never(error.to_string()),
-            RunError::Unavailable | RunError::Mirror(_) | RunError::Stopped(_) => Self::Later,
+            RunError::Unavailable | RunError::Mirror(_) | RunError::Stopped(_) => later(error),
         }
     }
 }
@@ -93,13 +97,21 @@ fn never(why: impl Into<String>) -> No {
     No::Never(why.into())
 }
 
+fn later(why: impl ToString) -> No {
+    No::Later(why.to_string())
+}
+
+fn not_admitted(failure: Failure) -> No {
+    later(failure.message())
+}
+
 /// A result being settled.
 struct Settling<'a> {
     hub: &'a Hub,
     door: &'a Door,
     run: Run,
     unit: Unit,
-    client: IpAddr,
+    tries: &'a mut Tries,
 }
 
 /// Settles again and again what was not settled when its client was answered, until the hub stops.
@@ -107,17 +119,17 @@ pub(crate) async fn settle_waiting(hub: Arc<Hub>, door: Arc<Door>) {
     let shutdown = hub.shutdown.clone();
     let mut clean = tokio::time::interval(CLEAN_EVERY);
     loop {
-        let is_left = match settle_all(&hub, &door).await {
-            Ok(is_left) => is_left,
+        let again = match settle_all(&hub, &door).await {
+            Ok(again) => again,
             Err(error) => {
                 tracing::error!("can't settle results of BOINC clients: {error:#}");
-                true
+                Some(Instant::now() + AGAIN)
             }
         };
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = door.settling.notified(), if !is_left => {}
-            () = tokio::time::sleep(AGAIN), if is_left => {}
+            () = door.settling.notified() => {}
+            () = tokio::time::sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {}
             _ = clean.tick() => {
                 if let Err(error) = door.uploads.clean().await {
                     tracing::error!("can't remove old results of BOINC clients: {error}");
@@ -127,50 +139,74 @@ pub(crate) async fn settle_waiting(hub: Arc<Hub>, door: Arc<Door>) {
     }
 }
 
-async fn settle_all(hub: &Arc<Hub>, door: &Arc<Door>) -> Result<bool> {
-    let mut is_left = false;
+/// Settles what is due; gives the time when there is something to do again.
+async fn settle_all(hub: &Arc<Hub>, door: &Arc<Door>) -> Result<Option<Instant>> {
+    let mut soonest: Option<Instant> = None;
     for unit in door.store.unsettled().await? {
-        // Who sent it was counted when it was sent.
-        let client = IpAddr::V4(Ipv4Addr::LOCALHOST);
         // One that can't be settled keeps those behind it waiting no longer than it takes to say so.
-        is_left |= match settle(hub, door, &unit.name, client).await {
-            Ok(step) => step == Step::Later,
-            Err(error) => {
-                tracing::error!(unit = unit.name, "a result is not settled: {error:#}");
-                true
-            }
+        let again = match door.waiting.again(&unit) {
+            Some(again) => again,
+            None => match settle(hub, door, &unit, None).await {
+                Ok(Step::Settled) => continue,
+                Ok(Step::Later(again)) => again,
+                Err(error) => {
+                    tracing::error!(unit, "a result is not settled: {error:#}");
+                    Instant::now() + AGAIN
+                }
+            },
         };
+        soonest = Some(soonest.map_or(again, |it| it.min(again)));
     }
-    Ok(is_left)
+    Ok(soonest)
 }
 
-/// Settles a result that is here.
+/// Settles a result that is here. `client` has just sent it; what was sent before is settled without one.
 pub(super) async fn settle(
     hub: &Arc<Hub>,
     door: &Arc<Door>,
     name: &str,
-    client: IpAddr,
+    client: Option<IpAddr>,
 ) -> Result<Step> {
     let Some(_turn) = door.settling_units.begin(name.to_owned()) else {
-        return Ok(Step::Later);
+        return Ok(Step::Later(Instant::now() + AGAIN));
     };
+    let mut tries = door.waiting.take(name);
+    tries.asker.address = client.or(tries.asker.address);
+    let why = match settle_once(hub, door, name, &mut tries).await {
+        Ok(None) => return Ok(Step::Settled),
+        Ok(Some(why)) => why,
+        Err(error) => {
+            tracing::error!(unit = name, "a result is not settled: {error:#}");
+            "the hub failed".to_owned()
+        }
+    };
+    Ok(Step::Later(door.waiting.postpone(name, tries, why)))
+}
+
+/// Settles a result, or says why it waits.
+async fn settle_once(
+    hub: &Arc<Hub>,
+    door: &Arc<Door>,
+    name: &str,
+    tries: &mut Tries,
+) -> Result<Option<String>> {
     let unit = door.store.unit(name).await?.context("no such task")?;
     if unit.state != UnitState::Uploaded {
-        return Ok(Step::Settled);
+        return Ok(None);
     }
-    let settling = Settling {
+    let mut settling = Settling {
         run: Door::run(hub, unit.run).await?,
         hub,
         door,
         unit,
-        client,
+        tries,
     };
     let settled = match settling.work().await {
         Ok(settled) => settled,
-        Err(No::Later) if hub.clock.now_ms() <= settling.unit.deadline_ms => {
-            return Ok(Step::Later);
+        Err(No::Later(why)) if hub.clock.now_ms() <= settling.unit.deadline_ms => {
+            return Ok(Some(why));
         }
-        Err(No::Later) => refused("no round took the update before the task's time was over"),
+        Err(No::Later(why)) => refused(&format!("it was not taken in the task's time: {why}")),
         Err(No::Never(why)) => refused(&why),
         Err(No::Inside(error)) => return Err(error),
     };
@@ -183,7 +219,7 @@ pub(super) async fn settle(
     }
     door.store.settle(name.to_owned(), settled).await?;
     door.uploads.remove(&settling.unit).await?;
-    Ok(Step::Settled)
+    Ok(None)
 }
 
 fn refused(why: &str) -> Settled {
@@ -194,7 +230,7 @@ fn refused(why: &str) -> Settled {
 }
 
 impl Settling<'_> {
-    async fn work(&self) -> Result<Settled, No> {
+    async fn work(&mut self) -> Result<Settled, No> {
         self.run.must_be_hub()?;
         let path = self.door.uploads.path(&self.unit);
         let (output, start) = read_head(&path).await?;
@@ -233,7 +269,11 @@ impl Settling<'_> {
     }
 
     /// The host becomes a worker of the account.
-    async fn enrol(&self, output: &Output, commands: Vec<CheckedCommand>) -> Result<Settled, No> {
+    async fn enrol(
+        &mut self,
+        output: &Output,
+        commands: Vec<CheckedCommand>,
+    ) -> Result<Settled, No> {
         let [join] = commands.as_slice() else {
             return Err(never("a machine joins by one command"));
         };
@@ -277,7 +317,12 @@ impl Settling<'_> {
     }
 
     /// Adds the account's half to the worker's.
-    async fn bind(&self, account: &Account, worker: WorkerId, output: &Output) -> Result<(), No> {
+    async fn bind(
+        &mut self,
+        account: &Account,
+        worker: WorkerId,
+        output: &Output,
+    ) -> Result<(), No> {
         let Some(half) = output.binding else {
             return Err(never(
                 "the machine's key did not sign that it is the account's",
@@ -288,17 +333,15 @@ impl Settling<'_> {
         binding
             .check()
             .map_err(|_| never("the machine's signature under its binding does not hold"))?;
-        let admission = &self.hub.admission;
-        let admitted = admission
-            .check_binding(&self.run, &binding, self.client)
-            .await;
-        admitted.map_err(|_| No::Later)?;
+        let (admission, asker) = (&self.hub.admission, &mut self.tries.asker);
+        let admitted = admission.check_binding(&self.run, &binding, asker).await;
+        admitted.map_err(not_admitted)?;
         self.run.bind(binding).await?;
         Ok(())
     }
 
     async fn train(
-        &self,
+        &mut self,
         path: &Path,
         start: u64,
         output: &Output,
@@ -355,15 +398,15 @@ impl Settling<'_> {
     }
 
     /// Has the run grant a command, within the limits that connected workers have.
-    async fn grant(&self, command: CheckedCommand) -> Result<(), No> {
+    async fn grant(&mut self, command: CheckedCommand) -> Result<(), No> {
         if self.hub.names_known_blob(command.get()).await? {
             return Err(never(
                 "the commitment names bytes that this hub has already; an update's hash is its maker's alone",
             ));
         }
-        let admission = &self.hub.admission;
-        let admitted = admission.check(&self.run, command.get(), self.client).await;
-        admitted.map_err(|_| No::Later)?;
+        let (admission, asker) = (&self.hub.admission, &mut self.tries.asker);
+        let admitted = admission.check(&self.run, command.get(), asker).await;
+        admitted.map_err(not_admitted)?;
         self.run.command(command).await?;
         Ok(())
     }
@@ -378,7 +421,7 @@ impl Settling<'_> {
             file.read_exact(&mut part).await?;
             let bytes_max = self.hub.config.unused_bytes_max;
             if !self.hub.unused.take(part.len() as u64, bytes_max) {
-                return Err(No::Later);
+                return Err(later("the hub has no room for updates now"));
             }
             let kept = self.hub.blobs.append(blob, at, Bytes::from(part)).await?;
             match kept {

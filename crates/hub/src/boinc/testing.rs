@@ -2,7 +2,7 @@
 
 mod run;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use axum::{
     Router,
@@ -23,6 +23,8 @@ use super::{
 };
 use crate::{Config, Ground, Hub, Service};
 
+/// Where clients are.
+pub(crate) const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 /// What clients call themselves.
 const AGENT: &str = "BOINC client (x86_64-pc-linux-gnu 7.20.5)";
 /// The platform that the release is for.
@@ -35,6 +37,7 @@ pub(crate) const PROGRAM: &[u8] = b"no program at all, but long enough to be ask
 /// A hub with an open door.
 pub(crate) struct Fixture {
     folder: tempfile::TempDir,
+    config: Config,
     pub(crate) service: Service,
     router: Router,
 }
@@ -59,6 +62,11 @@ impl Answer {
 
 impl Fixture {
     pub(crate) async fn new() -> Self {
+        Self::with(Config::default()).await
+    }
+
+    /// One with these limits.
+    pub(crate) async fn with(config: Config) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let release = folder.path().join("release");
         let program = folder.path().join("program");
@@ -76,10 +84,16 @@ impl Fixture {
             previous: None,
         };
         release::sign(&release, by, program).unwrap();
-        let service = open(&folder).await;
+        let config = Config {
+            folder: folder.path().to_owned(),
+            boinc_release: Some(release),
+            ..config
+        };
+        let service = open(&config).await;
         Self {
             router: service.router(),
             folder,
+            config,
             service,
         }
     }
@@ -88,13 +102,17 @@ impl Fixture {
     pub(crate) async fn restarted(self) -> Self {
         self.service.close().await;
         let Self {
-            folder, service, ..
+            folder,
+            config,
+            service,
+            ..
         } = self;
         drop(service);
-        let service = open(&folder).await;
+        let service = open(&config).await;
         Self {
             router: service.router(),
             folder,
+            config,
             service,
         }
     }
@@ -111,7 +129,7 @@ impl Fixture {
     pub(crate) async fn send(&self, request: axum::http::request::Builder, body: Body) -> Answer {
         let request = request
             .header(header::HOST, "hub.example.org:8700")
-            .extension(ConnectInfo(SocketAddr::from(([192, 0, 2, 1], 50_000))))
+            .extension(ConnectInfo(SocketAddr::from((CLIENT, 50_000))))
             .body(body)
             .unwrap();
         let response = self.router.clone().oneshot(request).await.unwrap();
@@ -145,13 +163,8 @@ impl Fixture {
     }
 }
 
-async fn open(folder: &tempfile::TempDir) -> Service {
-    let config = Config {
-        folder: folder.path().to_owned(),
-        boinc_release: Some(folder.path().join("release")),
-        ..Config::default()
-    };
-    Service::open(config, Ground::machine(), CancellationToken::new())
+async fn open(config: &Config) -> Service {
+    Service::open(config.clone(), Ground::machine(), CancellationToken::new())
         .await
         .unwrap()
 }

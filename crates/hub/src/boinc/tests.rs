@@ -2,6 +2,7 @@
 
 mod checks;
 mod gaps;
+mod waiting;
 
 use axum::{
     body::Body,

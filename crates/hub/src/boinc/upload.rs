@@ -240,9 +240,9 @@ async fn take<E>(
 async fn settle_soon(hub: &Arc<Hub>, door: &Arc<Door>, unit: &Unit, client: IpAddr) {
     let (hub, door, name) = (Arc::clone(hub), Arc::clone(door), unit.name.clone());
     let settling = tokio::spawn(async move {
-        match settle::settle(&hub, &door, &name, client).await {
+        match settle::settle(&hub, &door, &name, Some(client)).await {
             Ok(Step::Settled) => {}
-            Ok(Step::Later) => door.wake_settling(),
+            Ok(Step::Later(_)) => door.wake_settling(),
             Err(error) => {
                 tracing::error!(unit = name, "a result is not settled: {error:#}");
                 door.wake_settling();

@@ -1,6 +1,6 @@
 //! How fast the log may grow by what strangers send: new workers, commands of each, and bindings.
 
-use std::{net::IpAddr, num::NonZeroU32};
+use std::{collections::HashSet, net::IpAddr, num::NonZeroU32};
 
 use axum::http::StatusCode;
 use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota};
@@ -21,6 +21,61 @@ const FIRST_SHARE: u32 = 4;
 const ENTRIES_PER_MINUTE: NonZeroU32 = NonZeroU32::new(100_000).expect("it is more than none");
 /// See [`ENTRIES_PER_MINUTE`].
 pub(super) const BINARY_IS_CHEAPER: usize = 8;
+
+/// Who asks for a command or a binding to be taken. Kept between tries of the same, no part of it is counted twice.
+#[derive(Debug, Default)]
+pub(crate) struct Asker {
+    /// `None` where nobody knows any more from where it came: nothing is counted for an address then.
+    pub(crate) address: Option<IpAddr>,
+    counted: HashSet<Counted>,
+}
+
+/// What was counted of one try: a command by its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Counted {
+    Command(u64),
+    Move(u64),
+    NewcomerOfAddress,
+    FirstOfAddress,
+    Newcomer,
+    BindingOfAccount,
+    BindingOfAddress,
+}
+
+impl From<IpAddr> for Asker {
+    fn from(address: IpAddr) -> Self {
+        Self {
+            address: Some(address),
+            ..Self::default()
+        }
+    }
+}
+
+impl Asker {
+    /// Whether a part is counted, now or before.
+    fn counts(&mut self, part: Counted, count: impl FnOnce() -> bool) -> bool {
+        if self.counted.contains(&part) {
+            return true;
+        }
+        let is_counted = count();
+        if is_counted {
+            self.counted.insert(part);
+        }
+        is_counted
+    }
+
+    /// The same for a part of the address's share.
+    fn counts_for_address(
+        &mut self,
+        part: Counted,
+        shares: &DefaultKeyedRateLimiter<IpAddr>,
+    ) -> bool {
+        match self.address {
+            Some(address) => self.counts(part, || shares.check_key(&share_of(address)).is_ok()),
+            None => true,
+        }
+    }
+}
 
 /// Counts what is admitted.
 pub(crate) struct Admission {
@@ -80,27 +135,33 @@ impl Admission {
         &self,
         run: &Run,
         command: &SignedCommand,
-        client: IpAddr,
+        asker: &mut Asker,
     ) -> Result<(), Failure> {
         let state = run.state.read().await;
-        self.admit(&state, command, client)
+        self.admit(&state, command, asker)
     }
 
     pub(crate) fn admit(
         &self,
         state: &State,
         command: &SignedCommand,
-        client: IpAddr,
+        asker: &mut Asker,
     ) -> Result<(), Failure> {
         if state.workers.contains_key(&command.worker) {
-            self.commands_of_worker
-                .check_key(&command.worker)
-                .map_err(|_| {
-                    Failure::too_many(
-                        "this worker sends more commands than the hub takes in a minute",
-                    )
-                })?;
-            if is_move(state, command) && self.moves_of_worker.check_key(&command.worker).is_err() {
+            let share_of = |shares: &DefaultKeyedRateLimiter<WorkerId>| {
+                shares.check_key(&command.worker).is_ok()
+            };
+            let number = command.sequence;
+            if !asker.counts(Counted::Command(number), || {
+                share_of(&self.commands_of_worker)
+            }) {
+                return Err(Failure::too_many(
+                    "this worker sends more commands than the hub takes in a minute",
+                ));
+            }
+            if is_move(state, command)
+                && !asker.counts(Counted::Move(number), || share_of(&self.moves_of_worker))
+            {
                 return Err(Failure::too_many(
                     "this worker joined and left as often as the hub takes in an hour; try again later",
                 ));
@@ -111,15 +172,16 @@ impl Admission {
         if !matches!(command.command, Command::Join { .. }) {
             return Ok(());
         }
-        self.newcomers_of_address
-            .check_key(&share_of(client))
-            .map_err(|_| {
-                Failure::too_many(
-                    "as many new workers came from this address as the hub takes in an hour; try again later",
-                )
-            })?;
-        let is_first = self.first_of_address.check_key(&share_of(client)).is_ok();
-        if self.newcomers.check().is_ok() || (is_first && self.first_newcomers.check().is_ok()) {
+        if !asker.counts_for_address(Counted::NewcomerOfAddress, &self.newcomers_of_address) {
+            return Err(Failure::too_many(
+                "as many new workers came from this address as the hub takes in an hour; try again later",
+            ));
+        }
+        let is_first = asker.address.is_some()
+            && asker.counts_for_address(Counted::FirstOfAddress, &self.first_of_address);
+        let has_room =
+            || self.newcomers.check().is_ok() || (is_first && self.first_newcomers.check().is_ok());
+        if asker.counts(Counted::Newcomer, has_room) {
             return Ok(());
         }
         Err(Failure::too_many(
@@ -147,10 +209,10 @@ impl Admission {
         &self,
         run: &Run,
         binding: &Binding,
-        client: IpAddr,
+        asker: &mut Asker,
     ) -> Result<(), Failure> {
         let state = run.state.read().await;
-        self.admit_binding(&state, binding, client)
+        self.admit_binding(&state, binding, asker)
     }
 
     /// Refuses to let an account's held key act for its person's own key, where no machine is bound to the held one.
@@ -158,7 +220,7 @@ impl Admission {
         &self,
         run: &Run,
         binding: &Binding,
-        client: IpAddr,
+        asker: &mut Asker,
     ) -> Result<(), Failure> {
         let state = run.state.read().await;
         if state.bindings.get(&binding.key) == Some(&binding.account) {
@@ -172,14 +234,14 @@ impl Admission {
                 "no machine of the account has joined the run yet",
             ));
         }
-        self.count_binding(binding, client)
+        self.count_binding(binding, asker)
     }
 
     fn admit_binding(
         &self,
         state: &State,
         binding: &Binding,
-        client: IpAddr,
+        asker: &mut Asker,
     ) -> Result<(), Failure> {
         // The same again costs the log nothing.
         if state.bindings.get(&binding.key) == Some(&binding.account) {
@@ -198,19 +260,24 @@ impl Admission {
                 "neither the key nor the account is a worker's that has joined the run",
             ));
         }
-        self.count_binding(binding, client)
+        self.count_binding(binding, asker)
     }
 
-    fn count_binding(&self, binding: &Binding, client: IpAddr) -> Result<(), Failure> {
+    fn count_binding(&self, binding: &Binding, asker: &mut Asker) -> Result<(), Failure> {
         // Nobody uses up the share of an account that is not theirs.
         binding
             .check()
             .map_err(|_| Failure::bad("the binding is not signed by both sides"))?;
-        let of_account = self.bindings_of_account.check_key(&binding.account);
-        let of_address = self.bindings_of_address.check_key(&share_of(client));
-        if of_account.is_err() || of_address.is_err() {
+        // The account first: one over its share takes nothing from others at its address.
+        let of_account = || self.bindings_of_account.check_key(&binding.account).is_ok();
+        if !asker.counts(Counted::BindingOfAccount, of_account) {
             return Err(Failure::too_many(
-                "as many keys were bound to this account, or from this address, as the hub takes in an hour; try again later",
+                "as many keys were bound to this account as the hub takes in an hour; try again later",
+            ));
+        }
+        if !asker.counts_for_address(Counted::BindingOfAddress, &self.bindings_of_address) {
+            return Err(Failure::too_many(
+                "as many keys were bound from this address as the hub takes in an hour; try again later",
             ));
         }
         Ok(())

@@ -41,6 +41,11 @@ impl Failure {
         &self.code
     }
 
+    /// The sentence for whoever asked.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
     pub(crate) fn not_found(what: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found", what)
     }

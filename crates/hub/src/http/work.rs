@@ -51,7 +51,8 @@ pub(super) async fn send_command(
             "the commitment names bytes that this hub has already; an update's hash is its maker's alone",
         ));
     }
-    hub.admission.check(&run, command.get(), client).await?;
+    let asker = &mut client.into();
+    hub.admission.check(&run, command.get(), asker).await?;
     let (worker, is_join) = (
         command.get().worker,
         matches!(command.get().command, Command::Join { .. }),
@@ -82,7 +83,8 @@ pub(super) async fn bind_identity(
     run.must_be_hub()?;
     let binding: Binding = canonical::decode(&body, BINDING_BYTES_MAX)
         .map_err(|error| Failure::bad(error.to_string()))?;
-    hub.admission.check_binding(&run, &binding, client).await?;
+    let asker = &mut client.into();
+    hub.admission.check_binding(&run, &binding, asker).await?;
     let log_length = run.bind(binding).await?;
     Ok(Json(CommandReply {
         log_length,

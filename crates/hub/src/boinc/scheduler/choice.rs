@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::Result;
 use protocol::{api::Work, units::WorkerId};
 
-use super::{Answer, Call, INVALID_DELAY_S};
+use super::{Answer, BUSY_DELAY_S, Call, INVALID_DELAY_S};
 use crate::{
     boinc::{
         reply::Task,
@@ -75,7 +75,9 @@ impl Call<'_> {
             );
             return Ok(());
         }
-        let task = self.new_task(&whom).await?;
+        let Some(task) = self.new_task(&whom, answer).await? else {
+            return Ok(());
+        };
         let held = self.request.files.iter().map(|it| it.bytes).sum::<u64>();
         let share = self.request.machine.disk_share_bytes;
         if share > 0 && task.disk_bytes > share.saturating_add(held) {
@@ -135,11 +137,11 @@ impl Call<'_> {
         Ok(until_ms.checked_sub(self.now_ms).filter(|it| *it > 0))
     }
 
-    async fn new_task(&self, whom: &For<'_>) -> Result<Task> {
+    async fn new_task(&self, whom: &For<'_>, answer: &mut Answer) -> Result<Option<Task>> {
         let (run, door) = (whom.run, self.door);
         let enrolment = self.enrolment(run);
         let Some(worker) = enrolment.worker else {
-            return door.enrol(whom, 0, enrolment.is_copy).await;
+            return self.enrol(whom, (0, enrolment.is_copy), answer).await;
         };
         let (is_joined, sequence, is_bound) = {
             let state = run.state.read().await;
@@ -149,17 +151,39 @@ impl Call<'_> {
             (record.is_some_and(|it| it.joined), sequence, is_bound)
         };
         if !is_joined || !is_bound {
-            return door.enrol(whom, sequence, false).await;
+            return self.enrol(whom, (sequence, false), answer).await;
         }
         let (work, is_given) = self.wait_for_assignment(run, worker).await?;
         // Time passed: what is told of the host's clock is from when it asked.
         if is_given {
-            return door.train(whom, worker, work).await;
+            return door.train(whom, worker, work).await.map(Some);
         }
         match door.train_again(whom, worker).await? {
-            Some(task) => Ok(task),
-            None => door.evaluate(whom, worker, work).await,
+            Some(task) => Ok(Some(task)),
+            None => door.evaluate(whom, worker, work).await.map(Some),
         }
+    }
+
+    /// The task by which the host becomes a worker, unless it did it already: then it waits for what comes of that.
+    async fn enrol(
+        &self,
+        whom: &For<'_>,
+        (sequence, with_new_key): (u64, bool),
+        answer: &mut Answer,
+    ) -> Result<Option<Task>> {
+        let (door, host) = (self.door, self.host().id);
+        let Some(waiting) = door.store.waiting_enrolment(host, whom.run.id).await? else {
+            let task = door.enrol(whom, sequence, with_new_key).await?;
+            return Ok(Some(task));
+        };
+        let why = door.waiting.why(&waiting);
+        let why = why.map_or_else(String::new, |it| format!(" ({it})"));
+        answer.say(
+            true,
+            format!("This machine's first task is done and waits to be taken{why}. The next one comes by itself"),
+        );
+        answer.delay_s = Some(BUSY_DELAY_S);
+        Ok(None)
     }
 
     /// Waits for an assignment as a worker that polls does: it counts as there meanwhile. Says too whether there is one

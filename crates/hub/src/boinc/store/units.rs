@@ -195,12 +195,26 @@ impl DoorStore {
         rows.iter().map(unit).collect()
     }
 
-    /// Tasks whose results are here and not settled.
-    pub(crate) async fn unsettled(&self) -> Result<Vec<Unit>> {
-        let rows = sqlx::query(&format!("{UNITS} WHERE state = 'uploaded' ORDER BY id"))
-            .fetch_all(&mut *self.reader().await)
-            .await?;
-        rows.iter().map(unit).collect()
+    /// Names of tasks whose results are here and not settled, oldest first.
+    pub(crate) async fn unsettled(&self) -> Result<Vec<String>> {
+        let names =
+            sqlx::query_scalar("SELECT name FROM unit WHERE state = 'uploaded' ORDER BY id")
+                .fetch_all(&mut *self.reader().await)
+                .await?;
+        Ok(names)
+    }
+
+    /// The task of a host that joins a run, if its result is here and not settled.
+    pub(crate) async fn waiting_enrolment(&self, host: u64, run: RunId) -> Result<Option<String>> {
+        let found = sqlx::query_scalar(
+            "SELECT name FROM unit WHERE host = ? AND run = ? AND kind = 'enrol' AND state = 'uploaded'
+             ORDER BY id DESC LIMIT 1",
+        )
+        .bind(host as i64)
+        .bind(run.0.0.to_vec())
+        .fetch_optional(&mut *self.reader().await)
+        .await?;
+        Ok(found)
     }
 
     /// The signed file with a hash.

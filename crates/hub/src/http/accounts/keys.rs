@@ -47,7 +47,8 @@ pub(in crate::http) async fn attach_worker(
             "the hub does not hold this account's key: sign the binding with it",
         )
     })?;
-    hub.admission.check_binding(&run, &binding, client).await?;
+    let asker = &mut client.into();
+    hub.admission.check_binding(&run, &binding, asker).await?;
     let log_length = run.bind(binding).await?;
     Ok(Json(CommandReply {
         log_length,
@@ -94,7 +95,8 @@ pub(in crate::http) async fn link_key(
         account_signature: signature,
         key_signature: identity::sign_half(held, run.id, own, held_key, role),
     };
-    hub.admission.check_link(&run, &binding, client).await?;
+    let asker = &mut client.into();
+    hub.admission.check_link(&run, &binding, asker).await?;
     let log_length = run.bind(binding).await?;
     if !door.store.set_own_key(account.id, own).await? {
         return Err(taken());

@@ -33,10 +33,15 @@ impl Hub {
         SignedCommand::sign(worker, self.state.run, sequence, command)
     }
 
+    fn admits(&self, command: &SignedCommand, client: IpAddr) -> bool {
+        let asker = &mut client.into();
+        self.admission.admit(&self.state, command, asker).is_ok()
+    }
+
     /// Admits a command and, if it was, folds it.
     fn send(&mut self, worker: &SecretKey, sequence: u64, command: Command) -> bool {
         let command = self.command(worker, sequence, command);
-        let is_admitted = self.admission.admit(&self.state, &command, HERE).is_ok();
+        let is_admitted = self.admits(&command, HERE);
         if is_admitted {
             let event = match command.command {
                 Command::Join { .. } => Event::WorkerJoined { command },
@@ -54,7 +59,9 @@ impl Hub {
 
     fn bind(&mut self, account: &SecretKey, key: &SecretKey) -> Result<(), String> {
         let binding = Binding::sign(self.state.run, account, key, KeyRole::Session);
-        let admitted = self.admission.admit_binding(&self.state, &binding, HERE);
+        let admitted = self
+            .admission
+            .admit_binding(&self.state, &binding, &mut HERE.into());
         admitted.map_err(|failure| failure.code().to_owned())?;
         let event = Event::IdentityBound { binding };
         let entry = self
@@ -93,7 +100,7 @@ fn who_comes_from_many_addresses_keeps_nobody_else_out() {
     let address = |last: u8| IpAddr::from([192, 0, 2, last]);
     let admit = |seed: u8, client: IpAddr| {
         let command = hub.command(&key(seed), 1, join(1));
-        hub.admission.admit(&hub.state, &command, client).is_ok()
+        hub.admits(&command, client)
     };
     // Two addresses take all that come in an hour.
     let crowd = (10..20).filter(|seed| admit(*seed, address(seed % 2)));
@@ -133,10 +140,7 @@ fn a_worker_comes_and_goes_so_often_an_hour() {
     assert!(hub.send(&one, 4, join(2)));
     for sequence in 5..10 {
         let again = hub.command(&one, sequence, join(2));
-        assert!(
-            hub.admission.admit(&hub.state, &again, HERE).is_ok(),
-            "what changes nothing is free"
-        );
+        assert!(hub.admits(&again, HERE), "what changes nothing is free");
     }
     assert!(!hub.send(&one, 10, leave()));
     assert!(!hub.send(&one, 10, join(3)));
@@ -171,6 +175,54 @@ fn keys_are_bound_for_workers_and_few_of_them() {
     // A binding that the account did not sign takes nothing from it.
     let mut forged = Binding::sign(hub.state.run, &account, &key(10), KeyRole::Session);
     forged.account = AccountId(other.public());
-    let refused = hub.admission.admit_binding(&hub.state, &forged, HERE);
+    let refused = hub
+        .admission
+        .admit_binding(&hub.state, &forged, &mut HERE.into());
     assert_eq!(refused.unwrap_err().code(), "bad_request");
+}
+
+#[test]
+fn what_is_tried_again_is_counted_once_and_keeps_nobody_else_out() {
+    let mut hub = Hub::new(&Config {
+        bindings_per_hour_per_account: 2,
+        bindings_per_hour_per_address: 4,
+        ..Config::default()
+    });
+    let (one, other) = (key(2), key(3));
+    assert!(hub.send(&one, 1, join(1)) && hub.send(&other, 1, join(1)));
+    let binding = |account: &SecretKey, seed: u8| {
+        Binding::sign(hub.state.run, account, &key(seed), KeyRole::Session)
+    };
+    let admits = |binding: &Binding, asker: &mut Asker| {
+        let admitted = hub.admission.admit_binding(&hub.state, binding, asker);
+        admitted.is_ok()
+    };
+    // The run takes the first one at a later moment: it asks again.
+    let (first, mut asker) = (binding(&one, 10), HERE.into());
+    assert!((0..100).all(|_| admits(&first, &mut asker)));
+    assert!(admits(&binding(&one, 11), &mut HERE.into()));
+    // One over the account's share asks in vain, and takes nothing of what others at its address have.
+    let (third, mut asker) = (binding(&one, 12), HERE.into());
+    assert!((0..100).all(|_| !admits(&third, &mut asker)));
+    assert!(admits(&binding(&other, 13), &mut HERE.into()));
+    assert!(admits(&binding(&other, 14), &mut HERE.into()));
+    // A command is counted once too, and by its number.
+    let mut asker = HERE.into();
+    let admits = |sequence: u64, asker: &mut Asker| {
+        let command = hub.command(&one, sequence, join(1));
+        hub.admission.admit(&hub.state, &command, asker).is_ok()
+    };
+    assert!((0..1_000).all(|_| admits(2, &mut asker)));
+    assert!(!(3..1_000).all(|it| admits(it, &mut asker)));
+    // Of whom nobody knows an address any more, the account's share alone is asked for.
+    let (third, mut nowhere) = (binding(&key(4), 2), Asker::default());
+    let admitted = hub
+        .admission
+        .admit_binding(&hub.state, &third, &mut nowhere);
+    assert!(admitted.is_ok());
+    assert!(
+        hub.admission
+            .admit_binding(&hub.state, &third, &mut HERE.into())
+            .is_err()
+    );
 }
