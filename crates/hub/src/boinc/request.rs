@@ -10,6 +10,14 @@ const STDERR_BYTES_MAX: usize = 4_096;
 const KEY_BYTES_MAX: usize = 4_096;
 /// Platforms looked at.
 const PLATFORMS_MAX: usize = 16;
+/// Reports taken at once; a client sends the others again, because they are not acknowledged.
+pub(crate) const REPORTS_MAX: usize = 64;
+/// Tasks looked at that a client says it has. It is given one at a time.
+pub(crate) const HELD_MAX: usize = 256;
+/// Messages of applications taken at once: the newest.
+const TRICKLES_MAX: usize = 64;
+/// Files looked at that a client keeps: more are loaded again, or kept.
+const FILES_MAX: usize = 1_024;
 
 /// A request.
 #[derive(Debug, Default, PartialEq)]
@@ -33,11 +41,15 @@ pub(crate) struct SchedulerRequest {
     pub(crate) processors_percent: f64,
     pub(crate) machine: Machine,
     pub(crate) reports: Vec<Report>,
+    /// How many more there were than are taken at once.
+    pub(crate) reports_left: usize,
     pub(crate) trickles: Vec<Trickle>,
     /// Sticky files that the host holds.
     pub(crate) files: Vec<HeldFile>,
     /// Tasks that the host still has.
     pub(crate) held: Vec<String>,
+    /// How many more it lists than are looked at.
+    pub(crate) held_left: usize,
 }
 
 /// A host, as its client describes it.
@@ -107,6 +119,8 @@ impl SchedulerRequest {
         let percent = preferences.map_or(0.0, |it| it.number("max_ncpus_pct"));
         let key = root.child("code_sign_key").map(Element::text);
         let held = root.child("other_results");
+        let held = || held.into_iter().flat_map(|it| it.all("other_result"));
+        let trickles = root.all("msg_from_host").count();
         Ok(Self {
             authenticator: root.short("authenticator", TEXT_BYTES_MAX),
             host: root.count("hostid"),
@@ -136,14 +150,23 @@ impl SchedulerRequest {
                 100.0
             },
             machine: machine(&root),
-            reports: root.all("result").map(report).collect(),
-            trickles: root.all("msg_from_host").filter_map(trickle).collect(),
-            files: root.all("file_info").map(held_file).collect(),
-            held: held
-                .into_iter()
-                .flat_map(|it| it.all("other_result"))
+            reports: root.all("result").take(REPORTS_MAX).map(report).collect(),
+            reports_left: root.all("result").skip(REPORTS_MAX).count(),
+            trickles: root
+                .all("msg_from_host")
+                .skip(trickles.saturating_sub(TRICKLES_MAX))
+                .filter_map(trickle)
+                .collect(),
+            files: root
+                .all("file_info")
+                .take(FILES_MAX)
+                .map(held_file)
+                .collect(),
+            held: held()
+                .take(HELD_MAX)
                 .map(|it| it.short("name", TEXT_BYTES_MAX))
                 .collect(),
+            held_left: held().skip(HELD_MAX).count(),
         })
     }
 }
@@ -261,6 +284,34 @@ mod tests {
         };
         assert_eq!(request.files, [file]);
         assert_eq!(request.held, ["t_2_0"]);
+    }
+
+    #[test]
+    fn of_long_lists_so_much_is_taken() {
+        let many = |item: &str, count: usize| -> String {
+            let items = (0..count).map(|it| item.replace('#', &it.to_string()));
+            items.collect()
+        };
+        let read = |items: String| {
+            let text = format!("<scheduler_request>{items}</scheduler_request>");
+            SchedulerRequest::read(text.as_bytes()).unwrap()
+        };
+        let reports = read(many("<result><name>t_#_0</name></result>", 3_000));
+        assert_eq!(reports.reports.len(), REPORTS_MAX);
+        assert_eq!(reports.reports_left, 3_000 - REPORTS_MAX);
+        assert_eq!(reports.reports[0].name, "t_0_0");
+        let held = many("<other_result><name>t_#_0</name></other_result>", 3_000);
+        let held = read(format!("<other_results>{held}</other_results>"));
+        assert_eq!((held.held.len(), held.held_left), (256, 3_000 - 256));
+        let trickles = many(
+            "<msg_from_host><result_name>t_#_0</result_name></msg_from_host>",
+            1_000,
+        );
+        let trickles = read(trickles).trickles;
+        assert_eq!(trickles.len(), TRICKLES_MAX);
+        assert_eq!(trickles.last().unwrap().result, "t_999_0");
+        let files = read(many("<file_info><name>#</name></file_info>", 3_000));
+        assert_eq!(files.files.len(), FILES_MAX);
     }
 
     #[test]

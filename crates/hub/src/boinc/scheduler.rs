@@ -18,7 +18,7 @@ use super::{
     hosts::Identified,
     release::Platform,
     reply::{Account as AccountBlock, Body, Message, SchedulerReply, Task, unit_of_result},
-    request::{SchedulerRequest, without_space},
+    request::{HELD_MAX, REPORTS_MAX, SchedulerRequest, without_space},
     store::{Account, Enrolment, Host, Unit, UnitState},
     tasks::{self, For},
     xml::XmlError,
@@ -149,6 +149,7 @@ impl Answer {
 impl Call<'_> {
     async fn answer(&self, master_url: &str) -> Result<SchedulerReply> {
         let mut answer = Answer::default();
+        self.tell_what_is_left(&mut answer);
         self.note_reports().await?;
         self.note_trickles().await?;
         self.note_cross_id().await?;
@@ -197,6 +198,29 @@ impl Call<'_> {
             platform: &self.platform,
             request: &self.request,
             now_ms: self.now_ms,
+        }
+    }
+
+    /// Says what of the request was not looked at: nobody's list keeps the database from everyone else.
+    fn tell_what_is_left(&self, answer: &mut Answer) {
+        if self.request.reports_left > 0 {
+            answer.say(
+                true,
+                format!(
+                    "{REPORTS_MAX} reported tasks are taken at once: the client reports the other {} with its next requests",
+                    self.request.reports_left
+                ),
+            );
+        }
+        if self.request.held_left > 0 {
+            answer.say(
+                true,
+                format!(
+                    "The client has {} tasks of this project, and {HELD_MAX} are looked at: it gets more when it has fewer. \
+                     If they do not go away, reset the project",
+                    HELD_MAX + self.request.held_left
+                ),
+            );
         }
     }
 
@@ -258,7 +282,10 @@ impl Call<'_> {
         };
         let held: Vec<&str> = self.request.held.iter().map(String::as_str).collect();
         let is_held = |unit: &Unit| held.iter().any(|it| unit_of_result(it) == Some(&unit.name));
+        // Of a list that is longer than is looked at, nobody knows what is not in it.
+        let is_cut = self.request.held_left > 0 || self.request.reports_left > 0;
         let (mut unreported, mut gone) = (Unreported::default(), Vec::new());
+        unreported.is_busy = is_cut;
         // Only of this host's own: what else the client lists may be another's.
         let mut called_back = Vec::new();
         for unit in &open {
@@ -274,6 +301,7 @@ impl Call<'_> {
                         unreported.held.push(unit.clone());
                     }
                 }
+                (false, _) if is_cut => {}
                 (false, UnitState::Sent) => unreported.lost.push(unit.clone()),
                 (false, _) => gone.push(unit.name.clone()),
             }

@@ -291,3 +291,38 @@ async fn a_task_allows_the_memory_that_the_application_asks_for() {
     // Activations are most of it where batches are large.
     assert!(needed > 10 * 4 * charter.model.parameter_count());
 }
+
+#[tokio::test]
+async fn a_client_with_too_much_to_say_is_answered_and_loses_nothing() {
+    let fixture = Fixture::new().await;
+    let id = fixture.create_run(WINDOW_MS).await;
+    let (mut client, _) = enrolled(&fixture, id, "alice@example.org", 7).await;
+    client.ask(&fixture).await;
+    let task = client.held.pop().unwrap();
+    // Its one task stands behind many that are nobody's.
+    client.held = (0..300).map(|it| format!("train_1_9_{it}_0")).collect();
+    client.held.push(task.clone());
+    let reply = client.ask(&fixture).await;
+    assert!(reply.contains("has 301 tasks of this project"), "{reply}");
+    assert_eq!(all_between(&reply, "result_abort").len(), 256);
+    let unit = task.strip_suffix("_0").unwrap();
+    let state = async || {
+        let unit = fixture.door().store.unit(unit).await.unwrap().unwrap();
+        unit.state.name()
+    };
+    assert_eq!(state().await, "sent");
+    assert!(!reply.contains("<workunit>"), "nor is it given twice");
+    // Reports are taken in parts: what is not acknowledged comes again.
+    client.held.clear();
+    client.sequence += 1;
+    let junk = (0..200).map(|it| (format!("train_1_9_{it}_0"), 5, 0));
+    client.reports = junk.chain([(task.clone(), 6, 203)]).collect();
+    let reply = fixture.post("/boinc/scheduler", client.request()).await;
+    let reply = reply.text();
+    let acknowledged = all_between(&reply, "result_ack").len();
+    assert_eq!((acknowledged, state().await), (64, "sent"), "{reply}");
+    assert!(reply.contains("reports the other 137"), "{reply}");
+    client.reports.drain(..192);
+    client.ask(&fixture).await;
+    assert_eq!(state().await, "aborted");
+}
