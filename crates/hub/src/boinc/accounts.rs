@@ -150,6 +150,7 @@ impl Door {
             .create_account(new)
             .await?
             .ok_or(AccountError::Taken)?;
+        self.limits.note_owner(client, &email);
         let made = self.store.account_by_email(&email).await?;
         made.ok_or(AccountError::Wrong)
     }
@@ -163,12 +164,14 @@ impl Door {
     ) -> Result<Account, AccountError> {
         let email = normal_email(email).ok_or(AccountError::BadEmail)?;
         let passwd_hash = normal_hash(passwd_hash).ok_or(AccountError::Wrong)?;
-        if !self.limits.admit_password(client, &email) {
-            return Err(AccountError::TooMany);
-        }
+        let tried = self.limits.try_password(client, &email);
+        let tried = tried.ok_or(AccountError::TooMany)?;
         let account = self.store.account_by_email(&email).await?;
         let kept = account.as_ref().map(|it| it.password.clone());
         let is_right = is_stretched_from(kept, passwd_hash).await?;
+        if is_right {
+            tried.was_right();
+        }
         account.filter(|_| is_right).ok_or(AccountError::Wrong)
     }
 

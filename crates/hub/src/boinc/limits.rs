@@ -1,9 +1,14 @@
 //! How often strangers may try what costs the door something: accounts, and passwords, whose hash is slow on purpose.
 
+mod passwords;
+
 use std::{net::IpAddr, num::NonZeroU32};
 
 use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota};
 use network::server::share_of;
+
+use self::passwords::Passwords;
+pub(super) use self::passwords::Try;
 
 /// Accounts made from one address in an hour.
 const ACCOUNTS_PER_HOUR_PER_ADDRESS: u32 = 60;
@@ -11,16 +16,13 @@ const ACCOUNTS_PER_HOUR_PER_ADDRESS: u32 = 60;
 const ACCOUNTS_PER_HOUR: u32 = 5_000;
 /// Passwords tried from one address in a minute.
 const PASSWORDS_PER_MINUTE_PER_ADDRESS: u32 = 30;
-/// Passwords tried for one account in an hour.
-const PASSWORDS_PER_HOUR_PER_ACCOUNT: u32 = 60;
 
 /// Counts what is tried.
 pub(super) struct DoorLimits {
     accounts: DefaultDirectRateLimiter,
     accounts_of_address: DefaultKeyedRateLimiter<IpAddr>,
     passwords_of_address: DefaultKeyedRateLimiter<IpAddr>,
-    /// By hash of the address by which one signs in.
-    passwords_of_account: DefaultKeyedRateLimiter<[u8; 32]>,
+    passwords: Passwords,
 }
 
 impl DoorLimits {
@@ -28,12 +30,11 @@ impl DoorLimits {
         let count = |count| NonZeroU32::new(count).unwrap_or(NonZeroU32::MIN);
         let of_address = Quota::per_hour(count(ACCOUNTS_PER_HOUR_PER_ADDRESS));
         let tried = Quota::per_minute(count(PASSWORDS_PER_MINUTE_PER_ADDRESS));
-        let for_account = Quota::per_hour(count(PASSWORDS_PER_HOUR_PER_ACCOUNT));
         Self {
             accounts: DefaultDirectRateLimiter::direct(Quota::per_hour(count(ACCOUNTS_PER_HOUR))),
             accounts_of_address: DefaultKeyedRateLimiter::keyed(of_address),
             passwords_of_address: DefaultKeyedRateLimiter::keyed(tried),
-            passwords_of_account: DefaultKeyedRateLimiter::keyed(for_account),
+            passwords: Passwords::default(),
         }
     }
 
@@ -43,11 +44,17 @@ impl DoorLimits {
         is_admitted.is_ok() && self.accounts.check().is_ok()
     }
 
-    /// Whether a password more may be tried from this address for this account.
-    pub(super) fn admit_password(&self, client: IpAddr, email: &str) -> bool {
-        let of_address = self.passwords_of_address.check_key(&share_of(client));
-        let account = *blake3::hash(email.as_bytes()).as_bytes();
-        of_address.is_ok() && self.passwords_of_account.check_key(&account).is_ok()
+    /// The right to try one password more from this address for this account: it counts as wrong until it is said to be
+    /// right.
+    pub(super) fn try_password(&self, client: IpAddr, email: &str) -> Option<Try<'_>> {
+        let share = share_of(client);
+        self.passwords_of_address.check_key(&share).ok()?;
+        self.passwords.begin(share, email)
+    }
+
+    /// Notes that the owner of an account was at an address.
+    pub(super) fn note_owner(&self, client: IpAddr, email: &str) {
+        self.passwords.note_owner(share_of(client), email);
     }
 
     /// Forgets whom nothing is held against any more.
@@ -56,8 +63,7 @@ impl DoorLimits {
         self.accounts_of_address.shrink_to_fit();
         self.passwords_of_address.retain_recent();
         self.passwords_of_address.shrink_to_fit();
-        self.passwords_of_account.retain_recent();
-        self.passwords_of_account.shrink_to_fit();
+        self.passwords.forget();
     }
 }
 
@@ -71,12 +77,9 @@ mod tests {
         let client = IpAddr::from([192, 0, 2, 1]);
         let accounts = (0..100_000).filter(|_| limits.admit_account(client));
         assert!(accounts.count() <= ACCOUNTS_PER_HOUR_PER_ADDRESS as usize + 2);
-        let passwords = (0..100_000).filter(|it| limits.admit_password(client, &it.to_string()));
+        let passwords =
+            (0..100_000).filter(|it| limits.try_password(client, &it.to_string()).is_some());
         assert!(passwords.count() <= PASSWORDS_PER_MINUTE_PER_ADDRESS as usize + 2);
-        // Nor does one account's password fall to many addresses.
-        let addresses = (0..100_000_u32).map(|it| IpAddr::from(it.to_be_bytes()));
-        let tried = addresses.filter(|it| limits.admit_password(*it, "alice@example.org"));
-        assert!(tried.count() <= PASSWORDS_PER_HOUR_PER_ACCOUNT as usize + 2);
         assert!(limits.admit_account(IpAddr::from([198, 51, 100, 1])));
         limits.forget();
     }
