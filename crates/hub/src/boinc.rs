@@ -49,7 +49,8 @@ pub(crate) use self::{
     xml::escaped,
 };
 use self::{
-    credit::Credit, limits::DoorLimits, release::Release, store::DoorStore, upload::Uploads,
+    credit::Credit, limits::DoorLimits, release::Release, store::DoorStore, store::UnitState,
+    upload::Uploads,
 };
 use crate::config::Config;
 
@@ -115,16 +116,17 @@ impl Door {
         folder: &Path,
         key: &SecretKey,
     ) -> Result<Self> {
+        let store = DoorStore::open(folder).await?;
         Ok(Self {
             release,
-            store: DoorStore::open(folder).await?,
             release_folder: release_folder.to_owned(),
             memory: tokio::sync::Semaphore::new(REQUEST_MEMORY_KIB),
             long_requests: tokio::sync::Semaphore::new(LONG_REQUESTS_MAX),
             credit: Credit::default(),
             limits: DoorLimits::new(),
             sums: files::Sums::default(),
-            uploads: Uploads::open(&folder.join("boinc-uploads"))?,
+            uploads: Uploads::open(&folder.join("boinc-uploads"), &store).await?,
+            store,
             hosts: Busy::default(),
             settling_units: Busy::default(),
             waiting: settle::Waiting::default(),
@@ -136,6 +138,18 @@ impl Door {
     /// Platforms that the application is made for.
     pub(crate) fn platforms(&self) -> impl Iterator<Item = &str> {
         self.release.platforms.iter().map(|it| it.platform.as_str())
+    }
+
+    /// Gives tasks of an account's hosts up, with what came of their results.
+    async fn give_up(
+        &self,
+        account: u64,
+        names: Vec<String>,
+        state: UnitState,
+        why: &'static str,
+    ) -> Result<()> {
+        let given_up = self.store.give_up(names, state, why).await?;
+        Ok(self.uploads.give_up(&given_up, account).await?)
     }
 
     /// Says that there is a result to be settled.

@@ -49,7 +49,8 @@ impl Door {
             let open = self.store.open_units(found.id).await?;
             let names = open.into_iter().map(|it| it.name).collect();
             let why = "the client was attached again and had forgotten the task";
-            self.store.give_up(names, UnitState::Lost, why).await?;
+            self.give_up(account.id, names, UnitState::Lost, why)
+                .await?;
             let standing = Standing {
                 enrolments: self.store.enrolments(found.id).await?,
                 host: described(found),

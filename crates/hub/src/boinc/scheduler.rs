@@ -239,6 +239,7 @@ impl Call<'_> {
             .store
             .note_reports(outcomes.clone(), self.now_ms)
             .await?;
+        door.uploads.give_up(&ended, self.account.id).await?;
         if ended.iter().any(is_failure) {
             return door.store.note_failure(host, true, self.now_ms).await;
         }
@@ -317,7 +318,8 @@ impl Call<'_> {
         if !called_back.is_empty() {
             let why = "the round was over before the task was done";
             let state = UnitState::Aborted;
-            door.store.give_up(called_back, state, why).await?;
+            let account = self.account.id;
+            door.give_up(account, called_back, state, why).await?;
         }
         Ok(unreported)
     }

@@ -131,8 +131,8 @@ pub(crate) async fn settle_waiting(hub: Arc<Hub>, door: Arc<Door>) {
             () = door.settling.notified() => {}
             () = tokio::time::sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {}
             _ = clean.tick() => {
-                if let Err(error) = door.uploads.clean().await {
-                    tracing::error!("can't remove old results of BOINC clients: {error}");
+                if let Err(error) = door.uploads.clean(&door.store).await {
+                    tracing::error!("can't remove old results of BOINC clients: {error:#}");
                 }
             }
         }
@@ -218,7 +218,8 @@ async fn settle_once(
         );
     }
     door.store.settle(name.to_owned(), settled).await?;
-    door.uploads.remove(&settling.unit).await?;
+    let unit = &settling.unit;
+    door.uploads.remove(&unit.name, unit.account).await?;
     Ok(None)
 }
 

@@ -3,20 +3,12 @@
 //! A head of tags ends with the line `<data>`; raw bytes follow it, and nothing closes it. An answer of status 0 means that
 //! the file is whole and durable here.
 
+mod folder;
 mod head;
 
-use std::{
-    io,
-    net::IpAddr,
-    path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, SystemTime},
-};
+use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use bytes::{Bytes, BytesMut};
 use data_encoding::HEXLOWER;
 use futures_util::{Stream, StreamExt};
@@ -26,10 +18,10 @@ use tokio::{
     io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt, SeekFrom},
 };
 
-pub(super) use self::head::UploadHead;
 use self::head::{DONE, HEAD_BYTES_MAX, UploadReply, later, never};
+pub(super) use self::{folder::Uploads, head::UploadHead};
 use super::{
-    Busy, Door,
+    Door,
     reply::unit_of_output,
     settle::{self, Step},
     store::{Unit, UnitState},
@@ -38,80 +30,10 @@ use crate::Hub;
 
 /// Bytes read at once where a file is summed up.
 const BLOCK_BYTES: usize = 256 * 1024;
+/// What is said of a result that comes too late.
+const OVER: UploadReply = never("the task is over: nobody waits for its result");
 /// Longest wait for what follows from a whole result, before the client is answered; it goes on without the client.
 const SETTLE_WAIT: Duration = Duration::from_secs(20);
-/// Files that nothing came of for so long are removed.
-const KEPT: Duration = Duration::from_secs(14 * 86_400);
-
-/// The folder of results that are not whole or not settled.
-pub(super) struct Uploads {
-    folder: PathBuf,
-    busy: Busy<String>,
-    /// Bytes that lie there.
-    held: AtomicU64,
-}
-
-impl Uploads {
-    pub(super) fn open(folder: &Path) -> Result<Self> {
-        std::fs::create_dir_all(folder)
-            .with_context(|| format!("can't create the folder {}", folder.display()))?;
-        let mut held = 0;
-        for file in std::fs::read_dir(folder)? {
-            held += file?.metadata()?.len();
-        }
-        Ok(Self {
-            folder: folder.to_owned(),
-            busy: Busy::default(),
-            held: AtomicU64::new(held),
-        })
-    }
-
-    /// Where a unit's result lies.
-    pub(super) fn path(&self, unit: &Unit) -> PathBuf {
-        self.folder.join(&unit.name)
-    }
-
-    async fn length(&self, unit: &Unit) -> io::Result<u64> {
-        match fs::metadata(self.path(unit)).await {
-            Ok(found) => Ok(found.len()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Removes a unit's result.
-    pub(super) async fn remove(&self, unit: &Unit) -> io::Result<()> {
-        let length = self.length(unit).await?;
-        match fs::remove_file(self.path(unit)).await {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        self.free(length);
-        Ok(())
-    }
-
-    fn free(&self, bytes: u64) {
-        let less = |held: u64| Some(held.saturating_sub(bytes));
-        let _ = self
-            .held
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
-    }
-
-    /// Removes files that nothing came of.
-    pub(super) async fn clean(&self) -> io::Result<()> {
-        let mut files = fs::read_dir(&self.folder).await?;
-        while let Some(file) = files.next_entry().await? {
-            let found = file.metadata().await?;
-            let age = SystemTime::now().duration_since(found.modified()?);
-            if age.is_ok_and(|it| it > KEPT) {
-                fs::remove_file(file.path()).await?;
-                self.free(found.len());
-            }
-        }
-        Ok(())
-    }
-}
-
 /// Takes an upload request.
 pub(crate) async fn receive<E>(
     hub: &Arc<Hub>,
@@ -156,9 +78,10 @@ async fn size(door: &Door, file: &str) -> Result<UploadReply> {
     };
     let size = match unit.uploaded_bytes {
         Some(bytes) => bytes,
+        None if unit.state != UnitState::Sent => return Ok(OVER),
         // A client that hears of all its bytes sends nothing more, and takes the file for taken: until it is, the last
         // byte is asked for again.
-        None => door.uploads.length(&unit).await?.saturating_sub(1),
+        None => door.uploads.length(&unit.name).await?.saturating_sub(1),
     };
     Ok(UploadReply {
         file_size: Some(size),
@@ -201,24 +124,33 @@ async fn take<E>(
     if bytes > bytes_max {
         return Ok(never("the file is longer than the task allows"));
     }
-    match unit.state {
-        UnitState::Sent | UnitState::Lost | UnitState::Aborted => {}
-        // The answer to the whole file was lost.
-        UnitState::Uploaded | UnitState::Granted | UnitState::Refused => return Ok(DONE),
-        UnitState::Failed => return Ok(never("the task is over")),
-    }
-    let Some(_turn) = door.uploads.busy.begin(unit.name.clone()) else {
+    let Some(_turn) = door.uploads.begin(&unit.name) else {
         return Ok(later("another upload of the file is in progress"));
     };
-    if offset > bytes || offset > door.uploads.length(&unit).await? {
+    // It may have become whole, or be over, before this was its turn.
+    let Some(unit) = door.store.unit(&unit.name).await? else {
+        return Ok(OVER);
+    };
+    match unit.state {
+        UnitState::Sent => {}
+        // The answer to the whole file was lost.
+        UnitState::Uploaded | UnitState::Granted | UnitState::Refused => return Ok(DONE),
+        UnitState::Failed | UnitState::Aborted | UnitState::Lost => return Ok(OVER),
+    }
+    if offset > bytes || offset > door.uploads.length(&unit.name).await? {
         return Ok(later("the upload does not begin where the file ends"));
     }
     if let Some(refusal) = write(hub, door, &unit, body, offset, bytes).await? {
-        return Ok(refusal);
+        let now = door.store.unit(&unit.name).await?;
+        if now.is_some_and(|it| it.state == UnitState::Sent) {
+            return Ok(refusal);
+        }
+        door.uploads.remove(&unit.name, unit.account).await?;
+        return Ok(OVER);
     }
     let path = door.uploads.path(&unit);
     if sum(&path).await? != md5 {
-        door.uploads.remove(&unit).await?;
+        door.uploads.remove(&unit.name, unit.account).await?;
         return Ok(later(
             "the bytes are not those that were announced; send them again",
         ));
@@ -230,7 +162,10 @@ async fn take<E>(
         .await?;
     let now_ms = hub.clock.now_ms();
     let name = unit.name.clone();
-    door.store.note_uploaded(name, bytes, now_ms).await?;
+    if !door.store.note_uploaded(name, bytes, now_ms).await? {
+        door.uploads.remove(&unit.name, unit.account).await?;
+        return Ok(OVER);
+    }
     settle_soon(hub, door, &unit, client).await;
     Ok(DONE)
 }
@@ -268,7 +203,7 @@ async fn write<E>(
     let mut file = options.open(uploads.path(unit)).await?;
     let before = file.metadata().await?.len();
     file.set_len(offset).await?;
-    uploads.free(before.saturating_sub(offset));
+    uploads.free(unit.account, before.saturating_sub(offset));
     file.seek(SeekFrom::Start(offset)).await?;
     let mut at = offset;
     let mut refusal = None;
@@ -281,12 +216,8 @@ async fn write<E>(
             refusal = Some(never("these are more bytes than were announced"));
             break;
         }
-        let held = uploads.held.fetch_add(length, Ordering::Relaxed);
-        if held + length > hub.config.unused_bytes_max {
-            uploads.free(length);
-            refusal = Some(later(
-                "the hub has no room for results now; try again later",
-            ));
+        if let Err(full) = uploads.take(unit, length, hub.config.unused_bytes_max) {
+            refusal = Some(later(full));
             break;
         }
         hub.metrics.bytes_received.inc_by(length);

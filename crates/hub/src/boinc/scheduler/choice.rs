@@ -62,7 +62,8 @@ impl Call<'_> {
         if !given_up.is_empty() {
             let why = "the client forgot the task";
             let state = UnitState::Lost;
-            self.door.store.give_up(given_up, state, why).await?;
+            let account = self.account.id;
+            self.door.give_up(account, given_up, state, why).await?;
         }
         if unreported.is_busy || !self.request.wants_work || answer.task.is_some() {
             return Ok(());
@@ -88,7 +89,8 @@ impl Call<'_> {
             );
             answer.delay_s = Some(INVALID_DELAY_S);
             let (state, why) = (UnitState::Lost, "the machine has too little disk for it");
-            return self.door.store.give_up(vec![task.name], state, why).await;
+            let (account, names) = (self.account.id, vec![task.name]);
+            return self.door.give_up(account, names, state, why).await;
         }
         answer.deleted = tasks::to_delete(&whom, &task).await;
         answer.task = Some(task);

@@ -39,19 +39,25 @@ pub(crate) struct Settled {
 }
 
 impl DoorStore {
-    /// Notes that a task's result is whole.
-    pub(crate) async fn note_uploaded(&self, name: String, bytes: u64, now_ms: u64) -> Result<()> {
+    /// Notes that a task's result is whole; whether anybody still waits for it.
+    pub(crate) async fn note_uploaded(
+        &self,
+        name: String,
+        bytes: u64,
+        now_ms: u64,
+    ) -> Result<bool> {
         self.write_one(move |connection| {
             Box::pin(async move {
-                sqlx::query(
-                    "UPDATE unit SET state = 'uploaded', uploaded_ms = ?, uploaded_bytes = ? WHERE name = ?",
+                let changed = sqlx::query(
+                    "UPDATE unit SET state = 'uploaded', uploaded_ms = ?, uploaded_bytes = ?
+                     WHERE name = ? AND state = 'sent'",
                 )
                 .bind(now_ms as i64)
                 .bind(bytes as i64)
                 .bind(name)
                 .execute(connection)
                 .await?;
-                Ok(())
+                Ok(changed.rows_affected() > 0)
             })
         })
         .await
@@ -131,26 +137,30 @@ impl DoorStore {
         .await
     }
 
-    /// Gives tasks of a host up; they may still come back.
+    /// Gives tasks of a host up; gives the names of those that it had until now.
     pub(crate) async fn give_up(
         &self,
         names: Vec<String>,
         state: UnitState,
         why: &'static str,
-    ) -> Result<()> {
+    ) -> Result<Vec<String>> {
         self.write(move |connection| {
             Box::pin(async move {
+                let mut given_up = Vec::new();
                 for name in names {
-                    sqlx::query(
+                    let changed = sqlx::query(
                         "UPDATE unit SET state = ?, refusal = coalesce(refusal, ?) WHERE name = ? AND state = 'sent'",
                     )
                     .bind(state.name())
                     .bind(why)
-                    .bind(name)
+                    .bind(&name)
                     .execute(&mut *connection)
                     .await?;
+                    if changed.rows_affected() > 0 {
+                        given_up.push(name);
+                    }
                 }
-                Ok(())
+                Ok(given_up)
             })
         })
         .await

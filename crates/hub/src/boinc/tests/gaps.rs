@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use axum::body::Body;
 use data::shard;
 use engine::{
     evaluate::Evaluator,
@@ -17,7 +18,7 @@ use protocol::{
 
 use super::{WINDOW_MS, done, enrolled};
 use crate::{
-    boinc::testing::{App, Fixture, HandMade, all_between, between},
+    boinc::testing::{App, Fixture, HandMade, all_between, between, upload_head},
     run::Run,
 };
 
@@ -325,4 +326,45 @@ async fn a_client_with_too_much_to_say_is_answered_and_loses_nothing() {
     client.reports.drain(..192);
     client.ask(&fixture).await;
     assert_eq!(state().await, "aborted");
+}
+
+#[tokio::test]
+async fn what_came_of_a_task_that_is_over_is_removed_and_no_more_is_taken() {
+    let fixture = Fixture::new().await;
+    let id = fixture.create_run(WINDOW_MS).await;
+    let (mut client, _) = enrolled(&fixture, id, "alice@example.org", 7).await;
+    let reply = client.ask(&fixture).await;
+    let door = fixture.door();
+    let unit = door.store.units_of(client.host, 1).await.unwrap().remove(0);
+    let output = [5; 1_000];
+    let send = async |sent: &[u8]| {
+        let body = [upload_head(&reply, &output, 0).as_bytes(), sent].concat();
+        let answer = fixture.post("/boinc/file_upload_handler", body).await;
+        answer.text()
+    };
+    assert!(send(&output[..500]).await.contains("<status>1</status>"));
+    let path = door.uploads.path(&unit);
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 500);
+    // Its user gives it up, while another part is on its way.
+    let (sending, mut body) = tokio::sync::mpsc::channel::<Result<Vec<u8>, std::io::Error>>(1);
+    let head = upload_head(&reply, &output, 0).into_bytes();
+    let parts = futures_util::stream::poll_fn(move |context| body.poll_recv(context));
+    let slow = fixture.post("/boinc/file_upload_handler", Body::from_stream(parts));
+    let giving_up = async {
+        sending.send(Ok(head)).await.unwrap();
+        sending.send(Ok(output[..700].to_vec())).await.unwrap();
+        while std::fs::metadata(&path).unwrap().len() < 700 {
+            tokio::task::yield_now().await;
+        }
+        client.reports.push((client.held.pop().unwrap(), 6, 203));
+        client.wants_work = false;
+        client.ask(&fixture).await;
+        sending.send(Ok(output[700..].to_vec())).await.unwrap();
+        drop(sending);
+    };
+    let (answer, ()) = tokio::join!(slow, giving_up);
+    assert!(answer.text().contains("<status>-1</status>"), "{answer:?}");
+    assert!(!path.exists());
+    assert!(send(&output).await.contains("nobody waits for its result"));
+    assert!(!path.exists());
 }

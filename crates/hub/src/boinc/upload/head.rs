@@ -36,7 +36,7 @@ pub(super) const DONE: UploadReply = UploadReply {
     message: None,
 };
 
-pub(super) fn later(message: &'static str) -> UploadReply {
+pub(super) const fn later(message: &'static str) -> UploadReply {
     UploadReply {
         status: 1,
         file_size: None,
@@ -44,10 +44,11 @@ pub(super) fn later(message: &'static str) -> UploadReply {
     }
 }
 
-pub(super) fn never(message: &'static str) -> UploadReply {
+pub(super) const fn never(message: &'static str) -> UploadReply {
     UploadReply {
         status: -1,
-        ..later(message)
+        file_size: None,
+        message: Some(message),
     }
 }
 
