@@ -5,6 +5,7 @@
 //! hosts, tasks, bytes on their way) is the door's own.
 
 mod accounts;
+mod clean;
 mod credit;
 pub mod decoders;
 mod files;
@@ -37,6 +38,7 @@ use protocol::SecretKey;
 
 pub(crate) use self::{
     accounts::{AccountError, SESSION_MS, Secret, normal_name, password_hash},
+    clean::clean_often,
     credit::cobblestones,
     files::{Source, read_file},
     request::SchedulerRequest,

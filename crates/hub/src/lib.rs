@@ -148,7 +148,10 @@ impl Service {
         hub.tasks.lock().await.spawn(following);
         if let Some(door) = &hub.door {
             let settling = boinc::settle_waiting(Arc::clone(&hub), Arc::clone(door));
-            hub.tasks.lock().await.spawn(settling);
+            let cleaning = boinc::clean_often(Arc::clone(&hub), Arc::clone(door));
+            let mut tasks = hub.tasks.lock().await;
+            tasks.spawn(settling);
+            tasks.spawn(cleaning);
         }
         Ok(Self { hub })
     }

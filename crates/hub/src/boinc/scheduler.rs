@@ -30,6 +30,11 @@ const INVALID_DELAY_S: f64 = 3_600.0;
 const PLATFORM_DELAY_S: f64 = 86_400.0;
 const NO_RUN_DELAY_S: f64 = 3_600.0;
 const BUSY_DELAY_S: f64 = 60.0;
+const DAY_MS: u64 = 86_400_000;
+/// A host is given so many times as many tasks in a day as it can train, and never fewer than this: what it measures
+/// between two rounds is shorter, and much that is given comes to nothing by nobody's fault.
+const DAILY_QUOTA_TIMES: u64 = 8;
+const DAILY_QUOTA_LEAST: u64 = 64;
 /// Bounds of the least delay between requests: short where tasks are short.
 const DELAY_S: (f64, f64) = (5.0, 60.0);
 /// Bounds of the longest delay: a host that is called back learns it at its next request.
@@ -150,10 +155,10 @@ impl Call<'_> {
     async fn answer(&self, master_url: &str) -> Result<SchedulerReply> {
         let mut answer = Answer::default();
         self.tell_what_is_left(&mut answer);
-        self.note_reports().await?;
+        let run = tasks::run_for_hosts(self.hub).await?;
+        self.note_reports(run.as_ref()).await?;
         self.note_trickles().await?;
         self.note_cross_id().await?;
-        let run = tasks::run_for_hosts(self.hub).await?;
         let unreported = self.unreported(&mut answer).await?;
         match &run {
             None => {
@@ -224,22 +229,30 @@ impl Call<'_> {
         }
     }
 
-    async fn note_reports(&self) -> Result<()> {
+    async fn note_reports(&self, run: Option<&Run>) -> Result<()> {
         if self.request.reports.is_empty() {
             return Ok(());
         }
         let (host, door) = (self.host().id, self.door);
         let reports = self.request.reports.iter();
         let outcomes: Vec<_> = reports.filter_map(|it| outcome(it, host)).collect();
-        let is_failure = |name: &String| {
-            let mut outcomes = outcomes.iter();
-            outcomes.any(|it| it.name == *name && it.otherwise == UnitState::Failed)
-        };
+        let of = |name: &String| outcomes.iter().find(|it| it.name == *name);
+        let is_failure =
+            |name: &String| of(name).is_some_and(|it| it.otherwise == UnitState::Failed);
         let ended = door
             .store
             .note_reports(outcomes.clone(), self.now_ms)
             .await?;
         door.uploads.give_up(&ended, self.account.id).await?;
+        let spoilt = ended.iter().filter_map(of).filter(|it| it.lessens_quota);
+        let spoilt = spoilt.count();
+        if spoilt > 0 {
+            let whole = match run {
+                Some(run) => daily_quota(run).await,
+                None => DAILY_QUOTA_LEAST,
+            };
+            door.store.lessen_quota(host, spoilt, whole).await?;
+        }
         if ended.iter().any(is_failure) {
             return door.store.note_failure(host, true, self.now_ms).await;
         }
@@ -430,6 +443,13 @@ impl Call<'_> {
 /// The identifier by which statistics know a person: not to be told from the one that clients carry.
 pub(super) fn external_id(account: &Account) -> String {
     md5_hex(format!("{}{}", account.cross_id, account.email).as_bytes())
+}
+
+/// Tasks that a run has for a host in a day at most.
+async fn daily_quota(run: &Run) -> u64 {
+    let unit_ms = run.state.read().await.charter.round.boinc_unit_ms;
+    let longest = DAY_MS / unit_ms.max(1);
+    (longest * DAILY_QUOTA_TIMES).max(DAILY_QUOTA_LEAST)
 }
 
 /// Least and longest time to a host's next request, in seconds.

@@ -44,8 +44,6 @@ use crate::{
 
 /// Pause before all that waits is looked through again, where nothing says when.
 const AGAIN: Duration = Duration::from_secs(1);
-/// How often old files are looked for.
-const CLEAN_EVERY: Duration = Duration::from_secs(3_600);
 
 /// What is said of a task whose machine is another worker now.
 const RENEWED: &str =
@@ -117,7 +115,6 @@ struct Settling<'a> {
 /// Settles again and again what was not settled when its client was answered, until the hub stops.
 pub(crate) async fn settle_waiting(hub: Arc<Hub>, door: Arc<Door>) {
     let shutdown = hub.shutdown.clone();
-    let mut clean = tokio::time::interval(CLEAN_EVERY);
     loop {
         let again = match settle_all(&hub, &door).await {
             Ok(again) => again,
@@ -130,11 +127,6 @@ pub(crate) async fn settle_waiting(hub: Arc<Hub>, door: Arc<Door>) {
             () = shutdown.cancelled() => return,
             () = door.settling.notified() => {}
             () = tokio::time::sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {}
-            _ = clean.tick() => {
-                if let Err(error) = door.uploads.clean(&door.store).await {
-                    tracing::error!("can't remove old results of BOINC clients: {error:#}");
-                }
-            }
         }
     }
 }

@@ -7,6 +7,7 @@ mod checks;
 mod devices;
 mod files;
 mod hosts;
+mod old;
 mod outcomes;
 mod teams;
 mod units;
@@ -27,6 +28,7 @@ pub(crate) use self::{
     checks::{Check, Likeness, NewCheck},
     files::FileSum,
     hosts::{Enrolment, Host},
+    old::BATCH,
     outcomes::{Measured, Outcome, Settled},
     teams::Team,
     units::{NewUnit, Unit, UnitState},

@@ -5,11 +5,11 @@ use std::{sync::Arc, time::Duration};
 use anyhow::Result;
 use protocol::{api::Work, units::WorkerId};
 
-use super::{Answer, BUSY_DELAY_S, Call, INVALID_DELAY_S};
+use super::{Answer, BUSY_DELAY_S, Call, DAY_MS, INVALID_DELAY_S, daily_quota};
 use crate::{
     boinc::{
         reply::Task,
-        store::{Unit, UnitState},
+        store::{Host, Unit, UnitState},
         tasks::{self, For},
     },
     run::Run,
@@ -19,6 +19,9 @@ use crate::{
 const ASSIGNMENT_WAIT: Duration = Duration::from_secs(15);
 /// First and longest pause of a host whose tasks fail, in milliseconds.
 const FAILURE_PAUSE_MS: (u64, u64) = (60_000, 4 * 3_600_000);
+/// Hosts whose quota is used up come again within this time of the next day, each so much after the one before it.
+const SPREAD_MS: u64 = 3_600_000;
+const SPREAD_STEP_MS: u64 = 97_001;
 /// Least share of a task's time that must be left in a round.
 const LEFT_MIN: u64 = 4;
 
@@ -68,7 +71,18 @@ impl Call<'_> {
         if unreported.is_busy || !self.request.wants_work || answer.task.is_some() {
             return Ok(());
         }
-        if let Some(pause_ms) = self.pause_ms().await? {
+        let Some(host) = self.host_now().await? else {
+            return Ok(());
+        };
+        if let Some((quota, pause_ms)) = self.pause_after_quota(run, &host).await {
+            answer.delay_s = Some(pause_ms as f64 / 1_000.0);
+            answer.say(
+                true,
+                format!("This computer has finished a daily quota of {quota} tasks"),
+            );
+            return Ok(());
+        }
+        if let Some(pause_ms) = self.pause_ms(&host) {
             answer.delay_s = Some(pause_ms as f64 / 1_000.0);
             answer.say(
                 false,
@@ -124,19 +138,27 @@ impl Call<'_> {
         }
     }
 
+    /// The host as its reports of just now have left it: what they changed is in the database alone.
+    async fn host_now(&self) -> Result<Option<Host>> {
+        match self.request.reports.is_empty() {
+            true => Ok(Some(self.host().clone())),
+            false => self.door.store.host(self.host().id).await,
+        }
+    }
+
     /// How long a host waits whose tasks failed.
-    async fn pause_ms(&self) -> Result<Option<u64>> {
-        // What its reports of just now changed is in the database alone.
-        let host = match self.request.reports.is_empty() {
-            true => Some(self.host().clone()),
-            false => self.door.store.host(self.host().id).await?,
-        };
-        let Some(host) = host.filter(|it| it.failures > 0) else {
-            return Ok(None);
-        };
-        let doubled = FAILURE_PAUSE_MS.0 << (host.failures - 1).min(16);
+    fn pause_ms(&self, host: &Host) -> Option<u64> {
+        let doubled = FAILURE_PAUSE_MS.0 << host.failures.checked_sub(1)?.min(16);
         let until_ms = host.failed_ms + doubled.min(FAILURE_PAUSE_MS.1);
-        Ok(until_ms.checked_sub(self.now_ms).filter(|it| *it > 0))
+        until_ms.checked_sub(self.now_ms).filter(|it| *it > 0)
+    }
+
+    /// The quota of a host that was given all of it, and how long it waits: until the next day, and not all at once.
+    async fn pause_after_quota(&self, run: &Run, host: &Host) -> Option<(u64, u64)> {
+        let whole = daily_quota(run).await;
+        let (quota, left) = host.quota.on(self.now_ms / DAY_MS, whole);
+        let spread_ms = host.id.wrapping_mul(SPREAD_STEP_MS) % SPREAD_MS;
+        (left == 0).then(|| (quota, DAY_MS - self.now_ms % DAY_MS + spread_ms))
     }
 
     async fn new_task(&self, whom: &For<'_>, answer: &mut Answer) -> Result<Option<Task>> {

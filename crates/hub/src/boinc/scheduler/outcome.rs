@@ -34,6 +34,7 @@ pub(super) fn outcome(report: &Report, host: u64) -> Option<Outcome> {
         name,
         host,
         otherwise,
+        lessens_quota: report.exit_status != ABORTED_BY_PROJECT,
         refusal: Some(refusal),
         exit_status: report.exit_status,
         stderr: report.stderr.clone(),

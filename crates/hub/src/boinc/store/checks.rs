@@ -173,8 +173,7 @@ impl DoorStore {
     /// The angles that copies between two arithmetic classes came to lately.
     pub(crate) async fn cosines(&self, classes: &str) -> Result<Vec<f64>> {
         let cosines = sqlx::query_scalar(
-            "SELECT cosine FROM spot_copy JOIN unit ON unit.name = spot_copy.unit
-             WHERE classes = ? ORDER BY unit.id DESC LIMIT ?",
+            "SELECT cosine FROM spot_copy WHERE classes = ? ORDER BY spot_check DESC LIMIT ?",
         )
         .bind(classes)
         .bind(COSINES_MAX)

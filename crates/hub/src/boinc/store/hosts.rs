@@ -7,7 +7,7 @@ use protocol::{
 };
 use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 
-use super::{DoorStore, Pending, bytes_of, count};
+use super::{DoorStore, Pending, bytes_of, count, optional};
 use crate::boinc::request::Machine;
 
 /// Hosts of one account.
@@ -29,6 +29,29 @@ pub(crate) struct Host {
     pub(crate) failed_ms: u64,
     /// Spot checks in a row that agreed with it.
     pub(crate) valid_in_row: u64,
+    pub(crate) quota: Quota,
+}
+
+/// How many tasks a host is given in a day. The database counts them as they are given, and doubles a lessened quota with
+/// each that is granted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Quota {
+    /// Less than the run allows, after tasks that failed or were given up.
+    lessened: Option<u64>,
+    given_day: u64,
+    given_on_day: u64,
+}
+
+impl Quota {
+    /// The quota, of a run that allows so many, and how many of it are left on a day (in days since 1970).
+    pub(crate) fn on(&self, day: u64, whole: u64) -> (u64, u64) {
+        let quota = self.lessened.map_or(whole, |it| it.min(whole));
+        let given = match self.given_day == day {
+            true => self.given_on_day,
+            false => 0,
+        };
+        (quota, quota.saturating_sub(given))
+    }
 }
 
 /// Which worker a host is in a run.
@@ -143,6 +166,25 @@ impl DoorStore {
                 )
                 .bind(is_failure)
                 .bind(now_ms as i64)
+                .bind(host as i64)
+                .execute(connection)
+                .await?;
+                Ok(())
+            })
+        })
+        .await
+    }
+
+    /// Halves a host's daily quota for each of so many tasks that came to nothing, down to one; `whole` is what the run
+    /// allows.
+    pub(crate) async fn lessen_quota(&self, host: u64, tasks: usize, whole: u64) -> Result<()> {
+        self.write_one(move |connection| {
+            Box::pin(async move {
+                sqlx::query(
+                    "UPDATE host SET daily_quota = max(1, min(coalesce(daily_quota, ?1), ?1) >> ?2) WHERE id = ?3",
+                )
+                .bind(i64::try_from(whole).unwrap_or(i64::MAX))
+                .bind(tasks.min(62) as i64)
                 .bind(host as i64)
                 .execute(connection)
                 .await?;
@@ -327,5 +369,10 @@ pub(super) fn host(row: &SqliteRow) -> Result<Host> {
         failures: count(row, "failures")?,
         failed_ms: count(row, "failed_ms")?,
         valid_in_row: count(row, "valid_in_row")?,
+        quota: Quota {
+            lessened: optional(row, "daily_quota")?,
+            given_day: count(row, "given_day")?,
+            given_on_day: count(row, "given_on_day")?,
+        },
     })
 }

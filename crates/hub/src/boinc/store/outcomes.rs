@@ -14,6 +14,8 @@ pub(crate) struct Outcome {
     pub(crate) host: u64,
     /// What the task becomes if its result is not here.
     pub(crate) otherwise: UnitState,
+    /// Whether the machine or its user is to be given less for it then.
+    pub(crate) lessens_quota: bool,
     pub(crate) refusal: Option<String>,
     pub(crate) exit_status: i64,
     pub(crate) stderr: String,
@@ -149,7 +151,8 @@ impl DoorStore {
                 let mut given_up = Vec::new();
                 for name in names {
                     let changed = sqlx::query(
-                        "UPDATE unit SET state = ?, refusal = coalesce(refusal, ?) WHERE name = ? AND state = 'sent'",
+                        "UPDATE unit SET state = ?, refusal = coalesce(refusal, ?), sealed = NULL
+                         WHERE name = ? AND state = 'sent'",
                     )
                     .bind(state.name())
                     .bind(why)

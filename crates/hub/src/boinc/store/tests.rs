@@ -181,6 +181,7 @@ async fn a_task_ends_once() {
         name: "a".into(),
         host,
         otherwise: UnitState::Failed,
+        lessens_quota: true,
         refusal: Some("it failed".into()),
         exit_status,
         stderr: "x".into(),
@@ -211,4 +212,88 @@ async fn a_task_ends_once() {
     );
     assert!(store.take_refusals(first).await.unwrap().is_empty());
     assert_eq!(store.sealed(&hash).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_quota_halves_with_what_is_spoilt_and_doubles_with_what_is_granted() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder).await;
+    let owner = account(&store, 1).await;
+    let id = host(&store, owner).await;
+    let quota = async |day| store.host(id).await.unwrap().unwrap().quota.on(day, 100);
+    assert_eq!(quota(0).await, (100, 100));
+    let give = async |name: &str, sent_ms| {
+        let unit = NewUnit {
+            sent_ms,
+            ..unit_of(id, owner, name)
+        };
+        store.add_unit(unit).await.unwrap();
+    };
+    for name in ["a", "b", "c"] {
+        give(name, 86_400_000).await;
+    }
+    assert_eq!(quota(1).await, (100, 97));
+    assert_eq!(quota(2).await, (100, 100), "each day is a new one");
+    give("d", 2 * 86_400_000).await;
+    assert_eq!(quota(2).await, (100, 99));
+    store.lessen_quota(id, 1, 100).await.unwrap();
+    assert_eq!(quota(2).await, (50, 49));
+    store.lessen_quota(id, 3, 100).await.unwrap();
+    assert_eq!(quota(2).await, (6, 5));
+    store.lessen_quota(id, 64, 100).await.unwrap();
+    assert_eq!(quota(2).await, (1, 0));
+    for (name, expected) in [("a", 2), ("b", 4), ("c", 8)] {
+        store.settle(name.into(), Settled::default()).await.unwrap();
+        assert_eq!(quota(3).await.0, expected);
+    }
+    let refused = Settled {
+        refusal: Some("no".into()),
+        ..Settled::default()
+    };
+    store.settle("d".into(), refused).await.unwrap();
+    assert_eq!(quota(3).await.0, 8);
+    for number in 0..20 {
+        give(&number.to_string(), 1).await;
+        let settled = store.settle(number.to_string(), Settled::default());
+        settled.await.unwrap();
+    }
+    assert_eq!(quota(3).await.0, 100, "never more than the run allows");
+}
+
+#[tokio::test]
+async fn old_tasks_are_removed_in_batches() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder).await;
+    let owner = account(&store, 1).await;
+    let host = host(&store, owner).await;
+    let many = (0..BATCH + 10).map(|it| store.add_unit(unit_of(host, owner, &it.to_string())));
+    for added in futures_util::future::join_all(many).await {
+        added.unwrap();
+    }
+    for (name, deadline_ms) in [("uploaded", 2_000), ("granted", 2_000), ("young", 9_000)] {
+        let unit = NewUnit {
+            deadline_ms,
+            ..unit_of(host, owner, name)
+        };
+        store.add_unit(unit).await.unwrap();
+        store.note_uploaded(name.into(), 1, 1).await.unwrap();
+        if name != "uploaded" {
+            store.settle(name.into(), Settled::default()).await.unwrap();
+        }
+    }
+    // What a host has goes by nothing but its time.
+    assert_eq!(store.remove_old_units(5_000).await.unwrap(), 1);
+    assert!(store.unit("granted").await.unwrap().is_none());
+    assert!(store.give_up_overdue(2_000).await.unwrap().is_empty());
+    let overdue = store.give_up_overdue(5_000).await.unwrap();
+    assert_eq!(overdue.len() as u64, BATCH);
+    assert_eq!(store.give_up_overdue(5_000).await.unwrap().len(), 10);
+    let lost = store.unit(&overdue[0].0).await.unwrap().unwrap();
+    assert_eq!((lost.state, overdue[0].1), (UnitState::Lost, owner));
+    assert_eq!(store.remove_old_units(5_000).await.unwrap(), BATCH);
+    assert_eq!(store.remove_old_units(5_000).await.unwrap(), 10);
+    assert_eq!(store.remove_old_units(5_000).await.unwrap(), 0);
+    let left = store.units_of(host, 1_000).await.unwrap();
+    let left: Vec<&str> = left.iter().map(|it| it.name.as_str()).collect();
+    assert_eq!(left, ["young", "uploaded"]);
 }

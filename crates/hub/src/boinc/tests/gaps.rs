@@ -18,7 +18,10 @@ use protocol::{
 
 use super::{WINDOW_MS, done, enrolled};
 use crate::{
-    boinc::testing::{App, Fixture, HandMade, all_between, between, upload_head},
+    boinc::{
+        clean::clean,
+        testing::{App, Fixture, HandMade, all_between, between, upload_head},
+    },
     run::Run,
 };
 
@@ -367,4 +370,68 @@ async fn what_came_of_a_task_that_is_over_is_removed_and_no_more_is_taken() {
     assert!(!path.exists());
     assert!(send(&output).await.contains("nobody waits for its result"));
     assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn who_gives_every_task_up_is_given_few() {
+    let fixture = Fixture::new().await;
+    let id = fixture.create_run(WINDOW_MS).await;
+    let (mut client, _) = enrolled(&fixture, id, "alice@example.org", 7).await;
+    let mut given = 0;
+    let reply = loop {
+        let reply = client.ask(&fixture).await;
+        let Some(task) = client.held.pop() else {
+            break reply;
+        };
+        given += 1;
+        assert!(given < 40, "there is no end of it");
+        client.reports.push((task, 6, 203));
+    };
+    assert!(
+        reply.contains("<message priority=\"notice\">This computer has finished a daily quota of "),
+        "{reply}"
+    );
+    let delay: f64 = between(&reply, "request_delay").unwrap().parse().unwrap();
+    assert!((0.0..=25.0 * 3_600.0).contains(&delay), "{delay}");
+    // Another machine of the account has a quota of its own.
+    let mut other = HandMade::new(&client.key);
+    other.cpid = "other".into();
+    assert!(other.ask(&fixture).await.contains("<workunit>"));
+}
+
+#[tokio::test]
+async fn what_is_old_goes_and_credit_stays() {
+    let fixture = Fixture::new().await;
+    let id = fixture.create_run(WINDOW_MS).await;
+    let run = fixture.run(id).await;
+    let (mut client, mut app) = enrolled(&fixture, id, "alice@example.org", 7).await;
+    let reply = client.ask(&fixture).await;
+    done(&fixture, &mut client, &mut app, id, &reply, 1e-4).await;
+    until(&run, "a merge", |it| it.rounds_merged > 0).await;
+    let reply = client.ask(&fixture).await;
+    let total = |reply: &str| between(reply, "user_total_credit").unwrap();
+    let before = total(&reply);
+    assert_ne!(before, "0.000000");
+    // A half of the last one's result is here, and the machine is not seen again for a long time.
+    let door = fixture.door();
+    let unit = door.store.units_of(client.host, 1).await.unwrap().remove(0);
+    let body = upload_head(&reply, &[5; 9], 0) + "half";
+    fixture.post("/boinc/file_upload_handler", body).await;
+    assert!(door.uploads.path(&unit).exists());
+    let days = |days: u64| fixture.hub().clock.now_ms() + days * 86_400_000;
+    let names = async || {
+        let units = door.store.units_of(client.host, 9).await.unwrap();
+        units.len()
+    };
+    clean(door, days(13)).await.unwrap();
+    assert!(door.uploads.path(&unit).exists());
+    clean(door, days(15)).await.unwrap();
+    assert!(!door.uploads.path(&unit).exists());
+    assert_eq!(names().await, 3);
+    clean(door, days(32)).await.unwrap();
+    assert_eq!(names().await, 0);
+    client.wants_work = false;
+    let reply = client.ask(&fixture).await;
+    assert_eq!(total(&reply), before);
+    assert_eq!(all_between(&reply, "result_abort").len(), 1);
 }
