@@ -366,7 +366,7 @@ impl Settling<'_> {
                 return Err(never("no update of this run is that long"));
             }
         }
-        check_files(path, start, &named).await?;
+        self.check_files_once(path, start, &named).await?;
         for command in commands {
             if !self.is_earlier_join(command.get()).await {
                 self.grant(command).await?;
@@ -379,6 +379,20 @@ impl Settling<'_> {
         }
         self.have_checked(&commitment).await?;
         Ok(Settled::default())
+    }
+
+    /// Checks the result's files, unless an earlier try did: they may be long.
+    async fn check_files_once(
+        &mut self,
+        path: &Path,
+        start: u64,
+        files: &[BlobReference],
+    ) -> Result<(), No> {
+        if !self.tries.are_files_checked {
+            check_files(path, start, files).await?;
+            self.tries.are_files_checked = true;
+        }
+        Ok(())
     }
 
     /// Whether a command is a join that the log has, or that later commands of its worker follow: granted before an earlier

@@ -13,7 +13,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncSeekExt, SeekFrom},
 };
 
-use super::{No, Settling, check_files, never};
+use super::{No, Settling, never};
 use crate::boinc::{
     entropy,
     store::{Likeness, NewCheck, Settled},
@@ -64,7 +64,7 @@ impl Settling<'_> {
 
     /// Compares a copy with what it is a copy of.
     pub(super) async fn again(
-        &self,
+        &mut self,
         path: &Path,
         start: u64,
         output: &Output,
@@ -77,7 +77,7 @@ impl Settling<'_> {
         if copy.bytes > self.run.arithmetic.upload_bytes_max(true) {
             return Err(never("no update of this run is that long"));
         }
-        check_files(path, start, &[*copy]).await?;
+        self.check_files_once(path, start, &[*copy]).await?;
         let Some(check) = store.check_of_copy(&self.unit.name).await? else {
             return Err(never("what it was to check is decided"));
         };

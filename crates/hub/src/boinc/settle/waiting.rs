@@ -22,8 +22,10 @@ pub(in crate::boinc) struct Waiting(Mutex<HashMap<String, Tries>>);
 
 /// The tries of one result.
 #[derive(Debug, Default)]
-pub(super) struct Tries {
+pub(in crate::boinc) struct Tries {
     pub(super) asker: Asker,
+    /// Whether its files are those that it names: nobody writes a result that is whole.
+    pub(super) are_files_checked: bool,
     /// Why the last one was in vain.
     why: String,
     count: u32,
@@ -32,7 +34,7 @@ pub(super) struct Tries {
 
 impl Waiting {
     /// Takes over what is known of a result, for the next try.
-    pub(super) fn take(&self, unit: &str) -> Tries {
+    pub(in crate::boinc) fn take(&self, unit: &str) -> Tries {
         self.lock().remove(unit).unwrap_or_default()
     }
 

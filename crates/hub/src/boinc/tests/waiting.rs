@@ -1,6 +1,6 @@
 //! Results that are here and can't be taken yet.
 
-use std::sync::Arc;
+use std::{fs, os::unix::fs::FileExt, sync::Arc, time::Duration};
 
 use super::{OK, WINDOW_MS, enrolled};
 use crate::{
@@ -67,7 +67,56 @@ async fn one_account_over_its_share_of_an_hour_stops_no_other() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(20), taken)
+    tokio::time::timeout(Duration::from_secs(20), taken)
         .await
         .expect("it is taken");
+}
+
+#[tokio::test]
+async fn a_result_that_waits_is_read_once() {
+    let fixture = Fixture::with(Config {
+        commands_per_minute_per_worker: 1,
+        ..Config::default()
+    })
+    .await;
+    let id = fixture.create_run(WINDOW_MS).await;
+    let (mut client, mut app) = enrolled(&fixture, id, "alice@example.org", 7).await;
+    // It joins anew and commits: one command too many for now.
+    (app.joins_again, app.tokens_per_s) = (true, 20_000_000);
+    let reply = client.ask(&fixture).await;
+    let run = fixture.run(id).await;
+    let charter = run.state.read().await.charter.clone();
+    let output = app.work(&fixture.unit(&reply).await, &run, &charter, 1e-4);
+    let answer = client.upload(&fixture, &reply, &output).await;
+    assert!(answer.contains(OK), "{answer}");
+    let hub = Arc::clone(&fixture.service.hub);
+    let door = Arc::clone(hub.door.as_ref().unwrap());
+    let unit = door.store.units_of(client.host, 1).await.unwrap().remove(0);
+    let why = door.waiting.why(&unit.name).unwrap();
+    assert!(why.contains("more commands than the hub takes"), "{why}");
+    // What its files are is known: other bytes at the end would be refused.
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .open(door.uploads.path(&unit));
+    let (file, at) = (file.unwrap(), output.len() as u64 - 1);
+    file.write_all_at(&[!output[at as usize]], at).unwrap();
+    let step = settle(&hub, &door, &unit.name, None).await.unwrap();
+    assert!(matches!(step, Step::Later(_)));
+    let state = async || door.store.unit(&unit.name).await.unwrap().unwrap().state;
+    assert_eq!(state().await.name(), "uploaded");
+    // Who knows nothing of it reads it; the hub itself may be at it just then.
+    let read = async {
+        loop {
+            door.waiting.take(&unit.name);
+            let step = settle(&hub, &door, &unit.name, None).await.unwrap();
+            if step == Step::Settled {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), read)
+        .await
+        .expect("it is settled");
+    assert_eq!(state().await.name(), "refused");
 }
