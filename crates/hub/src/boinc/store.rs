@@ -1,5 +1,10 @@
-//! The door's own database, beside the hub's: accounts, hosts, tasks. One task writes it; what waits together is written in
-//! one transaction (group commit), and nobody is answered before that is on the disk.
+//! The door's own database, beside the hub's: accounts, hosts, tasks. One thread reads and writes it by one connection, so
+//! what it read stays in its memory. What waits together is written in one transaction (group commit), and nobody is answered
+//! before that is on the disk.
+//!
+//! Each request of a client asks a dozen short questions. From another thread each of them would take longer on its way there
+//! and back than in the database; so whole functions go to the database's thread, and rusqlite runs them there. sqlx makes the
+//! schema.
 
 mod accounts;
 mod caller;
@@ -12,15 +17,12 @@ mod outcomes;
 mod teams;
 mod units;
 
-use std::{fs, io, os::unix::fs::OpenOptionsExt, path::Path, sync::Arc, time::Duration};
+use std::{fs, io, os::unix::fs::OpenOptionsExt, path::Path, thread, time::Duration};
 
 use anyhow::{Context, Result};
-use futures_util::future::BoxFuture;
-use sqlx::{
-    Connection, Row, SqliteConnection,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteRow, SqliteSynchronous},
-};
-use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot};
+use rusqlite::{OptionalExtension, Params, Row};
+use sqlx::{Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
+use tokio::sync::{mpsc, oneshot};
 
 pub(crate) use self::{
     accounts::{Account, NewAccount},
@@ -45,13 +47,13 @@ const TOGETHER_MAX: usize = 256;
 /// Changes that wait; whoever comes then waits outside.
 const WAITING_MAX: usize = 1_024;
 
+/// Prepared statements kept: as many as there are, and some.
+const STATEMENTS_MAX: usize = 128;
+
 /// The database. Clones are the same one.
-///
-/// One connection reads and writes: what it read stays in its memory, while another's memory is void after each change.
 #[derive(Clone)]
 pub(crate) struct DoorStore {
-    connection: Arc<Mutex<SqliteConnection>>,
-    changes: mpsc::Sender<Change>,
+    jobs: mpsc::Sender<Job>,
 }
 
 /// A change on its way to the disk.
@@ -69,92 +71,71 @@ impl<T> Pending<T> {
 /// Tells whoever asked for a change whether it is on the disk.
 type Tell = Box<dyn FnOnce(bool) + Send>;
 /// A change, which is made inside of a transaction.
-type Change = Box<dyn for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Tell> + Send>;
+type Change = Box<dyn FnOnce(&rusqlite::Connection) -> Tell + Send>;
+
+/// What the database's thread is to do.
+enum Job {
+    /// Answers by itself.
+    Question(Box<dyn FnOnce(&rusqlite::Connection) + Send>),
+    Change(Change),
+}
 
 impl DoorStore {
     /// Opens or creates the database in a folder; nobody else on the machine reads it.
     pub(crate) async fn open(folder: &Path) -> Result<Self> {
         let path = folder.join(DATABASE);
         make_private(&path).with_context(|| format!("can't create {}", path.display()))?;
-        let options = SqliteConnectOptions::new()
-            .filename(&path)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            .busy_timeout(BUSY_TIMEOUT);
-        let mut connection = SqliteConnection::connect_with(&options)
-            .await
+        bring_up_to_date(&path).await?;
+        let connection = connect(&path)
             .with_context(|| format!("can't open the database {}", path.display()))?;
-        sqlx::migrate!("src/boinc/store/migrations")
-            .run(&mut connection)
-            .await
-            .with_context(|| {
-                format!(
-                    "the database {} was made by another version",
-                    path.display()
-                )
-            })?;
-        let connection = Arc::new(Mutex::new(connection));
-        let (changes, waiting) = mpsc::channel(WAITING_MAX);
-        tokio::spawn(write_all(options, Arc::clone(&connection), waiting));
-        Ok(Self {
-            connection,
-            changes,
-        })
+        let (jobs, waiting) = mpsc::channel(WAITING_MAX);
+        thread::Builder::new()
+            .name("boinc store".to_owned())
+            .spawn(move || serve(&path, connection, waiting))?;
+        Ok(Self { jobs })
     }
 
-    /// The connection, to read by, between two transactions.
-    async fn reader(&self) -> MutexGuard<'_, SqliteConnection> {
-        self.connection.lock().await
+    /// Asks something.
+    async fn read<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&rusqlite::Connection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (reply, answer) = oneshot::channel();
+        let question = Job::Question(Box::new(move |connection| {
+            // Whoever asked may have gone.
+            let _ = reply.send(question(connection));
+        }));
+        self.jobs.send(question).await.map_err(|_| closed())?;
+        answer.await.map_err(|_| closed())?
     }
 
     /// Makes a change; it is on the disk when this returns.
     async fn write<T: Send + 'static>(
         &self,
-        change: impl for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T>>
-        + Send
-        + 'static,
+        change: impl FnOnce(&rusqlite::Connection) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        self.begin(false, change).await?.written().await
-    }
-
-    /// The same for a change of one statement, which is whole or nothing by itself.
-    async fn write_one<T: Send + 'static>(
-        &self,
-        change: impl for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T>>
-        + Send
-        + 'static,
-    ) -> Result<T> {
-        self.begin(true, change).await?.written().await
+        self.begin(change).await?.written().await
     }
 
     /// Begins a change; those begun after it are not on the disk before it.
     async fn begin<T: Send + 'static>(
         &self,
-        is_one_statement: bool,
-        change: impl for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T>>
-        + Send
-        + 'static,
+        change: impl FnOnce(&rusqlite::Connection) -> Result<T> + Send + 'static,
     ) -> Result<Pending<T>> {
         let (reply, answer) = oneshot::channel();
         let change: Change = Box::new(move |connection| {
-            Box::pin(async move {
-                let made = match is_one_statement {
-                    true => change(connection).await,
-                    false => in_savepoint(connection, change).await,
+            let made = in_savepoint(connection, change);
+            Box::new(move |is_written| {
+                let answer = match is_written {
+                    true => made,
+                    false => made.and_then(|_| anyhow::bail!("the change was not written")),
                 };
-                let tell: Tell = Box::new(move |is_written| {
-                    let answer = match is_written {
-                        true => made,
-                        false => made.and_then(|_| anyhow::bail!("the change was not written")),
-                    };
-                    // Whoever asked may have gone; the change stands all the same.
-                    let _ = reply.send(answer);
-                });
-                tell
+                // Whoever asked may have gone; the change stands all the same.
+                let _ = reply.send(answer);
             })
         });
-        self.changes.send(change).await.map_err(|_| closed())?;
+        let job = Job::Change(change);
+        self.jobs.send(job).await.map_err(|_| closed())?;
         Ok(Pending(answer))
     }
 }
@@ -163,95 +144,148 @@ fn closed() -> anyhow::Error {
     anyhow::anyhow!("the door's database is closed")
 }
 
-/// One that fails takes back what it did and nothing of the others.
-async fn in_savepoint<T>(
-    connection: &mut SqliteConnection,
-    change: impl for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T>>,
-) -> Result<T> {
-    sqlx::query("SAVEPOINT change")
-        .execute(&mut *connection)
-        .await?;
-    let made = change(&mut *connection).await;
-    if made.is_err() {
-        sqlx::query("ROLLBACK TO change")
-            .execute(&mut *connection)
-            .await?;
-    }
-    sqlx::query("RELEASE change")
-        .execute(&mut *connection)
-        .await?;
-    made
+async fn bring_up_to_date(path: &Path) -> Result<()> {
+    let options = SqliteConnectOptions::new().filename(path);
+    let mut connection = SqliteConnection::connect_with(&options)
+        .await
+        .with_context(|| format!("can't open the database {}", path.display()))?;
+    sqlx::migrate!("src/boinc/store/migrations")
+        .run(&mut connection)
+        .await
+        .with_context(|| {
+            format!(
+                "the database {} was made by another version",
+                path.display()
+            )
+        })?;
+    Ok(connection.close().await?)
 }
 
-/// Makes changes, those that wait together in one transaction, until nobody can ask for more.
-async fn write_all(
-    options: SqliteConnectOptions,
-    connection: Arc<Mutex<SqliteConnection>>,
-    mut waiting: mpsc::Receiver<Change>,
-) {
-    let mut changes = Vec::new();
-    while waiting.recv_many(&mut changes, TOGETHER_MAX).await > 0 {
+fn connect(path: &Path) -> rusqlite::Result<rusqlite::Connection> {
+    let connection = rusqlite::Connection::open(path)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+    Ok(connection)
+}
+
+/// Does what is asked for until nobody can ask any more: questions at once, changes that wait together in one transaction.
+fn serve(path: &Path, mut connection: rusqlite::Connection, mut waiting: mpsc::Receiver<Job>) {
+    let mut jobs = Vec::new();
+    while waiting.blocking_recv_many(&mut jobs, TOGETHER_MAX) > 0 {
+        let mut changes = Vec::new();
+        for job in jobs.drain(..) {
+            match job {
+                Job::Question(question) => question(&connection),
+                Job::Change(change) => changes.push(change),
+            }
+        }
+        if changes.is_empty() {
+            continue;
+        }
         let mut told = Vec::new();
-        let mut connection = connection.lock().await;
-        let written = write_together(&mut connection, &mut changes, &mut told).await;
-        changes.clear();
+        let written = write_together(&connection, changes, &mut told);
         for tell in told {
             tell(written.is_ok());
         }
-        // After any error the connection is opened anew: what it believes of its transaction may not be true. Nobody reads
-        // by it before.
+        // After any error the connection is opened anew: what it believes of its transaction may not be true.
         if let Err(error) = written {
             tracing::error!("can't write the door's database: {error:#}");
-            *connection = open_again(&options).await;
+            connection = open_again(path, connection);
         }
     }
 }
 
-async fn open_again(options: &SqliteConnectOptions) -> SqliteConnection {
+fn open_again(path: &Path, old: rusqlite::Connection) -> rusqlite::Connection {
+    // What it has not written is gone with it, whatever it says.
+    drop(old);
     loop {
-        match SqliteConnection::connect_with(options).await {
+        match connect(path) {
             Ok(connection) => return connection,
             Err(error) => tracing::error!("can't open the door's database: {error:#}"),
         }
-        tokio::time::sleep(OPEN_PAUSE).await;
+        thread::sleep(OPEN_PAUSE);
     }
 }
 
-async fn write_together(
-    connection: &mut SqliteConnection,
-    changes: &mut Vec<Change>,
+fn write_together(
+    connection: &rusqlite::Connection,
+    changes: Vec<Change>,
     told: &mut Vec<Tell>,
 ) -> Result<()> {
-    sqlx::query("BEGIN IMMEDIATE")
-        .execute(&mut *connection)
-        .await?;
-    for change in changes.drain(..) {
-        told.push(change(&mut *connection).await);
-    }
-    sqlx::query("COMMIT").execute(connection).await?;
+    execute(connection, "BEGIN IMMEDIATE", [])?;
+    told.extend(changes.into_iter().map(|change| change(connection)));
+    execute(connection, "COMMIT", [])?;
     Ok(())
+}
+
+/// One that fails takes back what it did and nothing of the others.
+fn in_savepoint<T>(
+    connection: &rusqlite::Connection,
+    change: impl FnOnce(&rusqlite::Connection) -> Result<T>,
+) -> Result<T> {
+    execute(connection, "SAVEPOINT change", [])?;
+    let made = change(connection);
+    if made.is_err() {
+        execute(connection, "ROLLBACK TO change", [])?;
+    }
+    execute(connection, "RELEASE change", [])?;
+    made
+}
+
+/// Makes a change by one statement; how many rows it touched.
+fn execute(
+    connection: &rusqlite::Connection,
+    statement: &str,
+    parameters: impl Params,
+) -> Result<usize> {
+    Ok(connection.prepare_cached(statement)?.execute(parameters)?)
+}
+
+/// The first row that a statement gives.
+fn first<T>(
+    connection: &rusqlite::Connection,
+    statement: &str,
+    parameters: impl Params,
+    read: impl FnOnce(&Row<'_>) -> Result<T>,
+) -> Result<Option<T>> {
+    let mut statement = connection.prepare_cached(statement)?;
+    let found = statement.query_row(parameters, |row| Ok(read(row)));
+    found.optional()?.transpose()
+}
+
+/// All rows that a statement gives.
+fn all<T>(
+    connection: &rusqlite::Connection,
+    statement: &str,
+    parameters: impl Params,
+    read: impl Fn(&Row<'_>) -> Result<T>,
+) -> Result<Vec<T>> {
+    let mut statement = connection.prepare_cached(statement)?;
+    let mut rows = statement.query(parameters)?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        found.push(read(row)?);
+    }
+    Ok(found)
+}
+
+/// The number in the first column.
+fn number(row: &Row<'_>) -> Result<u64> {
+    Ok(row.get(0)?)
+}
+
+/// A number that clients or callers choose, within what the database has.
+fn sql(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 fn make_private(path: &Path) -> io::Result<()> {
     let mut options = fs::OpenOptions::new();
     options.write(true).create(true).truncate(false).mode(0o600);
     options.open(path).map(drop)
-}
-
-fn count(row: &SqliteRow, column: &str) -> Result<u64> {
-    Ok(row.try_get::<i64, _>(column)?.unsigned_abs())
-}
-
-fn optional(row: &SqliteRow, column: &str) -> Result<Option<u64>> {
-    let number: Option<i64> = row.try_get(column)?;
-    Ok(number.map(i64::unsigned_abs))
-}
-
-fn bytes_of<const N: usize>(row: &SqliteRow, column: &str) -> Result<[u8; N]> {
-    let bytes: &[u8] = row.try_get(column)?;
-    bytes
-        .try_into()
-        .with_context(|| format!("{column} of the door's database has another length"))
 }
 
 #[cfg(test)]

@@ -1,12 +1,13 @@
-//! All that the scheduler reads of who asks, in one question: each way to the database and back costs more than what it finds.
+//! All that the scheduler reads of who asks, on one way to the database and back.
 
 use anyhow::Result;
-use protocol::{Hash, units::RunId};
-use sqlx::{Row, sqlite::SqliteRow};
+use protocol::units::RunId;
+use rusqlite::Connection;
 
 use super::{
-    DoorStore, accounts, bytes_of, devices,
+    DoorStore, all, devices, first,
     hosts::{self, Enrolment, Host},
+    number,
     units::{self, Unit},
 };
 use crate::boinc::store::Account;
@@ -35,39 +36,25 @@ pub(crate) struct Standing {
 impl DoorStore {
     /// Who asks with a device key of this hash, and as the host of this number.
     pub(crate) async fn caller(&self, key: [u8; 32], host: u64, now_ms: u64) -> Result<Caller> {
-        let question = format!(
-        // `$2` and not `?2`: where the first place has no name, sqlx counts it, and soon has more than were given.
-            "SELECT 'account' AS part, account.*, device_key.used_ms FROM device_key
-             JOIN account ON account.id = device_key.account WHERE device_key.hash = $1 AND device_key.revoked_ms IS NULL;
-             SELECT 'host' AS part, * FROM host WHERE id = $2;
-             SELECT 'enrolment' AS part, * FROM enrolment WHERE host = $2;
-             SELECT 'unit' AS part, * FROM ({});
-             SELECT 'untold' AS part FROM unit WHERE host = $2 AND is_told = 0 LIMIT 1",
-            units::open_units("$2")
-        );
-        let rows = sqlx::query(&question)
-            .bind(key.to_vec())
-            .bind(i64::try_from(host).unwrap_or(-1))
-            .fetch_all(&mut *self.reader().await)
-            .await?;
-        let (mut account, mut host, mut standing) = (None, None, Standing::default());
-        for row in &rows {
-            match row.try_get("part")? {
-                "account" => {
-                    let is_news = devices::is_news(row, now_ms)?;
-                    account = Some((accounts::account(row)?, is_news));
-                }
-                "host" => host = Some(hosts::host(row)?),
-                "enrolment" => standing.enrolments.push(enrolment(row)?),
-                "unit" => standing.open.push(units::unit(row)?),
-                _ => standing.has_untold = true,
-            }
-        }
-        let standing = host.map(|host| Standing { host, ..standing });
-        Ok(Caller { account, standing })
+        self.read(move |it| {
+            Ok(Caller {
+                account: devices::account_of(it, key, now_ms)?,
+                standing: standing(it, host)?,
+            })
+        })
+        .await
     }
 }
 
-fn enrolment(row: &SqliteRow) -> Result<(RunId, Enrolment)> {
-    Ok((RunId(Hash(bytes_of(row, "run")?)), hosts::enrolment(row)?))
+fn standing(connection: &Connection, host: u64) -> Result<Option<Standing>> {
+    let Some(host) = hosts::by_number(connection, host)? else {
+        return Ok(None);
+    };
+    let untold = "SELECT 1 FROM unit WHERE host = ? AND is_told = 0 LIMIT 1";
+    Ok(Some(Standing {
+        enrolments: hosts::enrolments(connection, host.id)?,
+        open: all(connection, units::OPEN, [host.id], units::unit)?,
+        has_untold: first(connection, untold, [host.id], number)?.is_some(),
+        host,
+    }))
 }

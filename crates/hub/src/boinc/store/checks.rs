@@ -5,9 +5,9 @@ use protocol::{
     Hash,
     units::{BlobReference, RunId},
 };
-use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
+use rusqlite::{Connection, Row, params};
 
-use super::{DoorStore, bytes_of, count};
+use super::{DoorStore, all, execute, first, number};
 
 /// Checks of a run that wait at most; more updates go without.
 const OPEN_MAX: i64 = 1_024;
@@ -53,84 +53,67 @@ pub(crate) struct Likeness {
 impl DoorStore {
     /// Notes that a task's update is to be checked; once, however often it is said.
     pub(crate) async fn add_check(&self, new: NewCheck) -> Result<()> {
-        self.write(move |connection| {
-            Box::pin(async move {
-                sqlx::query(
-                    "INSERT OR IGNORE INTO spot_check (unit, run, account, host, sealed, update_hash, update_bytes, steps,
-                     arithmetic, created_ms, state)
-                     SELECT ?1, ?2, ?3, ?4, unit.sealed, ?5, ?6, ?7, ?8, ?9, 'open' FROM unit
-                     WHERE unit.name = ?1 AND unit.sealed IS NOT NULL
-                     AND (SELECT count(*) FROM spot_check WHERE run = ?2 AND state = 'open') < ?10",
-                )
-                .bind(new.unit)
-                .bind(new.run.0.0.to_vec())
-                .bind(new.account as i64)
-                .bind(new.host as i64)
-                .bind(new.update.hash.0.to_vec())
-                .bind(new.update.bytes as i64)
-                .bind(new.steps)
-                .bind(new.arithmetic)
-                .bind(new.now_ms as i64)
-                .bind(OPEN_MAX)
-                .execute(connection)
-                .await?;
-                Ok(())
-            })
+        self.write(move |it| {
+            execute(
+                it,
+                "INSERT OR IGNORE INTO spot_check (unit, run, account, host, sealed, update_hash, update_bytes, steps,
+                 arithmetic, created_ms, state)
+                 SELECT ?1, ?2, ?3, ?4, unit.sealed, ?5, ?6, ?7, ?8, ?9, 'open' FROM unit
+                 WHERE unit.name = ?1 AND unit.sealed IS NOT NULL
+                 AND (SELECT count(*) FROM spot_check WHERE run = ?2 AND state = 'open') < ?10",
+                params![
+                    new.unit,
+                    new.run.0.0,
+                    new.account,
+                    new.host,
+                    new.update.hash.0,
+                    new.update.bytes,
+                    new.steps,
+                    new.arithmetic,
+                    new.now_ms,
+                    OPEN_MAX
+                ],
+            )
+            .map(drop)
         })
         .await
     }
 
     /// Checks that a host of an account may make a copy for, oldest first: none of its own, none twice, one copy at a time.
     pub(crate) async fn open_checks(&self, run: RunId, account: u64) -> Result<Vec<Check>> {
-        let rows = sqlx::query(
-            "SELECT * FROM spot_check WHERE run = ?1 AND state = 'open' AND account <> ?2
-             AND NOT EXISTS (SELECT 1 FROM spot_copy WHERE spot_check = spot_check.id AND account = ?2)
-             AND NOT EXISTS (SELECT 1 FROM spot_copy JOIN unit ON unit.name = spot_copy.unit
-                             WHERE spot_check = spot_check.id AND agrees IS NULL AND unit.state IN ('sent', 'uploaded'))
-             ORDER BY id LIMIT ?3",
-        )
-        .bind(run.0.0.to_vec())
-        .bind(account as i64)
-        .bind(OFFERED_MAX)
-        .fetch_all(&mut *self.reader().await)
-        .await?;
-        rows.iter().map(check).collect()
+        self.read(move |it| {
+            all(
+                it,
+                "SELECT * FROM spot_check WHERE run = ?1 AND state = 'open' AND account <> ?2
+                 AND NOT EXISTS (SELECT 1 FROM spot_copy WHERE spot_check = spot_check.id AND account = ?2)
+                 AND NOT EXISTS (SELECT 1 FROM spot_copy JOIN unit ON unit.name = spot_copy.unit
+                                 WHERE spot_check = spot_check.id AND agrees IS NULL
+                                 AND unit.state IN ('sent', 'uploaded'))
+                 ORDER BY id LIMIT ?3",
+                params![run.0.0, account, OFFERED_MAX],
+                check,
+            )
+        })
+        .await
     }
 
     /// Gives checks up that nobody made in time.
     pub(crate) async fn drop_old_checks(&self, run: RunId, before_ms: u64) -> Result<()> {
-        let old: Option<i64> = sqlx::query_scalar(
-            "SELECT 1 FROM spot_check WHERE run = ? AND state = 'open' AND created_ms < ? LIMIT 1",
-        )
-        .bind(run.0.0.to_vec())
-        .bind(before_ms as i64)
-        .fetch_optional(&mut *self.reader().await)
-        .await?;
-        if old.is_none() {
+        let old =
+            "SELECT 1 FROM spot_check WHERE run = ? AND state = 'open' AND created_ms < ? LIMIT 1";
+        let old = move |it: &Connection| first(it, old, params![run.0.0, before_ms], number);
+        if self.read(old).await?.is_none() {
             return Ok(());
         }
-        self.write(move |connection| {
-            Box::pin(async move {
-                sqlx::query(
-                    "UPDATE spot_check SET state = 'dropped', sealed = NULL
-                     WHERE run = ? AND state = 'open' AND created_ms < ?",
-                )
-                .bind(run.0.0.to_vec())
-                .bind(before_ms as i64)
-                .execute(connection)
-                .await?;
-                Ok(())
-            })
-        })
-        .await
+        let change = "UPDATE spot_check SET state = 'dropped', sealed = NULL
+                      WHERE run = ? AND state = 'open' AND created_ms < ?";
+        self.write(move |it| execute(it, change, params![run.0.0, before_ms]).map(drop))
+            .await
     }
 
     /// Gives a check up that can't be made.
     pub(crate) async fn drop_check(&self, id: u64) -> Result<()> {
-        self.write(move |connection| {
-            Box::pin(async move { end(connection, id, "dropped").await.map(drop) })
-        })
-        .await
+        self.write(move |it| end(it, id, "dropped").map(drop)).await
     }
 
     /// Notes that a task makes a copy for a check.
@@ -141,132 +124,95 @@ impl DoorStore {
         account: u64,
         host: u64,
     ) -> Result<()> {
-        self.write(move |connection| {
-            Box::pin(async move {
-                sqlx::query(
-                    "INSERT INTO spot_copy (unit, spot_check, account, host) VALUES (?, ?, ?, ?)",
-                )
-                .bind(unit)
-                .bind(check as i64)
-                .bind(account as i64)
-                .bind(host as i64)
-                .execute(connection)
-                .await?;
-                Ok(())
+        let change = "INSERT INTO spot_copy (unit, spot_check, account, host) VALUES (?, ?, ?, ?)";
+        self.write(move |it| execute(it, change, params![unit, check, account, host]).map(drop))
+            .await
+    }
+
+    /// The check that a task makes a copy for, if it still waits for one.
+    pub(crate) async fn check_of_copy(&self, unit: &str) -> Result<Option<Check>> {
+        let unit = unit.to_owned();
+        let question = "SELECT spot_check.* FROM spot_check JOIN spot_copy ON spot_copy.spot_check = spot_check.id
+                        WHERE spot_copy.unit = ? AND agrees IS NULL AND state = 'open'";
+        self.read(move |it| first(it, question, [unit], check))
+            .await
+    }
+
+    /// The angles that copies between two arithmetic classes came to lately.
+    pub(crate) async fn cosines(&self, classes: &str) -> Result<Vec<f64>> {
+        let classes = classes.to_owned();
+        let question =
+            "SELECT cosine FROM spot_copy WHERE classes = ? ORDER BY spot_check DESC LIMIT ?";
+        self.read(move |it| {
+            all(it, question, params![classes, COSINES_MAX], |row| {
+                Ok(row.get(0)?)
             })
         })
         .await
     }
 
-    /// The check that a task makes a copy for, if it still waits for one.
-    pub(crate) async fn check_of_copy(&self, unit: &str) -> Result<Option<Check>> {
-        let row = sqlx::query(
-            "SELECT spot_check.* FROM spot_check JOIN spot_copy ON spot_copy.spot_check = spot_check.id
-             WHERE spot_copy.unit = ? AND agrees IS NULL AND state = 'open'",
-        )
-        .bind(unit)
-        .fetch_optional(&mut *self.reader().await)
-        .await?;
-        row.as_ref().map(check).transpose()
-    }
-
-    /// The angles that copies between two arithmetic classes came to lately.
-    pub(crate) async fn cosines(&self, classes: &str) -> Result<Vec<f64>> {
-        let cosines = sqlx::query_scalar(
-            "SELECT cosine FROM spot_copy WHERE classes = ? ORDER BY spot_check DESC LIMIT ?",
-        )
-        .bind(classes)
-        .bind(COSINES_MAX)
-        .fetch_all(&mut *self.reader().await)
-        .await?;
-        Ok(cosines)
-    }
-
     /// Notes what a copy came to, and what follows: one that agrees is the last word, and so are two that differ. Then the
     /// hosts' rows of agreement go on or end.
     pub(crate) async fn settle_copy(&self, unit: String, likeness: Likeness) -> Result<()> {
-        self.write(move |connection| {
-            Box::pin(async move {
-                let id: i64 = sqlx::query_scalar(
-                    "UPDATE spot_copy SET classes = ?, cosine = ?, agrees = ? WHERE unit = ? RETURNING spot_check",
-                )
-                .bind(likeness.classes)
-                .bind(likeness.cosine)
-                .bind(likeness.agrees)
-                .bind(unit)
-                .fetch_one(&mut *connection)
-                .await?;
-                let differing: Vec<i64> = sqlx::query_scalar(
-                    "SELECT host FROM spot_copy WHERE spot_check = ? AND agrees = 0",
-                )
-                .bind(id)
-                .fetch_all(&mut *connection)
-                .await?;
-                let state = match (likeness.agrees, differing.len()) {
-                    (true, _) => "agreed",
-                    (false, 0 | 1) => return Ok(()),
-                    (false, _) => "differs",
-                };
-                let Some((host, of)) = end(connection, id.unsigned_abs(), state).await? else {
-                    return Ok(());
-                };
-                let doubted = match likeness.agrees {
-                    true => {
-                        sqlx::query("UPDATE host SET valid_in_row = valid_in_row + 1 WHERE id = ?")
-                            .bind(host)
-                            .execute(&mut *connection)
-                            .await?;
-                        differing
-                    }
-                    false => {
-                        sqlx::query("UPDATE unit SET refusal = ?, is_told = 0 WHERE name = ?")
-                            .bind(DIFFERS)
-                            .bind(of)
-                            .execute(&mut *connection)
-                            .await?;
-                        vec![host]
-                    }
-                };
-                for host in doubted {
-                    sqlx::query("UPDATE host SET valid_in_row = 0 WHERE id = ?")
-                        .bind(host)
-                        .execute(&mut *connection)
-                        .await?;
+        self.write(move |it| {
+            let id = first(
+                it,
+                "UPDATE spot_copy SET classes = ?, cosine = ?, agrees = ? WHERE unit = ? RETURNING spot_check",
+                params![likeness.classes, likeness.cosine, likeness.agrees, unit],
+                number,
+            )?;
+            let id = id.context("no such copy")?;
+            let differing = "SELECT host FROM spot_copy WHERE spot_check = ? AND agrees = 0";
+            let differing = all(it, differing, [id], number)?;
+            let state = match (likeness.agrees, differing.len()) {
+                (true, _) => "agreed",
+                (false, 0 | 1) => return Ok(()),
+                (false, _) => "differs",
+            };
+            let Some((host, of)) = end(it, id, state)? else {
+                return Ok(());
+            };
+            let doubted = match likeness.agrees {
+                true => {
+                    let change = "UPDATE host SET valid_in_row = valid_in_row + 1 WHERE id = ?";
+                    execute(it, change, [host])?;
+                    differing
                 }
-                Ok(())
-            })
+                false => {
+                    let change = "UPDATE unit SET refusal = ?, is_told = 0 WHERE name = ?";
+                    execute(it, change, [DIFFERS, &of])?;
+                    vec![host]
+                }
+            };
+            for host in doubted {
+                execute(it, "UPDATE host SET valid_in_row = 0 WHERE id = ?", [host])?;
+            }
+            Ok(())
         })
         .await
     }
 }
 
 /// Ends a check that is open; gives whose and of which task it was.
-async fn end(
-    connection: &mut SqliteConnection,
-    id: u64,
-    state: &str,
-) -> Result<Option<(i64, String)>> {
-    let row = sqlx::query(
+fn end(connection: &Connection, id: u64, state: &str) -> Result<Option<(u64, String)>> {
+    first(
+        connection,
         "UPDATE spot_check SET state = ?, sealed = NULL WHERE id = ? AND state = 'open' RETURNING host, unit",
+        params![state, id],
+        |row| Ok((row.get(0)?, row.get(1)?)),
     )
-    .bind(state)
-    .bind(id as i64)
-    .fetch_optional(connection)
-    .await?;
-    row.map(|row| Ok((row.try_get("host")?, row.try_get("unit")?)))
-        .transpose()
 }
 
-fn check(row: &SqliteRow) -> Result<Check> {
-    let sealed: Option<Vec<u8>> = row.try_get("sealed")?;
+fn check(row: &Row<'_>) -> Result<Check> {
+    let sealed: Option<Vec<u8>> = row.get("sealed")?;
     Ok(Check {
-        id: count(row, "id")?,
+        id: row.get("id")?,
         sealed: sealed.context("an open check without its task")?,
         update: BlobReference {
-            hash: Hash(bytes_of(row, "update_hash")?),
-            bytes: count(row, "update_bytes")?,
+            hash: Hash(row.get("update_hash")?),
+            bytes: row.get("update_bytes")?,
         },
-        steps: row.try_get("steps")?,
-        arithmetic: row.try_get("arithmetic")?,
+        steps: row.get("steps")?,
+        arithmetic: row.get("arithmetic")?,
     })
 }

@@ -2,9 +2,9 @@
 
 use anyhow::Result;
 use protocol::{Hash, units::BlobReference};
-use sqlx::Row;
+use rusqlite::params;
 
-use super::{DoorStore, count};
+use super::{DoorStore, execute, first};
 
 /// A file as BOINC clients check it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,34 +16,31 @@ pub(crate) struct FileSum {
 impl DoorStore {
     /// What is known of a file.
     pub(crate) async fn file_sum(&self, hash: &Hash) -> Result<Option<FileSum>> {
-        let row = sqlx::query("SELECT * FROM file WHERE hash = ?")
-            .bind(hash.0.to_vec())
-            .fetch_optional(&mut *self.reader().await)
-            .await?;
-        let Some(row) = row else {
-            return Ok(None);
-        };
-        Ok(Some(FileSum {
-            blob: BlobReference {
-                hash: *hash,
-                bytes: count(&row, "bytes")?,
-            },
-            md5: row.try_get("md5")?,
-        }))
+        let hash = *hash;
+        self.read(move |it| {
+            first(it, "SELECT * FROM file WHERE hash = ?", [hash.0], |row| {
+                Ok(FileSum {
+                    blob: BlobReference {
+                        hash,
+                        bytes: row.get("bytes")?,
+                    },
+                    md5: row.get("md5")?,
+                })
+            })
+        })
+        .await
     }
 
     /// Notes a file's MD5.
     pub(crate) async fn add_file_sum(&self, sum: FileSum) -> Result<()> {
-        self.write_one(move |connection| {
-            Box::pin(async move {
-                sqlx::query("INSERT OR REPLACE INTO file (hash, bytes, md5) VALUES (?, ?, ?)")
-                    .bind(sum.blob.hash.0.to_vec())
-                    .bind(sum.blob.bytes as i64)
-                    .bind(sum.md5)
-                    .execute(connection)
-                    .await?;
-                Ok(())
-            })
+        let change = "INSERT OR REPLACE INTO file (hash, bytes, md5) VALUES (?, ?, ?)";
+        self.write(move |it| {
+            execute(
+                it,
+                change,
+                params![sum.blob.hash.0, sum.blob.bytes, sum.md5],
+            )
+            .map(drop)
         })
         .await
     }

@@ -5,9 +5,9 @@ use protocol::{
     Hash, PublicKey,
     units::{RunId, WorkerId},
 };
-use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
+use rusqlite::{Connection, Row, params};
 
-use super::{DoorStore, Pending, bytes_of, count, optional};
+use super::{DoorStore, Pending, all, execute, first, number, sql};
 use crate::boinc::request::Machine;
 
 /// Hosts of one account.
@@ -67,87 +67,63 @@ pub(crate) struct Enrolment {
 impl DoorStore {
     /// A host by number.
     pub(crate) async fn host(&self, id: u64) -> Result<Option<Host>> {
-        let row = sqlx::query("SELECT * FROM host WHERE id = ?")
-            .bind(i64::try_from(id).unwrap_or(-1))
-            .fetch_optional(&mut *self.reader().await)
-            .await?;
-        row.as_ref().map(host).transpose()
+        self.read(move |it| by_number(it, id)).await
     }
 
     /// An account's hosts, those heard of last first.
     pub(crate) async fn hosts_of(&self, account: u64, limit: u64) -> Result<Vec<Host>> {
-        let rows =
-            sqlx::query("SELECT * FROM host WHERE account = ? ORDER BY seen_ms DESC, id LIMIT ?")
-                .bind(account as i64)
-                .bind(limit as i64)
-                .fetch_all(&mut *self.reader().await)
-                .await?;
-        rows.iter().map(host).collect()
+        let question = "SELECT * FROM host WHERE account = ? ORDER BY seen_ms DESC, id LIMIT ?";
+        self.read(move |it| all(it, question, [account, limit], host))
+            .await
     }
 
     /// How many hosts an account has.
     pub(crate) async fn host_count(&self, account: u64) -> Result<u64> {
-        let found: i64 = sqlx::query_scalar("SELECT count(*) FROM host WHERE account = ?")
-            .bind(account as i64)
-            .fetch_one(&mut *self.reader().await)
-            .await?;
-        Ok(found.unsigned_abs())
+        let question = "SELECT count(*) FROM host WHERE account = ?";
+        let found = self.read(move |it| first(it, question, [account], number));
+        Ok(found.await?.unwrap_or_default())
     }
 
     /// Hosts of accounts that agreed to be shown, by number.
     pub(crate) async fn shown_hosts(&self) -> Result<Vec<Host>> {
-        let rows = sqlx::query(
-            "SELECT host.* FROM host JOIN account ON account.id = host.account
-             WHERE account.shows_statistics = 1 ORDER BY host.id",
-        )
-        .fetch_all(&mut *self.reader().await)
-        .await?;
-        rows.iter().map(host).collect()
+        let question = "SELECT host.* FROM host JOIN account ON account.id = host.account
+                        WHERE account.shows_statistics = 1 ORDER BY host.id";
+        self.read(move |it| all(it, question, [], host)).await
     }
 
     /// An account's hosts that call themselves by this name, newest first.
     pub(crate) async fn hosts_named(&self, account: u64, cpid: &str) -> Result<Vec<Host>> {
-        let rows = sqlx::query(
-            "SELECT * FROM host WHERE account = ? AND cpid = ? ORDER BY id DESC LIMIT 16",
-        )
-        .bind(account as i64)
-        .bind(cpid)
-        .fetch_all(&mut *self.reader().await)
-        .await?;
-        rows.iter().map(host).collect()
+        let cpid = cpid.to_owned();
+        let question =
+            "SELECT * FROM host WHERE account = ? AND cpid = ? ORDER BY id DESC LIMIT 16";
+        self.read(move |it| all(it, question, params![account, cpid], host))
+            .await
     }
 
     /// Notes a new host; `None` if the account has too many.
     pub(crate) async fn add_host(&self, new: Host) -> Result<Option<u64>> {
-        self.write(move |connection| {
-            Box::pin(async move {
-                let made: Option<i64> = sqlx::query_scalar(
-                    "INSERT INTO host (account, cpid, sequence, created_ms, seen_ms, platform, client_version,
-                     timezone, processors, vendor, model, flops, iops, memory_bytes, disk_bytes, os_name, os_version)
-                     SELECT ?1, '', 0, ?2, ?2, '', '', 0, 1, '', '', 0, 0, 0, 0, '', ''
-                     WHERE (SELECT count(*) FROM host WHERE account = ?1) < ?3 RETURNING id",
-                )
-                .bind(new.account as i64)
-                .bind(new.created_ms as i64)
-                .bind(HOSTS_MAX)
-                .fetch_optional(&mut *connection)
-                .await?;
-                let Some(id) = made.map(i64::unsigned_abs) else {
-                    return Ok(None);
-                };
-                describe(connection, &Host { id, ..new }).await?;
-                Ok(Some(id))
-            })
+        self.write(move |it| {
+            let made = first(
+                it,
+                "INSERT INTO host (account, cpid, sequence, created_ms, seen_ms, platform, client_version,
+                 timezone, processors, vendor, model, flops, iops, memory_bytes, disk_bytes, os_name, os_version)
+                 SELECT ?1, '', 0, ?2, ?2, '', '', 0, 1, '', '', 0, 0, 0, 0, '', ''
+                 WHERE (SELECT count(*) FROM host WHERE account = ?1) < ?3 RETURNING id",
+                params![new.account, new.created_ms, HOSTS_MAX],
+                number,
+            )?;
+            let Some(id) = made else {
+                return Ok(None);
+            };
+            describe(it, &Host { id, ..new })?;
+            Ok(Some(id))
         })
         .await
     }
 
     /// Begins to note what a host's client said of it last: nothing that is read before the reply depends on it.
     pub(crate) async fn update_host(&self, host: Host) -> Result<Pending<()>> {
-        self.begin(true, move |connection| {
-            Box::pin(async move { describe(connection, &host).await })
-        })
-        .await
+        self.begin(move |it| describe(it, &host)).await
     }
 
     /// Notes that a host's task came to nothing (or that one went well).
@@ -157,222 +133,158 @@ impl DoorStore {
         is_failure: bool,
         now_ms: u64,
     ) -> Result<()> {
-        self.write_one(move |connection| {
-            Box::pin(async move {
-                sqlx::query(
-                    "UPDATE host SET failures = CASE WHEN ?1 THEN failures + 1 ELSE 0 END, failed_ms = ?2,
-                     valid_in_row = CASE WHEN ?1 THEN 0 ELSE valid_in_row END
-                     WHERE id = ?3",
-                )
-                .bind(is_failure)
-                .bind(now_ms as i64)
-                .bind(host as i64)
-                .execute(connection)
-                .await?;
-                Ok(())
-            })
-        })
-        .await
+        let change =
+            "UPDATE host SET failures = CASE WHEN ?1 THEN failures + 1 ELSE 0 END, failed_ms = ?2,
+                      valid_in_row = CASE WHEN ?1 THEN 0 ELSE valid_in_row END WHERE id = ?3";
+        self.write(move |it| execute(it, change, params![is_failure, now_ms, host]).map(drop))
+            .await
     }
 
     /// Halves a host's daily quota for each of so many tasks that came to nothing, down to one; `whole` is what the run
     /// allows.
     pub(crate) async fn lessen_quota(&self, host: u64, tasks: usize, whole: u64) -> Result<()> {
-        self.write_one(move |connection| {
-            Box::pin(async move {
-                sqlx::query(
-                    "UPDATE host SET daily_quota = max(1, min(coalesce(daily_quota, ?1), ?1) >> ?2) WHERE id = ?3",
-                )
-                .bind(i64::try_from(whole).unwrap_or(i64::MAX))
-                .bind(tasks.min(62) as i64)
-                .bind(host as i64)
-                .execute(connection)
-                .await?;
-                Ok(())
-            })
-        })
-        .await
+        let change = "UPDATE host SET daily_quota = max(1, min(coalesce(daily_quota, ?1), ?1) >> ?2) WHERE id = ?3";
+        let tasks = tasks.min(62) as u64;
+        self.write(move |it| execute(it, change, [sql(whole), sql(tasks), sql(host)]).map(drop))
+            .await
     }
 
     /// Which workers a host is, by run.
     pub(crate) async fn enrolments(&self, host: u64) -> Result<Vec<(RunId, Enrolment)>> {
-        let rows = sqlx::query("SELECT * FROM enrolment WHERE host = ?")
-            .bind(host as i64)
-            .fetch_all(&mut *self.reader().await)
-            .await?;
-        let pair = |row| Ok((RunId(Hash(bytes_of(row, "run")?)), enrolment(row)?));
-        rows.iter().map(pair).collect()
+        self.read(move |it| enrolments(it, host)).await
     }
 
     /// All workers of a host, by run.
     pub(crate) async fn workers_of(&self, host: u64) -> Result<Vec<(RunId, WorkerId)>> {
-        let rows = sqlx::query("SELECT * FROM enrolment WHERE host = ? AND worker IS NOT NULL")
-            .bind(host as i64)
-            .fetch_all(&mut *self.reader().await)
-            .await?;
-        pairs(&rows)
+        let question = "SELECT run, worker FROM enrolment WHERE host = ? AND worker IS NOT NULL";
+        self.read(move |it| all(it, question, [host], pair)).await
     }
 
     /// All workers that are hosts of an account, by run.
     pub(crate) async fn workers_of_account(&self, account: u64) -> Result<Vec<(RunId, WorkerId)>> {
-        let rows = sqlx::query(
-            "SELECT enrolment.* FROM enrolment JOIN host ON host.id = enrolment.host
-             WHERE host.account = ? AND worker IS NOT NULL",
-        )
-        .bind(account as i64)
-        .fetch_all(&mut *self.reader().await)
-        .await?;
-        pairs(&rows)
+        let question = "SELECT run, worker FROM enrolment JOIN host ON host.id = enrolment.host
+                        WHERE host.account = ? AND worker IS NOT NULL";
+        self.read(move |it| all(it, question, [account], pair))
+            .await
     }
 
     /// The host that is this worker in a run.
     pub(crate) async fn host_of_worker(&self, run: RunId, worker: WorkerId) -> Result<Option<u64>> {
-        let found: Option<i64> =
-            sqlx::query_scalar("SELECT host FROM enrolment WHERE run = ? AND worker = ?")
-                .bind(run.0.0.to_vec())
-                .bind(worker.0.0.to_vec())
-                .fetch_optional(&mut *self.reader().await)
-                .await?;
-        Ok(found.map(i64::unsigned_abs))
+        let question = "SELECT host FROM enrolment WHERE run = ? AND worker = ?";
+        self.read(move |it| first(it, question, [run.0.0, worker.0.0], number))
+            .await
     }
 
     /// Notes which worker a host is; whether it may be: no other host is it.
     pub(crate) async fn enrol(&self, host: u64, run: RunId, worker: WorkerId) -> Result<bool> {
-        self.write_one(move |connection| {
-            Box::pin(async move {
-                let changed = sqlx::query(
-                    "INSERT INTO enrolment (host, run, worker) SELECT ?1, ?2, ?3
-                     WHERE NOT EXISTS (SELECT 1 FROM enrolment WHERE run = ?2 AND worker = ?3 AND host <> ?1)
-                     ON CONFLICT (host, run) DO UPDATE SET worker = excluded.worker, is_copy = 0",
-                )
-                .bind(host as i64)
-                .bind(run.0.0.to_vec())
-                .bind(worker.0.0.to_vec())
-                .execute(connection)
-                .await?;
-                Ok(changed.rows_affected() > 0)
-            })
-        })
-        .await
+        let change = "INSERT INTO enrolment (host, run, worker) SELECT ?1, ?2, ?3
+                      WHERE NOT EXISTS (SELECT 1 FROM enrolment WHERE run = ?2 AND worker = ?3 AND host <> ?1)
+                      ON CONFLICT (host, run) DO UPDATE SET worker = excluded.worker, is_copy = 0";
+        self.write(move |it| Ok(execute(it, change, params![host, run.0.0, worker.0.0])? > 0))
+            .await
     }
 
     /// Notes that a host's key is another's, so that it makes a new one.
     pub(crate) async fn note_copy(&self, host: u64, run: RunId) -> Result<()> {
-        self.write_one(move |connection| {
-            Box::pin(async move {
-                sqlx::query(
-                    "INSERT INTO enrolment (host, run, is_copy) VALUES (?, ?, 1)
-                     ON CONFLICT (host, run) DO UPDATE SET is_copy = 1, worker = NULL",
-                )
-                .bind(host as i64)
-                .bind(run.0.0.to_vec())
-                .execute(connection)
-                .await?;
-                Ok(())
-            })
-        })
-        .await
+        let change = "INSERT INTO enrolment (host, run, is_copy) VALUES (?, ?, 1)
+                      ON CONFLICT (host, run) DO UPDATE SET is_copy = 1, worker = NULL";
+        self.write(move |it| execute(it, change, params![host, run.0.0]).map(drop))
+            .await
     }
 
     /// Notes up to which refusal in the log a host was told.
     pub(crate) async fn note_refusal_told(&self, host: u64, run: RunId, event: u64) -> Result<()> {
-        self.write_one(move |connection| {
-            Box::pin(async move {
-                sqlx::query("UPDATE enrolment SET refusal_told = ? WHERE host = ? AND run = ?")
-                    .bind(event as i64)
-                    .bind(host as i64)
-                    .bind(run.0.0.to_vec())
-                    .execute(connection)
-                    .await?;
-                Ok(())
-            })
-        })
-        .await
+        let change = "UPDATE enrolment SET refusal_told = ? WHERE host = ? AND run = ?";
+        self.write(move |it| execute(it, change, params![event, host, run.0.0]).map(drop))
+            .await
     }
 }
 
-async fn describe(connection: &mut SqliteConnection, host: &Host) -> Result<()> {
-    let machine = &host.machine;
-    sqlx::query(
-        "UPDATE host SET cpid = ?, sequence = ?, seen_ms = ?, platform = ?, client_version = ?, timezone = ?,
-         processors = ?, vendor = ?, model = ?, flops = ?, iops = ?, memory_bytes = ?, disk_bytes = ?,
-         os_name = ?, os_version = ? WHERE id = ?",
+pub(super) fn by_number(connection: &Connection, id: u64) -> Result<Option<Host>> {
+    first(
+        connection,
+        "SELECT * FROM host WHERE id = ?",
+        [sql(id)],
+        host,
     )
-    .bind(&machine.cpid)
-    .bind(host.sequence as i64)
-    .bind(host.seen_ms as i64)
-    .bind(&host.platform)
-    .bind(&host.client_version)
-    .bind(machine.timezone)
-    .bind(machine.processors)
-    .bind(&machine.vendor)
-    .bind(&machine.model)
-    .bind(machine.flops)
-    .bind(machine.iops)
-    .bind(machine.memory_bytes as i64)
-    .bind(machine.disk_bytes as i64)
-    .bind(&machine.os_name)
-    .bind(&machine.os_version)
-    .bind(host.id as i64)
-    .execute(connection)
-    .await?;
-    Ok(())
 }
 
-fn pairs(rows: &[SqliteRow]) -> Result<Vec<(RunId, WorkerId)>> {
-    let pairs = rows.iter().map(|row| {
-        let run = RunId(Hash(bytes_of(row, "run")?));
-        Ok(worker(row)?.map(|it| (run, it)))
-    });
-    pairs.filter_map(Result::transpose).collect()
-}
-
-pub(super) fn enrolment(row: &SqliteRow) -> Result<Enrolment> {
-    Ok(Enrolment {
-        worker: worker(row)?,
-        is_copy: row.try_get("is_copy")?,
-        refusal_told: count(row, "refusal_told")?,
+pub(super) fn enrolments(connection: &Connection, host: u64) -> Result<Vec<(RunId, Enrolment)>> {
+    let question = "SELECT run, worker, is_copy, refusal_told FROM enrolment WHERE host = ?";
+    all(connection, question, [host], |row| {
+        let worker: Option<[u8; 32]> = row.get("worker")?;
+        let enrolment = Enrolment {
+            worker: worker.map(|it| WorkerId(PublicKey(it))),
+            is_copy: row.get("is_copy")?,
+            refusal_told: row.get("refusal_told")?,
+        };
+        Ok((RunId(Hash(row.get("run")?)), enrolment))
     })
 }
 
-fn worker(row: &SqliteRow) -> Result<Option<WorkerId>> {
-    let is_known: Option<&[u8]> = row.try_get("worker")?;
-    match is_known {
-        Some(_) => Ok(Some(WorkerId(PublicKey(bytes_of(row, "worker")?)))),
-        None => Ok(None),
-    }
+fn describe(connection: &Connection, host: &Host) -> Result<()> {
+    let machine = &host.machine;
+    execute(
+        connection,
+        "UPDATE host SET cpid = ?, sequence = ?, seen_ms = ?, platform = ?, client_version = ?, timezone = ?,
+         processors = ?, vendor = ?, model = ?, flops = ?, iops = ?, memory_bytes = ?, disk_bytes = ?,
+         os_name = ?, os_version = ? WHERE id = ?",
+        params![
+            machine.cpid,
+            sql(host.sequence),
+            host.seen_ms,
+            host.platform,
+            host.client_version,
+            machine.timezone,
+            machine.processors,
+            machine.vendor,
+            machine.model,
+            machine.flops,
+            machine.iops,
+            sql(machine.memory_bytes),
+            sql(machine.disk_bytes),
+            machine.os_name,
+            machine.os_version,
+            host.id,
+        ],
+    )
+    .map(drop)
 }
 
-pub(super) fn host(row: &SqliteRow) -> Result<Host> {
+fn pair(row: &Row<'_>) -> Result<(RunId, WorkerId)> {
+    Ok((RunId(Hash(row.get(0)?)), WorkerId(PublicKey(row.get(1)?))))
+}
+
+fn host(row: &Row<'_>) -> Result<Host> {
     Ok(Host {
-        id: count(row, "id")?,
-        account: count(row, "account")?,
-        sequence: count(row, "sequence")?,
-        created_ms: count(row, "created_ms")?,
-        seen_ms: count(row, "seen_ms")?,
-        platform: row.try_get("platform")?,
-        client_version: row.try_get("client_version")?,
+        id: row.get("id")?,
+        account: row.get("account")?,
+        sequence: row.get("sequence")?,
+        created_ms: row.get("created_ms")?,
+        seen_ms: row.get("seen_ms")?,
+        platform: row.get("platform")?,
+        client_version: row.get("client_version")?,
         machine: Machine {
-            cpid: row.try_get("cpid")?,
-            timezone: row.try_get("timezone")?,
-            processors: row.try_get("processors")?,
-            vendor: row.try_get("vendor")?,
-            model: row.try_get("model")?,
-            flops: row.try_get("flops")?,
-            iops: row.try_get("iops")?,
-            memory_bytes: count(row, "memory_bytes")?,
-            disk_bytes: count(row, "disk_bytes")?,
-            os_name: row.try_get("os_name")?,
-            os_version: row.try_get("os_version")?,
+            cpid: row.get("cpid")?,
+            timezone: row.get("timezone")?,
+            processors: row.get("processors")?,
+            vendor: row.get("vendor")?,
+            model: row.get("model")?,
+            flops: row.get("flops")?,
+            iops: row.get("iops")?,
+            memory_bytes: row.get("memory_bytes")?,
+            disk_bytes: row.get("disk_bytes")?,
+            os_name: row.get("os_name")?,
+            os_version: row.get("os_version")?,
             disk_share_bytes: 0,
         },
-        failures: count(row, "failures")?,
-        failed_ms: count(row, "failed_ms")?,
-        valid_in_row: count(row, "valid_in_row")?,
+        failures: row.get("failures")?,
+        failed_ms: row.get("failed_ms")?,
+        valid_in_row: row.get("valid_in_row")?,
         quota: Quota {
-            lessened: optional(row, "daily_quota")?,
-            given_day: count(row, "given_day")?,
-            given_on_day: count(row, "given_on_day")?,
+            lessened: row.get("daily_quota")?,
+            given_day: row.get("given_day")?,
+            given_on_day: row.get("given_on_day")?,
         },
     })
 }

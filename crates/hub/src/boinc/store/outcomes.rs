@@ -2,9 +2,9 @@
 
 use anyhow::Result;
 use protocol::units::WorkerId;
-use sqlx::Row;
+use rusqlite::params;
 
-use super::{DoorStore, UnitState};
+use super::{DoorStore, UnitState, all, execute, sql};
 use crate::boinc::request::Trickle;
 
 /// What a client said of a task that it is done with.
@@ -48,47 +48,35 @@ impl DoorStore {
         bytes: u64,
         now_ms: u64,
     ) -> Result<bool> {
-        self.write_one(move |connection| {
-            Box::pin(async move {
-                let changed = sqlx::query(
-                    "UPDATE unit SET state = 'uploaded', uploaded_ms = ?, uploaded_bytes = ?
-                     WHERE name = ? AND state = 'sent'",
-                )
-                .bind(now_ms as i64)
-                .bind(bytes as i64)
-                .bind(name)
-                .execute(connection)
-                .await?;
-                Ok(changed.rows_affected() > 0)
-            })
-        })
-        .await
+        let change = "UPDATE unit SET state = 'uploaded', uploaded_ms = ?, uploaded_bytes = ?
+                      WHERE name = ? AND state = 'sent'";
+        self.write(move |it| Ok(execute(it, change, params![now_ms, bytes, name])? > 0))
+            .await
     }
 
     /// Notes what became of a task's result.
     pub(crate) async fn settle(&self, name: String, settled: Settled) -> Result<()> {
-        self.write_one(move |connection| {
-            Box::pin(async move {
-                let state = match &settled.refusal {
-                    None => UnitState::Granted,
-                    Some(_) => UnitState::Refused,
-                };
-                let measured = settled.measured;
-                sqlx::query(
-                    "UPDATE unit SET state = ?1, refusal = ?2, is_told = ?2 IS NULL, worker = coalesce(?3, worker),
-                     tokens_measured = ?4, loss_measured = ?5, loss_of_hub = ?6, sealed = NULL WHERE name = ?7",
-                )
-                .bind(state.name())
-                .bind(settled.refusal)
-                .bind(settled.worker.map(|it| it.0.0.to_vec()))
-                .bind(measured.map(|it| it.tokens as i64))
-                .bind(measured.map(|it| it.loss_micronats as i64))
-                .bind(measured.and_then(|it| it.loss_of_hub).map(|it| it as i64))
-                .bind(name)
-                .execute(connection)
-                .await?;
-                Ok(())
-            })
+        let state = match &settled.refusal {
+            None => UnitState::Granted,
+            Some(_) => UnitState::Refused,
+        };
+        self.write(move |it| {
+            let measured = settled.measured;
+            execute(
+                it,
+                "UPDATE unit SET state = ?1, refusal = ?2, is_told = ?2 IS NULL, worker = coalesce(?3, worker),
+                 tokens_measured = ?4, loss_measured = ?5, loss_of_hub = ?6, sealed = NULL WHERE name = ?7",
+                params![
+                    state.name(),
+                    settled.refusal,
+                    settled.worker.map(|it| it.0.0),
+                    measured.map(|it| sql(it.tokens)),
+                    measured.map(|it| sql(it.loss_micronats)),
+                    measured.and_then(|it| it.loss_of_hub).map(sql),
+                    name
+                ],
+            )
+            .map(drop)
         })
         .await
     }
@@ -100,41 +88,36 @@ impl DoorStore {
         now_ms: u64,
     ) -> Result<Vec<String>> {
         self.write(move |connection| {
-            Box::pin(async move {
-                let mut failed = Vec::new();
-                for it in outcomes {
-                    let changed = sqlx::query(
-                        "UPDATE unit SET reported_ms = coalesce(reported_ms, ?1), exit_status = ?2, stderr = ?3,
-                         cpu_ms = ?4, elapsed_ms = min(?5, max(0, ?1 - sent_ms)) WHERE name = ?6 AND host = ?7",
-                    )
-                    .bind(now_ms as i64)
-                    .bind(it.exit_status)
-                    .bind(&it.stderr)
-                    .bind(i64::try_from(it.cpu_ms).unwrap_or(i64::MAX))
-                    .bind(i64::try_from(it.elapsed_ms).unwrap_or(i64::MAX))
-                    .bind(&it.name)
-                    .bind(it.host as i64)
-                    .execute(&mut *connection)
-                    .await?;
-                    if changed.rows_affected() == 0 {
-                        continue;
-                    }
-                    let changed = sqlx::query(
-                        "UPDATE unit SET state = ?1, refusal = coalesce(?2, refusal), sealed = NULL
-                         WHERE name = ?3 AND host = ?4 AND state IN ('sent', 'lost')",
-                    )
-                    .bind(it.otherwise.name())
-                    .bind(it.refusal)
-                    .bind(&it.name)
-                    .bind(it.host as i64)
-                    .execute(&mut *connection)
-                    .await?;
-                    if changed.rows_affected() > 0 {
-                        failed.push(it.name);
-                    }
+            let mut failed = Vec::new();
+            for it in outcomes {
+                let changed = execute(
+                    connection,
+                    "UPDATE unit SET reported_ms = coalesce(reported_ms, ?1), exit_status = ?2, stderr = ?3,
+                     cpu_ms = ?4, elapsed_ms = min(?5, max(0, ?1 - sent_ms)) WHERE name = ?6 AND host = ?7",
+                    params![
+                        now_ms,
+                        it.exit_status,
+                        it.stderr,
+                        sql(it.cpu_ms),
+                        sql(it.elapsed_ms),
+                        it.name,
+                        it.host
+                    ],
+                )?;
+                if changed == 0 {
+                    continue;
                 }
-                Ok(failed)
-            })
+                let changed = execute(
+                    connection,
+                    "UPDATE unit SET state = ?1, refusal = coalesce(?2, refusal), sealed = NULL
+                     WHERE name = ?3 AND host = ?4 AND state IN ('sent', 'lost')",
+                    params![it.otherwise.name(), it.refusal, it.name, it.host],
+                )?;
+                if changed > 0 {
+                    failed.push(it.name);
+                }
+            }
+            Ok(failed)
         })
         .await
     }
@@ -146,42 +129,32 @@ impl DoorStore {
         state: UnitState,
         why: &'static str,
     ) -> Result<Vec<String>> {
-        self.write(move |connection| {
-            Box::pin(async move {
-                let mut given_up = Vec::new();
-                for name in names {
-                    let changed = sqlx::query(
-                        "UPDATE unit SET state = ?, refusal = coalesce(refusal, ?), sealed = NULL
-                         WHERE name = ? AND state = 'sent'",
-                    )
-                    .bind(state.name())
-                    .bind(why)
-                    .bind(&name)
-                    .execute(&mut *connection)
-                    .await?;
-                    if changed.rows_affected() > 0 {
-                        given_up.push(name);
-                    }
+        self.write(move |it| {
+            let mut given_up = Vec::new();
+            for name in names {
+                let changed = execute(
+                    it,
+                    "UPDATE unit SET state = ?, refusal = coalesce(refusal, ?), sealed = NULL
+                     WHERE name = ? AND state = 'sent'",
+                    [state.name(), why, &name],
+                )?;
+                if changed > 0 {
+                    given_up.push(name);
                 }
-                Ok(given_up)
-            })
+            }
+            Ok(given_up)
         })
         .await
     }
 
     /// Notes that a client no longer lists tasks whose results are here: its report came before, or never will.
     pub(crate) async fn note_gone(&self, names: Vec<String>, now_ms: u64) -> Result<()> {
-        self.write(move |connection| {
-            Box::pin(async move {
-                for name in names {
-                    sqlx::query("UPDATE unit SET reported_ms = ? WHERE name = ?")
-                        .bind(now_ms as i64)
-                        .bind(name)
-                        .execute(&mut *connection)
-                        .await?;
-                }
-                Ok(())
-            })
+        self.write(move |it| {
+            for name in names {
+                let change = "UPDATE unit SET reported_ms = ? WHERE name = ?";
+                execute(it, change, params![now_ms, name])?;
+            }
+            Ok(())
         })
         .await
     }
@@ -192,24 +165,16 @@ impl DoorStore {
         host: u64,
         told: Vec<(String, Trickle)>,
     ) -> Result<()> {
-        // Of several each stands for itself.
-        self.write_one(move |connection| {
-            Box::pin(async move {
-                for (name, it) in told {
-                    sqlx::query(
-                        "UPDATE unit SET progress_ppm = coalesce(?, progress_ppm), steps_told = coalesce(?, steps_told),
-                         loss_told = coalesce(?, loss_told) WHERE name = ? AND host = ?",
-                    )
-                    .bind(it.progress_ppm)
-                    .bind(it.steps)
-                    .bind(it.loss_micronats)
-                    .bind(name)
-                    .bind(host as i64)
-                    .execute(&mut *connection)
-                    .await?;
-                }
-                Ok(())
-            })
+        self.write(move |connection| {
+            for (name, it) in told {
+                execute(
+                    connection,
+                    "UPDATE unit SET progress_ppm = coalesce(?, progress_ppm), steps_told = coalesce(?, steps_told),
+                     loss_told = coalesce(?, loss_told) WHERE name = ? AND host = ?",
+                    params![it.progress_ppm, it.steps, it.loss_micronats, name, host],
+                )?;
+            }
+            Ok(())
         })
         .await
     }
@@ -219,20 +184,12 @@ impl DoorStore {
         &self,
         host: u64,
     ) -> Result<Vec<(String, UnitState, String)>> {
-        self.write(move |connection| {
-            Box::pin(async move {
-                let rows = sqlx::query(
-                    "UPDATE unit SET is_told = 1 WHERE host = ? AND is_told = 0 RETURNING name, state, refusal",
-                )
-                .bind(host as i64)
-                .fetch_all(connection)
-                .await?;
-                let told = rows.iter().map(|row| {
-                    let refusal: Option<String> = row.try_get("refusal")?;
-                    let state = UnitState::of(row.try_get("state")?)?;
-                    Ok((row.try_get("name")?, state, refusal.unwrap_or_default()))
-                });
-                told.collect()
+        let change = "UPDATE unit SET is_told = 1 WHERE host = ? AND is_told = 0 RETURNING name, state, refusal";
+        self.write(move |it| {
+            all(it, change, [host], |row| {
+                let (state, refusal): (String, Option<String>) = (row.get(1)?, row.get(2)?);
+                let state = UnitState::of(&state)?;
+                Ok((row.get(0)?, state, refusal.unwrap_or_default()))
             })
         })
         .await

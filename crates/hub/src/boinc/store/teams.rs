@@ -1,10 +1,10 @@
 //! Teams: a name, and who is in it.
 
 use anyhow::Result;
-use protocol::{PublicKey, units::AccountId};
-use sqlx::{Row, sqlite::SqliteRow};
+use protocol::units::AccountId;
+use rusqlite::{Connection, Row, params};
 
-use super::{DoorStore, bytes_of, count};
+use super::{DoorStore, accounts::key_of, all, execute, first, number, sql};
 
 /// Teams in a list.
 const TEAMS_SHOWN_MAX: i64 = 1_000;
@@ -30,93 +30,67 @@ impl DoorStore {
         founder: u64,
         now_ms: u64,
     ) -> Result<Option<u64>> {
-        self.write(move |connection| {
-            Box::pin(async move {
-                let made: Option<i64> = sqlx::query_scalar(
-                    "INSERT INTO team (name, founder, created_ms) VALUES (?, ?, ?)
-                     ON CONFLICT (name) DO NOTHING RETURNING id",
-                )
-                .bind(name)
-                .bind(founder as i64)
-                .bind(now_ms as i64)
-                .fetch_optional(&mut *connection)
-                .await?;
-                if let Some(team) = made {
-                    sqlx::query("UPDATE account SET team = ? WHERE id = ?")
-                        .bind(team)
-                        .bind(founder as i64)
-                        .execute(connection)
-                        .await?;
-                }
-                Ok(made.map(i64::unsigned_abs))
-            })
+        self.write(move |it| {
+            let made = first(
+                it,
+                "INSERT INTO team (name, founder, created_ms) VALUES (?, ?, ?)
+                 ON CONFLICT (name) DO NOTHING RETURNING id",
+                params![name, founder, now_ms],
+                number,
+            )?;
+            if let Some(team) = made {
+                execute(
+                    it,
+                    "UPDATE account SET team = ? WHERE id = ?",
+                    [team, founder],
+                )?;
+            }
+            Ok(made)
         })
         .await
     }
 
     /// Puts an account into a team, or out of any; whether there is such a team.
     pub(crate) async fn set_team(&self, account: u64, team: Option<u64>) -> Result<bool> {
-        let team = team.map(|it| i64::try_from(it).unwrap_or(-1));
-        self.write(move |connection| {
-            Box::pin(async move {
-                let changed = sqlx::query(
-                    "UPDATE account SET team = ?1 WHERE id = ?2
-                     AND (?1 IS NULL OR EXISTS (SELECT 1 FROM team WHERE id = ?1))",
-                )
-                .bind(team)
-                .bind(account as i64)
-                .execute(connection)
-                .await?;
-                Ok(changed.rows_affected() > 0)
-            })
-        })
-        .await
+        let change = "UPDATE account SET team = ?1 WHERE id = ?2
+                      AND (?1 IS NULL OR EXISTS (SELECT 1 FROM team WHERE id = ?1))";
+        let team = team.map(sql);
+        self.write(move |it| Ok(execute(it, change, params![team, account])? > 0))
+            .await
     }
 
     /// A team by number.
     pub(crate) async fn team(&self, id: u64) -> Result<Option<Team>> {
-        let row = sqlx::query(&selected("WHERE team.id = ?"))
-            .bind(id as i64)
-            .fetch_optional(&mut *self.reader().await)
-            .await?;
-        match row {
-            Some(row) => Ok(Some(self.with_members(&row).await?)),
-            None => Ok(None),
-        }
+        self.read(move |it| {
+            let question = selected("WHERE team.id = ?");
+            first(it, &question, [sql(id)], |row| team(it, row))
+        })
+        .await
     }
 
     /// Teams that have members, by number.
     pub(crate) async fn teams(&self) -> Result<Vec<Team>> {
-        let text = selected(
-            "WHERE EXISTS (SELECT 1 FROM account WHERE account.team = team.id) ORDER BY team.id LIMIT ?",
-        );
-        let rows = sqlx::query(&text)
-            .bind(TEAMS_SHOWN_MAX)
-            .fetch_all(&mut *self.reader().await)
-            .await?;
-        let mut teams = Vec::new();
-        for row in &rows {
-            teams.push(self.with_members(row).await?);
-        }
-        Ok(teams)
-    }
-
-    async fn with_members(&self, row: &SqliteRow) -> Result<Team> {
-        let id = count(row, "id")?;
-        let members = sqlx::query("SELECT key FROM account WHERE team = ?")
-            .bind(id as i64)
-            .fetch_all(&mut *self.reader().await)
-            .await?;
-        let key = |row| Ok(AccountId(PublicKey(bytes_of(row, "key")?)));
-        Ok(Team {
-            id,
-            name: row.try_get("name")?,
-            founder: count(row, "founder")?,
-            founder_name: row.try_get("founder_name")?,
-            created_ms: count(row, "created_ms")?,
-            members: members.iter().map(key).collect::<Result<_>>()?,
+        self.read(move |it| {
+            let question = selected(
+                "WHERE EXISTS (SELECT 1 FROM account WHERE account.team = team.id) ORDER BY team.id LIMIT ?",
+            );
+            all(it, &question, [TEAMS_SHOWN_MAX], |row| team(it, row))
         })
+        .await
     }
+}
+
+fn team(connection: &Connection, row: &Row<'_>) -> Result<Team> {
+    let id: u64 = row.get("id")?;
+    let members = "SELECT key FROM account WHERE team = ?";
+    Ok(Team {
+        id,
+        name: row.get("name")?,
+        founder: row.get("founder")?,
+        founder_name: row.get("founder_name")?,
+        created_ms: row.get("created_ms")?,
+        members: all(connection, members, [id], key_of)?,
+    })
 }
 
 fn selected(which: &str) -> String {

@@ -61,15 +61,9 @@ async fn what_is_written_together_fails_apart() {
     let store = store(&folder).await;
     let first = account(&store, 1).await;
     let failing = store.write::<()>(|connection| {
-        Box::pin(async move {
-            sqlx::query("UPDATE account SET name = 'lost'")
-                .execute(&mut *connection)
-                .await?;
-            sqlx::query("INSERT INTO nowhere VALUES (1)")
-                .execute(connection)
-                .await?;
-            Ok(())
-        })
+        execute(connection, "UPDATE account SET name = 'lost'", [])?;
+        execute(connection, "INSERT INTO nowhere VALUES (1)", [])?;
+        Ok(())
     });
     let (failed, kept) = tokio::join!(failing, store.set_consent(first, true));
     assert!(failed.is_err());

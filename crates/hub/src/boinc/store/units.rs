@@ -5,15 +5,27 @@ use protocol::{
     Hash, PublicKey,
     units::{RunId, WorkerId},
 };
-use sqlx::{Row, sqlite::SqliteRow};
+use rusqlite::{Row, params};
 
-use super::{DoorStore, bytes_of, count, optional};
+use super::{DoorStore, all, execute, first, sql};
 
-/// Tasks, each with where the spot check of its update stands: one that another machine's copy spoke against is doubted until
-/// a third one is here.
-const UNITS: &str = "SELECT unit.*, (SELECT CASE WHEN c.state = 'open' AND EXISTS
-     (SELECT 1 FROM spot_copy WHERE spot_check = c.id AND agrees = 0) THEN 'doubted' ELSE c.state END
-     FROM spot_check c WHERE c.unit = unit.name) AS check_state FROM unit";
+/// Asks for tasks, each with where the spot check of its update stands: one that another machine's copy spoke against is
+/// doubted until a third one is here.
+macro_rules! units {
+    ($which:literal) => {
+        concat!(
+            "SELECT unit.*, (SELECT CASE WHEN c.state = 'open' AND EXISTS
+             (SELECT 1 FROM spot_copy WHERE spot_check = c.id AND agrees = 0) THEN 'doubted' ELSE c.state END
+             FROM spot_check c WHERE c.unit = unit.name) AS check_state FROM unit ",
+            $which
+        )
+    };
+}
+
+/// The question for a host's open tasks.
+pub(super) const OPEN: &str = units!(
+    "WHERE host = ? AND reported_ms IS NULL AND state NOT IN ('aborted', 'lost', 'failed') ORDER BY id DESC LIMIT 64"
+);
 
 /// Where a task stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,132 +150,102 @@ impl NewUnit {
 impl DoorStore {
     /// Notes a task before it is given.
     pub(crate) async fn add_unit(&self, new: NewUnit) -> Result<()> {
-        self.write_one(move |connection| {
-            Box::pin(async move {
-                let sealed_hash = Hash::of_blob(&new.sealed);
-                sqlx::query(
-                    "INSERT INTO unit (name, host, account, run, kind, round, worker, sealed, sealed_hash,
-                     upload_max, expected_ms, sent_ms, deadline_ms, state)
-                     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'sent')",
-                )
-                .bind(new.name)
-                .bind(new.host as i64)
-                .bind(new.account as i64)
-                .bind(new.run.0.0.to_vec())
-                .bind(new.kind)
-                .bind(new.round.map(|it| it as i64))
-                .bind(new.worker.map(|it| it.0.0.to_vec()))
-                .bind(new.sealed)
-                .bind(sealed_hash.0.to_vec())
-                .bind(new.upload_bytes_max as i64)
-                .bind(new.expected_ms as i64)
-                .bind(new.sent_ms as i64)
-                .bind(new.deadline_ms as i64)
-                .execute(connection)
-                .await?;
-                Ok(())
-            })
+        self.write(move |it| {
+            execute(
+                it,
+                "INSERT INTO unit (name, host, account, run, kind, round, worker, sealed, sealed_hash,
+                 upload_max, expected_ms, sent_ms, deadline_ms, state)
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'sent')",
+                params![
+                    new.name,
+                    new.host,
+                    new.account,
+                    new.run.0.0,
+                    new.kind,
+                    new.round,
+                    new.worker.map(|it| it.0.0),
+                    new.sealed,
+                    Hash::of_blob(&new.sealed).0,
+                    sql(new.upload_bytes_max),
+                    sql(new.expected_ms),
+                    new.sent_ms,
+                    sql(new.deadline_ms)
+                ],
+            )
+            .map(drop)
         })
         .await
     }
 
     /// A task by name.
     pub(crate) async fn unit(&self, name: &str) -> Result<Option<Unit>> {
-        let row = sqlx::query(&format!("{UNITS} WHERE name = ?"))
-            .bind(name)
-            .fetch_optional(&mut *self.reader().await)
-            .await?;
-        row.as_ref().map(unit).transpose()
+        let name = name.to_owned();
+        self.read(move |it| first(it, units!("WHERE name = ?"), [name], unit))
+            .await
     }
 
     /// A host's tasks, newest first.
     pub(crate) async fn units_of(&self, host: u64, limit: u64) -> Result<Vec<Unit>> {
-        let rows = sqlx::query(&format!("{UNITS} WHERE host = ? ORDER BY id DESC LIMIT ?"))
-            .bind(host as i64)
-            .bind(limit as i64)
-            .fetch_all(&mut *self.reader().await)
-            .await?;
-        rows.iter().map(unit).collect()
+        let question = units!("WHERE host = ? ORDER BY id DESC LIMIT ?");
+        self.read(move |it| all(it, question, [host, limit], unit))
+            .await
     }
 
     /// A host's tasks that its client has not reported and that are not given up.
     pub(crate) async fn open_units(&self, host: u64) -> Result<Vec<Unit>> {
-        let rows = sqlx::query(&open_units("?"))
-            .bind(host as i64)
-            .fetch_all(&mut *self.reader().await)
-            .await?;
-        rows.iter().map(unit).collect()
+        self.read(move |it| all(it, OPEN, [host], unit)).await
     }
 
     /// Names of tasks whose results are here and not settled, oldest first.
     pub(crate) async fn unsettled(&self) -> Result<Vec<String>> {
-        let names =
-            sqlx::query_scalar("SELECT name FROM unit WHERE state = 'uploaded' ORDER BY id")
-                .fetch_all(&mut *self.reader().await)
-                .await?;
-        Ok(names)
+        let question = "SELECT name FROM unit WHERE state = 'uploaded' ORDER BY id";
+        self.read(move |it| all(it, question, [], |row| Ok(row.get(0)?)))
+            .await
     }
 
     /// The task of a host that joins a run, if its result is here and not settled.
     pub(crate) async fn waiting_enrolment(&self, host: u64, run: RunId) -> Result<Option<String>> {
-        let found = sqlx::query_scalar(
-            "SELECT name FROM unit WHERE host = ? AND run = ? AND kind = 'enrol' AND state = 'uploaded'
-             ORDER BY id DESC LIMIT 1",
-        )
-        .bind(host as i64)
-        .bind(run.0.0.to_vec())
-        .fetch_optional(&mut *self.reader().await)
-        .await?;
-        Ok(found)
+        let question = "SELECT name FROM unit WHERE host = ? AND run = ? AND kind = 'enrol' AND state = 'uploaded'
+                        ORDER BY id DESC LIMIT 1";
+        self.read(move |it| first(it, question, params![host, run.0.0], |row| Ok(row.get(0)?)))
+            .await
     }
 
     /// The signed file with a hash.
     pub(crate) async fn sealed(&self, hash: &Hash) -> Result<Option<Vec<u8>>> {
-        let found: Option<Option<Vec<u8>>> =
-            sqlx::query_scalar("SELECT sealed FROM unit WHERE sealed_hash = ? LIMIT 1")
-                .bind(hash.0.to_vec())
-                .fetch_optional(&mut *self.reader().await)
-                .await?;
-        Ok(found.flatten())
+        let hash = hash.0;
+        let question = "SELECT sealed FROM unit WHERE sealed_hash = ? LIMIT 1";
+        let found = self.read(move |it| first(it, question, [hash], |row| Ok(row.get(0)?)));
+        Ok(found.await?.flatten())
     }
 }
 
-/// The question for a host's open tasks, with the place of its number.
-pub(super) fn open_units(host: &str) -> String {
-    format!(
-        "{UNITS} WHERE host = {host} AND reported_ms IS NULL AND state NOT IN ('aborted', 'lost', 'failed')
-         ORDER BY id DESC LIMIT 64"
-    )
-}
-
-pub(super) fn unit(row: &SqliteRow) -> Result<Unit> {
-    let worker: Option<&[u8]> = row.try_get("worker")?;
+pub(super) fn unit(row: &Row<'_>) -> Result<Unit> {
+    let worker: Option<[u8; 32]> = row.get("worker")?;
+    let state: String = row.get("state")?;
     Ok(Unit {
-        name: row.try_get("name")?,
-        host: count(row, "host")?,
-        account: count(row, "account")?,
-        run: RunId(Hash(bytes_of(row, "run")?)),
-        kind: row.try_get("kind")?,
-        round: optional(row, "round")?,
-        worker: match worker {
-            Some(_) => Some(WorkerId(PublicKey(bytes_of(row, "worker")?))),
-            None => None,
-        },
-        sealed_hash: Hash(bytes_of(row, "sealed_hash")?),
-        upload_bytes_max: count(row, "upload_max")?,
-        expected_ms: count(row, "expected_ms")?,
-        sent_ms: count(row, "sent_ms")?,
-        deadline_ms: count(row, "deadline_ms")?,
-        state: UnitState::of(row.try_get("state")?)?,
-        uploaded_ms: optional(row, "uploaded_ms")?,
-        uploaded_bytes: optional(row, "uploaded_bytes")?,
-        reported_ms: optional(row, "reported_ms")?,
-        refusal: row.try_get("refusal")?,
-        progress_ppm: row.try_get("progress_ppm")?,
-        steps_told: optional(row, "steps_told")?,
-        loss_told: optional(row, "loss_told")?,
-        loss_measured: optional(row, "loss_measured")?,
-        loss_of_hub: optional(row, "loss_of_hub")?,
-        check: row.try_get("check_state")?,
+        name: row.get("name")?,
+        host: row.get("host")?,
+        account: row.get("account")?,
+        run: RunId(Hash(row.get("run")?)),
+        kind: row.get("kind")?,
+        round: row.get("round")?,
+        worker: worker.map(|it| WorkerId(PublicKey(it))),
+        sealed_hash: Hash(row.get("sealed_hash")?),
+        upload_bytes_max: row.get("upload_max")?,
+        expected_ms: row.get("expected_ms")?,
+        sent_ms: row.get("sent_ms")?,
+        deadline_ms: row.get("deadline_ms")?,
+        state: UnitState::of(&state)?,
+        uploaded_ms: row.get("uploaded_ms")?,
+        uploaded_bytes: row.get("uploaded_bytes")?,
+        reported_ms: row.get("reported_ms")?,
+        refusal: row.get("refusal")?,
+        progress_ppm: row.get("progress_ppm")?,
+        steps_told: row.get("steps_told")?,
+        loss_told: row.get("loss_told")?,
+        loss_measured: row.get("loss_measured")?,
+        loss_of_hub: row.get("loss_of_hub")?,
+        check: row.get("check_state")?,
     })
 }
