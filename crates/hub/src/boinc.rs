@@ -10,6 +10,7 @@ mod credit;
 pub mod decoders;
 mod files;
 mod hosts;
+mod kept;
 mod limits;
 pub mod release;
 mod reply;
@@ -19,6 +20,7 @@ mod settle;
 mod statistics;
 mod store;
 mod tasks;
+mod teams;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -44,7 +46,7 @@ pub(crate) use self::{
     request::SchedulerRequest,
     scheduler::{answer, too_long},
     settle::{complete_binding, settle_waiting},
-    store::{Account, Host, Team, Unit},
+    store::{Account, Host, Unit},
     tasks::run_for_hosts,
     upload::receive,
     xml::XmlError,
@@ -85,6 +87,8 @@ pub(crate) struct Door {
     limits: DoorLimits,
     uploads: Uploads,
     sums: files::Sums,
+    statistics_kept: statistics::StatisticsKept,
+    teams_kept: kept::Kept<Vec<teams::ListedTeam>>,
     /// Hosts whose requests are being answered.
     hosts: Busy<String>,
     /// Results that are being settled.
@@ -127,6 +131,8 @@ impl Door {
             credit: Credit::default(),
             limits: DoorLimits::new(),
             sums: files::Sums::default(),
+            statistics_kept: statistics::StatisticsKept::default(),
+            teams_kept: kept::Kept::default(),
             uploads: Uploads::open(&folder.join("boinc-uploads"), &store).await?,
             store,
             hosts: Busy::default(),

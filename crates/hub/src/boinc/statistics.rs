@@ -1,46 +1,88 @@
 //! What sites that collect statistics of BOINC projects read: of those who agreed to it, and nobody else.
 
-use std::{collections::HashMap, fmt::Write, io::Write as _};
+use std::{collections::HashMap, fmt::Write, io::Write as _, sync::Arc};
 
 use anyhow::Result;
+use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
 use protocol::units::AccountId;
 
 use super::{
-    Door, accounts::md5_hex, credit::Earning, scheduler::external_id, store::Account, xml::escaped,
+    Door, accounts::md5_hex, credit::Earning, kept::Kept, scheduler::external_id, store::Account,
+    xml::escaped,
 };
 use crate::Hub;
 
 /// A file of the export.
 pub(crate) struct Exported {
     pub(crate) content_type: &'static str,
-    pub(crate) bytes: Vec<u8>,
+    pub(crate) bytes: Bytes,
+    /// A name for these very bytes.
+    pub(crate) tag: String,
+}
+
+/// The files as they were made last: each takes a walk through all accounts or hosts.
+#[derive(Default)]
+pub(super) struct StatisticsKept {
+    users: Kept<Exported>,
+    hosts: Kept<Exported>,
+    teams: Kept<Exported>,
+    tables: Kept<Exported>,
+}
+
+/// The files that take long to make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum File {
+    Users,
+    Hosts,
+    Teams,
+    Tables,
+}
+
+impl Exported {
+    fn new(content_type: &'static str, bytes: Vec<u8>) -> Self {
+        Self {
+            content_type,
+            tag: format!("\"{}\"", blake3::hash(&bytes).to_hex()),
+            bytes: bytes.into(),
+        }
+    }
 }
 
 impl Door {
-    /// The file of that name; `None` for names of none.
-    pub(crate) async fn statistics(&self, hub: &Hub, name: &str) -> Result<Option<Exported>> {
-        let text = match name {
-            "user.gz" => self.users(hub).await?,
-            "host.gz" => self.hosts_shown(hub).await?,
-            "team.gz" => self.teams_shown(hub).await?,
-            "badge_user.gz" => listed("badge_users", ""),
-            "badge_team.gz" => listed("badge_teams", ""),
-            "tables.xml" => {
-                return Ok(Some(Exported {
-                    content_type: "text/xml",
-                    bytes: self.tables(hub).await?.into_bytes(),
-                }));
-            }
+    /// The file of that name, as it was some minutes ago; `None` for names of none.
+    pub(crate) async fn statistics(
+        self: &Arc<Self>,
+        hub: &Arc<Hub>,
+        name: &str,
+    ) -> Result<Option<Arc<Exported>>> {
+        let all = &self.statistics_kept;
+        let (kept, file) = match name {
+            "user.gz" => (&all.users, File::Users),
+            "host.gz" => (&all.hosts, File::Hosts),
+            "team.gz" => (&all.teams, File::Teams),
+            "tables.xml" => (&all.tables, File::Tables),
+            "badge_user.gz" => return packed(&listed("badge_users", "")).map(Arc::new).map(Some),
+            "badge_team.gz" => return packed(&listed("badge_teams", "")).map(Arc::new).map(Some),
             _ => return Ok(None),
         };
-        let mut packed = GzEncoder::new(Vec::new(), Compression::default());
-        packed.write_all(text.as_bytes())?;
-        Ok(Some(Exported {
-            // Bytes as they are: packed once, whatever whoever asks can unpack.
-            content_type: "application/octet-stream",
-            bytes: packed.finish()?,
-        }))
+        let (door, hub) = (Arc::clone(self), Arc::clone(hub));
+        kept.get(async move { door.export(&hub, file).await })
+            .await
+            .map(Some)
+    }
+
+    async fn export(&self, hub: &Hub, file: File) -> Result<Exported> {
+        let text = match file {
+            File::Users => self.users(hub).await?,
+            File::Hosts => self.hosts_shown(hub).await?,
+            File::Teams => self.teams_shown(hub).await?,
+            File::Tables => {
+                let text = self.tables(hub).await?;
+                return Ok(Exported::new("text/xml", text.into_bytes()));
+            }
+        };
+        packed(&text)
     }
 
     async fn users(&self, hub: &Hub) -> Result<String> {
@@ -176,6 +218,14 @@ fn credit(earned: &Earning, now_s: u64) -> String {
         earned.cobblestones(),
         earned.recent()
     )
+}
+
+fn packed(text: &str) -> Result<Exported> {
+    let mut packed = GzEncoder::new(Vec::new(), Compression::default());
+    packed.write_all(text.as_bytes())?;
+    // Bytes as they are: packed once, whatever whoever asks can unpack.
+    let content_type = "application/octet-stream";
+    Ok(Exported::new(content_type, packed.finish()?))
 }
 
 fn listed(name: &str, items: &str) -> String {

@@ -32,7 +32,7 @@ pub(crate) use self::{
     hosts::{Enrolment, Host},
     old::BATCH,
     outcomes::{Measured, Outcome, Settled},
-    teams::Team,
+    teams::{TEAMS_SHOWN_MAX, Team},
     units::{NewUnit, Unit, UnitState},
 };
 

@@ -571,6 +571,11 @@ async fn statistics_show_those_who_agreed() {
     assert_eq!(read("user.gz").await, "<users>\n</users>\n");
     assert_eq!(read("host.gz").await, "<hosts>\n</hosts>\n");
     fixture.door().store.set_consent(2, true).await.unwrap();
+    // Nobody has it made again and again by asking.
+    assert_eq!(read("user.gz").await, "<users>\n</users>\n");
+    tokio::time::pause();
+    tokio::time::advance(super::kept::KEPT).await;
+    tokio::time::resume();
     let users = read("user.gz").await;
     assert_eq!(all_between(&users, "id"), ["2"]);
     assert!(!users.contains("example.org"));

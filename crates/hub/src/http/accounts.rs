@@ -157,17 +157,16 @@ pub(super) async fn set_consent(
     Json(consent): Json<StatisticsConsent>,
 ) -> Result<StatusCode, Failure> {
     let account = signed_in(&hub, &headers).await?;
-    let store = &door(&hub)?.store;
-    store
-        .set_consent(account.id, consent.shows_statistics)
-        .await?;
+    let (door, shows) = (door(&hub)?, consent.shows_statistics);
+    door.store.set_consent(account.id, shows).await?;
+    door.note_founder(account.id, shows.then_some(&account.name));
     Ok(StatusCode::NO_CONTENT)
 }
 
 async fn summary(hub: &Hub, door: &Door, account: Account) -> Result<AccountSummary, Failure> {
     let (earned, rank, ranked) = door.standing(hub, account.key).await?;
     let team = match account.team {
-        Some(id) => teams::of(hub, door, id).await?,
+        Some(id) => door.team_summary(hub, id).await?,
         None => None,
     };
     let machines = door.store.workers_of_account(account.id).await?;

@@ -7,7 +7,7 @@ use rusqlite::{Connection, Row, params};
 use super::{DoorStore, accounts::key_of, all, execute, first, number, sql};
 
 /// Teams in a list.
-const TEAMS_SHOWN_MAX: i64 = 1_000;
+pub(crate) const TEAMS_SHOWN_MAX: usize = 1_000;
 
 /// A team.
 #[derive(Clone, Debug)]
@@ -74,7 +74,7 @@ impl DoorStore {
             let question = selected(
                 "WHERE EXISTS (SELECT 1 FROM account WHERE account.team = team.id) ORDER BY team.id LIMIT ?",
             );
-            all(it, &question, [TEAMS_SHOWN_MAX], |row| team(it, row))
+            all(it, &question, [TEAMS_SHOWN_MAX as u64], |row| team(it, row))
         })
         .await
     }

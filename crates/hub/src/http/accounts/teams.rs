@@ -13,42 +13,17 @@ use protocol::api::{
 use super::signed_in;
 use crate::{
     Hub,
-    boinc::{Door, Team, normal_name},
+    boinc::{Door, normal_name},
     http::{Shared, boinc::door, errors::Failure},
 };
-
-/// A team by number.
-pub(super) async fn of(hub: &Hub, door: &Door, id: u64) -> Result<Option<TeamSummary>, Failure> {
-    match door.store.team(id).await? {
-        Some(team) => Ok(Some(summary(hub, door, team).await?)),
-        None => Ok(None),
-    }
-}
-
-async fn summary(hub: &Hub, door: &Door, team: Team) -> Result<TeamSummary, Failure> {
-    let earned = door.earned_together(hub, &team.members).await?;
-    Ok(TeamSummary {
-        id: team.id,
-        name: team.name,
-        founder: team.founder_name,
-        created_ms: team.created_ms,
-        members: team.members.len() as u64,
-        earned: earned.shown(),
-    })
-}
 
 /// Teams, those that earned most first.
 #[utoipa::path(get, path = "/api/v1/teams", tag = "accounts", responses((status = 200, body = [TeamSummary]), (status = 404, body = ApiError)))]
 pub(in crate::http) async fn list_teams(
     State(hub): Shared,
 ) -> Result<Json<Vec<TeamSummary>>, Failure> {
-    let door = door(&hub)?;
-    let mut teams = Vec::new();
-    for team in door.store.teams().await? {
-        teams.push(summary(&hub, door, team).await?);
-    }
-    teams.sort_by_key(|it| std::cmp::Reverse(it.earned.credits_micro));
-    Ok(Json(teams))
+    let teams = door(&hub)?.teams(&hub).await?;
+    Ok(Json(teams.iter().map(|it| it.summary.clone()).collect()))
 }
 
 /// Makes a team and joins it.
@@ -76,7 +51,8 @@ pub(in crate::http) async fn create_team(
             "there is a team of that name",
         )
     })?;
-    let team = of(&hub, door, id).await?;
+    note_members(&hub, door, [Some(id), account.team]).await?;
+    let team = door.team_summary(&hub, id).await?;
     let team = team.ok_or_else(no_team)?;
     Ok((StatusCode::CREATED, Json(team)))
 }
@@ -89,14 +65,12 @@ pub(in crate::http) async fn join_team(
     Json(team): Json<JoinTeam>,
 ) -> Result<StatusCode, Failure> {
     let account = signed_in(&hub, &headers).await?;
-    match door(&hub)?
-        .store
-        .set_team(account.id, Some(team.id))
-        .await?
-    {
-        true => Ok(StatusCode::NO_CONTENT),
-        false => Err(no_team()),
+    let door = door(&hub)?;
+    if !door.store.set_team(account.id, Some(team.id)).await? {
+        return Err(no_team());
     }
+    note_members(&hub, door, [Some(team.id), account.team]).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Leaves the team.
@@ -106,8 +80,18 @@ pub(in crate::http) async fn leave_team(
     headers: HeaderMap,
 ) -> Result<StatusCode, Failure> {
     let account = signed_in(&hub, &headers).await?;
-    door(&hub)?.store.set_team(account.id, None).await?;
+    let door = door(&hub)?;
+    door.store.set_team(account.id, None).await?;
+    note_members(&hub, door, [None, account.team]).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Has the list show who came to a team and left the one before.
+async fn note_members(hub: &Hub, door: &Door, teams: [Option<u64>; 2]) -> Result<(), Failure> {
+    for id in teams.into_iter().flatten() {
+        door.note_members(hub, id).await?;
+    }
+    Ok(())
 }
 
 fn no_team() -> Failure {
