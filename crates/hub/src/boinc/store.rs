@@ -22,7 +22,11 @@ use std::{fs, io, os::unix::fs::OpenOptionsExt, path::Path, thread, time::Durati
 use anyhow::{Context, Result};
 use rusqlite::{OptionalExtension, Params, Row};
 use sqlx::{Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    runtime,
+    sync::{mpsc, oneshot},
+    time::{Instant, timeout_at},
+};
 
 pub(crate) use self::{
     accounts::{Account, NewAccount},
@@ -42,6 +46,8 @@ const DATABASE: &str = "boinc.sqlite";
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time between two tries to open it again.
 const OPEN_PAUSE: Duration = Duration::from_secs(1);
+/// How long a change waits for others, to be written with them: each transaction costs a write to the disk.
+const GATHERED: Duration = Duration::from_millis(2);
 /// Changes written together.
 const TOGETHER_MAX: usize = 256;
 /// Changes that wait; whoever comes then waits outside.
@@ -89,9 +95,12 @@ impl DoorStore {
         let connection = connect(&path)
             .with_context(|| format!("can't open the database {}", path.display()))?;
         let (jobs, waiting) = mpsc::channel(WAITING_MAX);
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()?;
         thread::Builder::new()
             .name("boinc store".to_owned())
-            .spawn(move || serve(&path, connection, waiting))?;
+            .spawn(move || runtime.block_on(serve(&path, connection, waiting)))?;
         Ok(Self { jobs })
     }
 
@@ -171,29 +180,55 @@ fn connect(path: &Path) -> rusqlite::Result<rusqlite::Connection> {
     Ok(connection)
 }
 
-/// Does what is asked for until nobody can ask any more: questions at once, changes that wait together in one transaction.
-fn serve(path: &Path, mut connection: rusqlite::Connection, mut waiting: mpsc::Receiver<Job>) {
-    let mut jobs = Vec::new();
-    while waiting.blocking_recv_many(&mut jobs, TOGETHER_MAX) > 0 {
-        let mut changes = Vec::new();
-        for job in jobs.drain(..) {
-            match job {
-                Job::Question(question) => question(&connection),
-                Job::Change(change) => changes.push(change),
+/// Does what is asked for until nobody can ask any more: questions at once, changes that come within [`GATHERED`] in one
+/// transaction.
+async fn serve(
+    path: &Path,
+    mut connection: rusqlite::Connection,
+    mut waiting: mpsc::Receiver<Job>,
+) {
+    let mut changes: Vec<Change> = Vec::new();
+    let mut due = Instant::now();
+    loop {
+        let job = match changes.len() {
+            0 => match waiting.recv().await {
+                Some(job) => Some(job),
+                None => return,
+            },
+            TOGETHER_MAX.. => None,
+            // None either because time is up or because nobody can ask any more.
+            _ => timeout_at(due, waiting.recv()).await.ok().flatten(),
+        };
+        match job {
+            Some(Job::Question(question)) => question(&connection),
+            Some(Job::Change(change)) => {
+                if changes.is_empty() {
+                    due = Instant::now() + GATHERED;
+                }
+                changes.push(change);
             }
+            None => connection = write(path, connection, std::mem::take(&mut changes)),
         }
-        if changes.is_empty() {
-            continue;
-        }
-        let mut told = Vec::new();
-        let written = write_together(&connection, changes, &mut told);
-        for tell in told {
-            tell(written.is_ok());
-        }
+    }
+}
+
+/// Makes changes and tells whoever asked for them; gives the connection to go on with.
+fn write(
+    path: &Path,
+    connection: rusqlite::Connection,
+    changes: Vec<Change>,
+) -> rusqlite::Connection {
+    let mut told = Vec::new();
+    let written = write_together(&connection, changes, &mut told);
+    for tell in told {
+        tell(written.is_ok());
+    }
+    match written {
+        Ok(()) => connection,
         // After any error the connection is opened anew: what it believes of its transaction may not be true.
-        if let Err(error) = written {
+        Err(error) => {
             tracing::error!("can't write the door's database: {error:#}");
-            connection = open_again(path, connection);
+            open_again(path, connection)
         }
     }
 }

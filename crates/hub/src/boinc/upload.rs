@@ -6,17 +6,21 @@
 mod folder;
 mod head;
 
-use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    fs,
+    io::{self, Seek, SeekFrom},
+    net::IpAddr,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Result;
 use bytes::{Bytes, BytesMut};
 use data_encoding::HEXLOWER;
 use futures_util::{Stream, StreamExt};
 use md5::{Digest, Md5};
-use tokio::{
-    fs,
-    io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt, SeekFrom},
-};
+use tokio::io::AsyncWriteExt;
 
 use self::head::{DONE, HEAD_BYTES_MAX, UploadReply, later, never};
 pub(super) use self::{folder::Uploads, head::UploadHead};
@@ -28,12 +32,11 @@ use super::{
 };
 use crate::Hub;
 
-/// Bytes read at once where a file is summed up.
-const BLOCK_BYTES: usize = 256 * 1024;
 /// What is said of a result that comes too late.
 const OVER: UploadReply = never("the task is over: nobody waits for its result");
 /// Longest wait for what follows from a whole result, before the client is answered; it goes on without the client.
 const SETTLE_WAIT: Duration = Duration::from_secs(20);
+
 /// Takes an upload request.
 pub(crate) async fn receive<E>(
     hub: &Arc<Hub>,
@@ -148,18 +151,13 @@ async fn take<E>(
         door.uploads.remove(&unit.name, unit.account).await?;
         return Ok(OVER);
     }
-    let path = door.uploads.path(&unit);
-    if sum(&path).await? != md5 {
+    let (path, folder) = (door.uploads.path(&unit), door.uploads.folder.clone());
+    if !on_disk(move || is_kept(&path, &folder, &md5)).await? {
         door.uploads.remove(&unit.name, unit.account).await?;
         return Ok(later(
             "the bytes are not those that were announced; send them again",
         ));
     }
-    fs::File::open(&path).await?.sync_all().await?;
-    fs::File::open(&door.uploads.folder)
-        .await?
-        .sync_all()
-        .await?;
     let now_ms = hub.clock.now_ms();
     let name = unit.name.clone();
     if !door.store.note_uploaded(name, bytes, now_ms).await? {
@@ -198,13 +196,18 @@ async fn write<E>(
     bytes: u64,
 ) -> Result<Option<UploadReply>> {
     let uploads = &door.uploads;
-    let mut options = fs::OpenOptions::new();
-    options.create(true).truncate(false).write(true);
-    let mut file = options.open(uploads.path(unit)).await?;
-    let before = file.metadata().await?.len();
-    file.set_len(offset).await?;
+    let path = uploads.path(unit);
+    let (mut file, before) = on_disk(move || {
+        let mut options = fs::OpenOptions::new();
+        options.create(true).truncate(false).write(true);
+        let mut file = options.open(path)?;
+        let before = file.metadata()?.len();
+        file.set_len(offset)?;
+        file.seek(SeekFrom::Start(offset))?;
+        Ok((tokio::fs::File::from_std(file), before))
+    })
+    .await?;
     uploads.free(unit.account, before.saturating_sub(offset));
-    file.seek(SeekFrom::Start(offset)).await?;
     let mut at = offset;
     let mut refusal = None;
     while let Some(part) = body.next().await {
@@ -228,14 +231,22 @@ async fn write<E>(
     Ok(refusal.or((at < bytes).then(|| later("the upload was cut"))))
 }
 
-/// A file's MD5.
-async fn sum(path: &Path) -> Result<String> {
-    let mut file = fs::File::open(path).await?;
-    let (mut md5, mut block) = (Md5::new(), vec![0; BLOCK_BYTES]);
-    loop {
-        match file.read(&mut block).await? {
-            0 => return Ok(HEXLOWER.encode(&md5.finalize())),
-            read => md5.update(&block[..read]),
-        }
+/// Whether a file has this MD5; if so, it and its name are safe from a power cut.
+fn is_kept(path: &Path, folder: &Path, md5: &str) -> io::Result<bool> {
+    let mut file = fs::File::open(path)?;
+    let mut hasher = Md5::new();
+    io::copy(&mut file, &mut hasher)?;
+    if HEXLOWER.encode(&hasher.finalize()) != md5 {
+        return Ok(false);
     }
+    file.sync_all()?;
+    fs::File::open(folder)?.sync_all()?;
+    Ok(true)
+}
+
+/// Does several steps on the disk on one way there and back.
+pub(super) async fn on_disk<T: Send + 'static>(
+    steps: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(steps).await?
 }
