@@ -145,6 +145,16 @@ impl Blobs {
         }
     }
 
+    /// The first bytes of a whole blob, as many as an update's header may have; `None` if it is not here. They are not checked.
+    pub(crate) async fn head(&self, hash: &Hash) -> Result<Option<Bytes>> {
+        let length = self.length(hash).await?.unwrap_or(0);
+        let range = 0..length.min(protocol::update::HEAD_BYTES_MAX as u64);
+        if range.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(self.store.get_range(&object_path(hash), range).await?))
+    }
+
     /// A part of a blob as a stream, for downloads. The range must lie within the blob.
     pub(crate) async fn stream(
         &self,

@@ -268,8 +268,8 @@ impl Hub {
     /// Whether an update that is here is this worker's by what stands inside: a hub that went on from an older log has bytes
     /// of commitments that it does not have, and they are made again.
     async fn made(&self, commitment: &Commitment, worker: WorkerId) -> anyhow::Result<bool> {
-        let bytes = self.blobs.read(&commitment.update).await?;
-        let opened = bytes.as_ref().map(|it| protocol::update::open(it));
+        let head = self.blobs.head(&commitment.update.hash).await?;
+        let opened = head.as_ref().map(|it| protocol::update::open(it));
         Ok(
             matches!(opened, Some(Ok((header, _))) if header == commitment.header && header.worker == worker),
         )

@@ -205,6 +205,10 @@ impl Run {
         for (entry, _) in entries {
             metrics.happened(&entry.event);
             self.concerns.note(entry.index, &entry.event);
+            // What was proven of one hub says nothing of the next.
+            if matches!(entry.event, Event::HubReplaced { .. }) {
+                self.stopped.send_replace(None);
+            }
         }
     }
 

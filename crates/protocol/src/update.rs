@@ -16,6 +16,8 @@ use crate::{
 pub const MAGIC: [u8; 8] = *b"AIHupd01";
 /// Largest header in bytes.
 pub const HEADER_BYTES_MAX: usize = 1024;
+/// Bytes of a file within which its header ends.
+pub const HEAD_BYTES_MAX: usize = MAGIC.len() + 2 + HEADER_BYTES_MAX;
 
 /// What an update says about itself; part of the worker's signed commitment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,8 +1,9 @@
 //! The event stream: each new log entry as a server-sent event, resumed by log position.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::IpAddr, sync::Arc, time::Duration};
 
 use axum::{
+    Extension,
     extract::{Path, Query, State},
     http::{HeaderMap, HeaderName, HeaderValue},
     response::{
@@ -15,7 +16,7 @@ use protocol::api::{ApiError, LogEntry};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::{Shared, errors::Failure, log::to_json, runs::find};
+use super::{Shared, errors::Failure, limits::Client, log::to_json, runs::find};
 use crate::{Hub, run::Run};
 
 /// Entries read at once.
@@ -32,11 +33,12 @@ pub(super) struct EventsQuery {
 }
 
 /// New log entries as they are written: events named `entry`, the id is the log position.
-#[utoipa::path(get, path = "/api/v1/runs/{run}/events", tag = "log", params(("run" = String, Path, description = "Id or name"), EventsQuery), responses((status = 200, body = LogEntry, content_type = "text/event-stream"), (status = 404, body = ApiError)))]
+#[utoipa::path(get, path = "/api/v1/runs/{run}/events", tag = "log", params(("run" = String, Path, description = "Id or name"), EventsQuery), responses((status = 200, body = LogEntry, content_type = "text/event-stream"), (status = 404, body = ApiError), (status = 429, body = ApiError)))]
 pub(super) async fn follow_events(
     State(hub): Shared,
     Path(run): Path<String>,
     Query(query): Query<EventsQuery>,
+    Extension(Client(client)): Extension<Client>,
     headers: HeaderMap,
 ) -> Result<impl IntoResponse, Failure> {
     let run = find(&hub, &run).await?;
@@ -46,7 +48,23 @@ pub(super) async fn follow_events(
         .and_then(|it| it.to_str().ok()?.parse::<u64>().ok())
         .or(query.after);
     let next = last.map_or(*run.length.borrow(), |it| it.saturating_add(1));
-    let events = follow(hub, run, next, stream_guard);
+    // What is in the log already counts as a page of it does; what is written from now on is news.
+    let told_until = *run.length.borrow();
+    let first = told_until.saturating_sub(next).min(PAGE);
+    if first > 0 {
+        hub.admission.check_page(client, first as usize)?;
+    }
+    let follower = Follower {
+        hub,
+        run,
+        client,
+        next,
+        paid_until: next.saturating_add(first),
+        told_until,
+        page: Vec::new().into_iter(),
+        _guard: stream_guard,
+    };
+    let events = follow(follower);
     // A proxy that collects the stream before passing it on would make it useless.
     let unbuffered = (
         HeaderName::from_static("x-accel-buffering"),
@@ -62,24 +80,17 @@ pub(super) async fn follow_events(
 struct Follower {
     hub: Arc<Hub>,
     run: Run,
+    client: IpAddr,
     next: u64,
+    /// Up to where its address has been charged for the log.
+    paid_until: u64,
+    /// Where the log ended when it began to follow.
+    told_until: u64,
     page: std::vec::IntoIter<Event>,
     _guard: StreamGuard,
 }
 
-fn follow(
-    hub: Arc<Hub>,
-    run: Run,
-    next: u64,
-    guard: StreamGuard,
-) -> impl Stream<Item = Result<Event, Infallible>> {
-    let follower = Follower {
-        hub,
-        run,
-        next,
-        page: Vec::new().into_iter(),
-        _guard: guard,
-    };
+fn follow(follower: Follower) -> impl Stream<Item = Result<Event, Infallible>> {
     stream::unfold(follower, |mut follower| async move {
         loop {
             if let Some(event) = follower.page.next() {
@@ -92,6 +103,13 @@ fn follow(
                 waited = follower.run.length.wait_for(|length| *length > next) => {
                     waited.ok()?;
                 }
+            }
+            // Whoever asks for too much is cut off; where it goes on, it is told why.
+            let page = follower.told_until.saturating_sub(next).min(PAGE);
+            if next >= follower.paid_until && page > 0 {
+                let admission = &follower.hub.admission;
+                admission.check_page(follower.client, page as usize).ok()?;
+                follower.paid_until = next + page;
             }
             let store = &follower.hub.store;
             let entries = match store.entries(follower.run.id, next, PAGE).await {

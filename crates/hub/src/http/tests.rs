@@ -1,14 +1,22 @@
 //! The API document stays what the committed copy says, from which the web client is generated; and what all answers have
 //! in common.
 
+use std::time::Duration;
+
 use axum::{
     Router,
     body::Body,
-    http::{Request, header},
+    http::{Request, StatusCode, header},
     routing::get,
+};
+use protocol::{
+    SecretKey,
+    command::{Command, Device, SignedCommand},
 };
 use tower::ServiceExt;
 use tower_http::compression::CompressionLayer;
+
+use crate::boinc::testing::{CLIENT, Fixture};
 
 #[test]
 fn the_committed_document_is_the_apis() {
@@ -37,4 +45,43 @@ async fn bytes_go_as_they_are_and_texts_compressed() {
     };
     check("application/octet-stream", None).await;
     check("application/json", Some("gzip")).await;
+}
+
+#[tokio::test]
+async fn a_stream_of_what_is_in_the_log_counts_as_pages_of_it_do() {
+    let fixture = Fixture::new().await;
+    let id = fixture.create_run(60_000).await;
+    let events = format!("/api/v1/runs/{id}/events");
+    let run = fixture.run(id).await;
+    for seed in 0..=200_u8 {
+        let key = SecretKey::from_entropy([seed; 32]);
+        let join = Command::Join {
+            name: "one of many".into(),
+            device: Device {
+                arithmetic: "x86-64 fma".into(),
+                threads: 1,
+                memory_mib: 1,
+                tokens_per_s: 1,
+            },
+        };
+        let command = SignedCommand::sign(&key, id, 1, join);
+        run.command(command.checked().unwrap()).await.unwrap();
+    }
+    // What an address may be told comes back with time, so one try can be too slow on a busy machine.
+    let mut refused = None;
+    for _ in 0..50 {
+        let admission = &fixture.hub().admission;
+        while admission.check_page(CLIENT, 100).is_ok() {}
+        let all = format!("{events}?after=0");
+        let asked = tokio::time::timeout(Duration::from_millis(100), fixture.get(&all));
+        refused = asked.await.ok();
+        if refused.is_some() {
+            break;
+        }
+    }
+    let refused = refused.expect("it is refused, not told everything");
+    assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
+    // What is new costs nothing: the stream is open and silent.
+    let news = tokio::time::timeout(Duration::from_millis(200), fixture.get(&events));
+    assert!(news.await.is_err());
 }

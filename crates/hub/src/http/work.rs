@@ -44,6 +44,8 @@ pub(super) async fn send_command(
     run.must_be_hub()?;
     let command =
         SignedCommand::from_bytes(&body).map_err(|error| Failure::bad(error.to_string()))?;
+    let asker = &mut client.into();
+    hub.admission.check(&run, command.get(), asker).await?;
     if hub.names_known_blob(command.get()).await? {
         return Err(Failure::new(
             axum::http::StatusCode::CONFLICT,
@@ -51,8 +53,6 @@ pub(super) async fn send_command(
             "the commitment names bytes that this hub has already; an update's hash is its maker's alone",
         ));
     }
-    let asker = &mut client.into();
-    hub.admission.check(&run, command.get(), asker).await?;
     let (worker, is_join) = (
         command.get().worker,
         matches!(command.get().command, Command::Join { .. }),
