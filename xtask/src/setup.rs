@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::Mutex,
+    time::SystemTime,
 };
 
 use anyhow::{Context, Result, bail};
@@ -35,6 +36,8 @@ const NEXTEST_VERSION: &str = "0.9.143";
 /// nobody asked for one that runs on this machine for ever.
 const SERVICE_POLICY: &str = "/usr/sbin/policy-rc.d";
 const START_NO_SERVICE: &str = "#!/bin/sh\nexit 101\n";
+/// The source that takes the built web app into the hub.
+const EMBEDS_WEB: &str = "crates/hub/src/http/web.rs";
 /// Debian's Python, the one that sees `python3-torch`.
 const PYTHON: &str = "/usr/bin/python3";
 
@@ -81,6 +84,8 @@ pub(crate) fn web() -> Result<()> {
             "web-build",
             &mut process::command_in(&folder, "npm", &["run", "build"]),
         )?;
+        // A hub that was compiled when there was no web app has none, and cargo sees no new files in a folder.
+        fs::File::open(workspace::root().join(EMBEDS_WEB))?.set_modified(SystemTime::now())?;
     }
     Ok(())
 }

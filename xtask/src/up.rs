@@ -114,7 +114,8 @@ impl Network {
                 // A worker measures its speed before it joins, and the fastest begins alone:
                 // three that measure at once on two cores would measure one another.
                 wait(&mut children, stop, "the first worker to join", || {
-                    status::ask(addresses.hub).is_ok_and(|it| 0 < it.workers_present)
+                    let run = status::ask(addresses.hub);
+                    run.is_ok_and(|it| 0 < it.workers_present || it.phase == "finished")
                 })?;
             }
         }
@@ -202,5 +203,6 @@ fn athome(name: &str, arguments: Vec<String>) -> Program {
         binary: workspace::athome(),
         arguments,
         fallback: None,
+        may_end: false,
     }
 }

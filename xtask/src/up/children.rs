@@ -35,6 +35,8 @@ pub(super) struct Program {
     pub(super) arguments: Vec<String>,
     /// How to run it where the first way is not permitted.
     pub(super) fallback: Option<Fallback>,
+    /// Whether it may be done one day: a worker is when its run is finished.
+    pub(super) may_end: bool,
 }
 
 /// Another way to run a program.
@@ -55,6 +57,7 @@ struct Running {
     program: Program,
     child: Child,
     deaths: VecDeque<Instant>,
+    is_done: bool,
 }
 
 impl Children {
@@ -79,14 +82,17 @@ impl Children {
             program,
             child,
             deaths: VecDeque::new(),
+            is_done: false,
         });
         Ok(())
     }
 
     /// Starts again what has died, with a sentence; gives up on what dies again and again.
     pub(super) fn look_after(&mut self) -> Result<()> {
-        for index in 0..self.running.len() {
-            let running = &mut self.running[index];
+        for running in &mut self.running {
+            if running.is_done {
+                continue;
+            }
             let Some(status) = running
                 .child
                 .try_wait()
@@ -101,6 +107,11 @@ impl Children {
                     "\n{name}: this machine permits no processor quota; it gets a lower priority instead"
                 );
                 running.child = spawn(&running.program, &log)?;
+                continue;
+            }
+            if running.program.may_end && status.success() {
+                running.is_done = true;
+                println!("\n{name} is done; its log is {}", log.display());
                 continue;
             }
             let now = Instant::now();
@@ -132,6 +143,7 @@ impl Children {
 
     /// Asks all to stop, the last started first, and ends what does not.
     pub(super) fn stop(&mut self) {
+        self.running.retain(|it| !it.is_done);
         for running in self.running.iter().rev() {
             signal(&running.child, Signal::TERM);
         }
@@ -238,11 +250,31 @@ mod tests {
             binary: PathBuf::from("/bin/sh"),
             arguments: vec!["-c".to_owned(), script.to_owned()],
             fallback: None,
+            may_end: false,
         }
     }
 
     fn logs(name: &str) -> PathBuf {
         std::env::temp_dir().join(format!("athome-children-{name}-{}", std::process::id()))
+    }
+
+    #[test]
+    fn what_is_done_is_left_alone() {
+        let folder = logs("done");
+        let mut children = Children::new(folder.clone()).unwrap();
+        let mut done = shell("echo once >> \"$0\"");
+        done.may_end = true;
+        let marks = folder.join("marks");
+        done.arguments.push(marks.to_string_lossy().into_owned());
+        children.start(done).unwrap();
+        while !children.running[0].is_done {
+            children.look_after().unwrap();
+            thread::yield_now();
+        }
+        children.look_after().unwrap();
+        children.stop();
+        assert_eq!(fs::read_to_string(&marks).unwrap(), "once\n");
+        fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]

@@ -60,6 +60,7 @@ pub(super) fn workers(folder: &Path, addresses: Addresses) -> Vec<Program> {
             &format!("worker-{name}"),
             join(folder, addresses, name, &limit),
         );
+        worker.may_end = true;
         worker.fallback = Some(Fallback {
             reason: NO_QUOTA,
             arguments: join(folder, addresses, name, &instead),
