@@ -240,7 +240,7 @@ impl Verified {
             format!(
                 "log          {} of {} entries hold, head {}",
                 grouped(self.log_entries_checked),
-                grouped(self.log_entries),
+                grouped(self.log_entries.max(self.log_entries_checked)),
                 self.log_head
             ),
             format!(
