@@ -2,8 +2,8 @@
 //! mirror of it ([`crate::mirror`]), and goes from one to the other.
 
 mod actor;
+mod census;
 pub(crate) mod concerns;
-mod crowd;
 pub(crate) mod evaluate;
 mod jobs;
 pub(crate) mod peers;
@@ -31,7 +31,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    actor::Actor, concerns::Concerns, crowd::Crowd, evaluate::HeldOut, presence::Presence,
+    actor::Actor, census::Census, concerns::Concerns, evaluate::HeldOut, presence::Presence,
     retry::Retry, room::Room,
 };
 use crate::{
@@ -54,7 +54,7 @@ pub(crate) struct Run {
     /// The state after the last entry on the disk.
     pub(crate) state: Arc<RwLock<State>>,
     pub(crate) presence: Arc<Presence>,
-    pub(crate) crowd: Arc<Crowd>,
+    pub(crate) census: Arc<Census>,
     pub(crate) arithmetic: Arc<Arithmetic>,
     /// Entries on the disk.
     pub(crate) length: watch::Receiver<u64>,
@@ -329,7 +329,7 @@ impl Keeper {
         let run = Run {
             id,
             concerns: Arc::new(Concerns::new(state.head.length)),
-            crowd: Arc::default(),
+            census: Arc::default(),
             presence: Arc::new(Presence::new(
                 state.charter.round.window_ms,
                 parts.clock.clone(),

@@ -18,7 +18,9 @@ pub(super) async fn run_summary(hub: &Hub, run: &Run) -> Result<RunSummary> {
     let created_ms = hub.store.created_ms(run.id).await?;
     let state = run.state.read().await;
     let charter = &state.charter;
-    let crowd = run.crowd.counted(&run.presence, &state, hub.clock.now_ms());
+    let census = run
+        .census
+        .counted(&run.presence, &state, hub.clock.now_ms());
     let nats = |micronats: u64| micronats as f64 / 1e6;
     Ok(RunSummary {
         id: run.id.to_string(),
@@ -34,7 +36,7 @@ pub(super) async fn run_summary(hub: &Hub, run: &Run) -> Result<RunSummary> {
         tokens_max: charter.inner.tokens_max,
         tokens_per_s,
         parameters: charter.model.parameter_count(),
-        workers_present: crowd.workers_present,
+        workers_present: census.workers_present,
         workers: state.workers.len() as u64,
         evaluation,
         baselines: BaselineLosses {
@@ -43,7 +45,7 @@ pub(super) async fn run_summary(hub: &Hub, run: &Run) -> Result<RunSummary> {
             trigram: nats(charter.data.baselines.trigram_micronats),
         },
         checkpoint_round: state.checkpoint.0,
-        credits_micro: crowd.credits_micro,
+        credits_micro: census.credits_micro,
     })
 }
 

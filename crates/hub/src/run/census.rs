@@ -7,11 +7,11 @@ use protocol::{state::State, units::WorkerId};
 use super::presence::Presence;
 
 /// How long a count of the workers is good for: each worker that starts asks for its run's summary.
-const CROWD_MS: u64 = 1_000;
+const CENSUS_MS: u64 = 1_000;
 
 /// The newest count of a run's workers.
 #[derive(Debug, Default)]
-pub(crate) struct Crowd(Mutex<Option<Counted>>);
+pub(crate) struct Census(Mutex<Option<Counted>>);
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Counted {
@@ -22,12 +22,12 @@ pub(crate) struct Counted {
     pub(crate) credits_micro: u64,
 }
 
-impl Crowd {
-    /// The count, at most [`CROWD_MS`] old and never older than the newest merge.
+impl Census {
+    /// The count, at most [`CENSUS_MS`] old and never older than the newest merge.
     pub(crate) fn counted(&self, presence: &Presence, state: &State, now_ms: u64) -> Counted {
         let mut newest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let is_good = |it: &Counted| {
-            it.rounds_merged == state.rounds_merged && now_ms.abs_diff(it.at_ms) < CROWD_MS
+            it.rounds_merged == state.rounds_merged && now_ms.abs_diff(it.at_ms) < CENSUS_MS
         };
         if let Some(counted) = newest.filter(is_good) {
             return counted;
