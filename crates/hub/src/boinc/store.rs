@@ -52,7 +52,8 @@ const GATHERED: Duration = Duration::from_millis(2);
 const TOGETHER_MAX: usize = 256;
 /// Changes that wait; whoever comes then waits outside.
 const WAITING_MAX: usize = 1_024;
-
+/// Rows read at once of what may be long.
+const PAGE: u64 = 1_000;
 /// Prepared statements kept: as many as there are, and some.
 const STATEMENTS_MAX: usize = 128;
 
@@ -116,6 +117,27 @@ impl DoorStore {
         }));
         self.jobs.send(question).await.map_err(|_| closed())?;
         answer.await.map_err(|_| closed())?
+    }
+
+    /// Asks something long in parts, so that nobody else waits for all of it. The question's places are the number of the
+    /// last row before the part, and how many rows the part may have.
+    async fn in_pages<T: Send + 'static>(
+        &self,
+        question: &'static str,
+        read: impl Fn(&Row<'_>) -> Result<T> + Copy + Send + 'static,
+        number: impl Fn(&T) -> u64,
+    ) -> Result<Vec<T>> {
+        let mut found = Vec::new();
+        loop {
+            let after = found.last().map_or(0, &number);
+            let page = self.read(move |it| all(it, question, [after, PAGE], read));
+            let page = page.await?;
+            let is_last = (page.len() as u64) < PAGE;
+            found.extend(page);
+            if is_last {
+                return Ok(found);
+            }
+        }
     }
 
     /// Makes a change; it is on the disk when this returns.

@@ -4,7 +4,7 @@ use anyhow::Result;
 use protocol::{PublicKey, SecretKey, units::AccountId};
 use rusqlite::{Row, params};
 
-use super::{DoorStore, all, execute, first, number};
+use super::{DoorStore, execute, first, number};
 
 /// Sessions of one account; the oldest end when there are more.
 const SESSIONS_MAX: i64 = 64;
@@ -100,14 +100,17 @@ impl DoorStore {
 
     /// Accounts that agreed to be shown, by number.
     pub(crate) async fn shown_accounts(&self) -> Result<Vec<Account>> {
-        let question = "SELECT * FROM account WHERE shows_statistics = 1 ORDER BY id";
-        self.read(move |it| all(it, question, [], account)).await
+        let question =
+            "SELECT * FROM account WHERE shows_statistics = 1 AND id > ? ORDER BY id LIMIT ?";
+        self.in_pages(question, account, |it| it.id).await
     }
 
     /// Keys of all accounts.
     pub(crate) async fn account_keys(&self) -> Result<Vec<AccountId>> {
-        self.read(move |it| all(it, "SELECT key FROM account", [], key_of))
-            .await
+        let question = "SELECT key, id FROM account WHERE id > ? ORDER BY id LIMIT ?";
+        let keyed = |row: &Row<'_>| Ok((key_of(row)?, row.get(1)?));
+        let keys = self.in_pages(question, keyed, |it: &(_, u64)| it.1).await?;
+        Ok(keys.into_iter().map(|it| it.0).collect())
     }
 
     /// Sets whether an account may be shown.

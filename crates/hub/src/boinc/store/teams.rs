@@ -61,22 +61,24 @@ impl DoorStore {
 
     /// A team by number.
     pub(crate) async fn team(&self, id: u64) -> Result<Option<Team>> {
-        self.read(move |it| {
-            let question = selected("WHERE team.id = ?");
-            first(it, &question, [sql(id)], |row| team(it, row))
-        })
-        .await
+        let question = "SELECT team.*, (SELECT name FROM account WHERE account.id = team.founder AND shows_statistics = 1)
+                        AS founder_name FROM team WHERE team.id = ?";
+        self.read(move |it| first(it, question, [sql(id)], |row| team(it, row)))
+            .await
     }
 
     /// Teams that have members, by number.
     pub(crate) async fn teams(&self) -> Result<Vec<Team>> {
-        self.read(move |it| {
-            let question = selected(
-                "WHERE EXISTS (SELECT 1 FROM account WHERE account.team = team.id) ORDER BY team.id LIMIT ?",
-            );
-            all(it, &question, [TEAMS_SHOWN_MAX as u64], |row| team(it, row))
-        })
-        .await
+        let question =
+            "SELECT id FROM team WHERE EXISTS (SELECT 1 FROM account WHERE account.team = team.id)
+                        ORDER BY id LIMIT ?";
+        let ids = self.read(move |it| all(it, question, [TEAMS_SHOWN_MAX as u64], number));
+        let mut teams = Vec::new();
+        // One at a time: others ask in between.
+        for id in ids.await? {
+            teams.extend(self.team(id).await?);
+        }
+        Ok(teams)
     }
 }
 
@@ -91,11 +93,4 @@ fn team(connection: &Connection, row: &Row<'_>) -> Result<Team> {
         created_ms: row.get("created_ms")?,
         members: all(connection, members, [id], key_of)?,
     })
-}
-
-fn selected(which: &str) -> String {
-    format!(
-        "SELECT team.*, (SELECT name FROM account WHERE account.id = team.founder AND shows_statistics = 1)
-         AS founder_name FROM team {which}"
-    )
 }

@@ -92,6 +92,13 @@ async fn many_write_at_once() {
     let different: std::collections::HashSet<_> = hosts.iter().collect();
     assert_eq!(different.len(), 500);
     assert_eq!(store.host_count(owner).await.unwrap(), 500);
+    // What is long is read in parts, and all of it once.
+    futures_util::future::join_all((0..PAGE).map(|_| host(&store, owner))).await;
+    store.set_consent(owner, true).await.unwrap();
+    let shown = store.shown_hosts().await.unwrap();
+    let shown: Vec<u64> = shown.iter().map(|it| it.id).collect();
+    assert_eq!(shown.len() as u64, 500 + PAGE);
+    assert!(shown.is_sorted_by(|one, next| one < next));
 }
 
 #[tokio::test]
