@@ -9,7 +9,7 @@
 //! `.moments`: magic `AHwm`, version 1, m, v. Values are `f32`, all numbers little-endian.
 
 use std::{
-    collections::BTreeSet,
+    collections::{HashMap, HashSet},
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -20,7 +20,7 @@ use engine::update::{
     carried::{CarriedState, Moments, values_of_bytes, values_to_bytes},
     steps::StepLeaf,
 };
-use network::disk::Disk;
+use network::disk::{Disk, Listed};
 use protocol::Hash;
 
 use crate::leaves;
@@ -125,48 +125,37 @@ impl CarriedStore {
 
     /// Removes every state but these, and every moments' file that they do not name.
     pub(crate) fn keep_only(&self, keep: &[Hash]) -> Result<()> {
-        let mut names: Vec<PathBuf> = Vec::new();
+        let mut names = HashSet::new();
         for hash in keep {
-            let path = self.path(hash, "state");
-            if let Some(moments) = self.named_moments(&path)? {
-                names.push(self.path(&moments, "moments"));
-            }
-            names.push(path);
+            names.extend(self.files_of(hash)?);
         }
-        let folder = &self.folder;
-        let files = self.disk.list(folder);
-        for file in files.with_context(|| format!("reading {}", folder.display()))? {
-            let path = folder.join(file.name);
-            if !names.contains(&path) {
-                self.disk
-                    .remove(&path)
-                    .with_context(|| format!("removing {}", path.display()))?;
-            }
-        }
-        Ok(())
+        self.remove_but(self.list()?, &names)
     }
 
     /// Removes every state but `needed` and so many of `wanted`, from the first on, as take no more than `bytes_max`.
     pub(crate) fn keep_within(&self, needed: Hash, wanted: &[Hash], bytes_max: u64) -> Result<()> {
-        let mut keep = vec![needed];
-        let (mut counted, mut bytes) = (BTreeSet::new(), 0_u64);
+        let files = self.list()?;
+        let lengths: HashMap<&str, u64> = files
+            .iter()
+            .map(|it| (it.name.as_str(), it.bytes))
+            .collect();
+        let mut keep = HashSet::from_iter(self.files_of(&needed)?);
+        let (mut counted, mut bytes) = (HashSet::new(), 0_u64);
         for hash in wanted {
-            let state = self.path(hash, "state");
-            let moments = self.named_moments(&state)?;
-            let files = [Some(state), moments.map(|it| self.path(&it, "moments"))];
-            for file in files.into_iter().flatten() {
+            let names = self.files_of(hash)?;
+            for name in &names {
                 // What is not there takes no room.
-                let length = self.disk.length(&file).unwrap_or(0);
-                if counted.insert(file) {
+                let length = lengths.get(name.as_str()).copied().unwrap_or(0);
+                if counted.insert(name.clone()) {
                     bytes = bytes.saturating_add(length);
                 }
             }
             if bytes_max < bytes {
                 break;
             }
-            keep.push(*hash);
+            keep.extend(names);
         }
-        self.keep_only(&keep)
+        self.remove_but(files, &keep)
     }
 
     /// Whether two states that are here have the same moments, or both none.
@@ -193,7 +182,32 @@ impl CarriedStore {
     }
 
     fn path(&self, hash: &Hash, suffix: &str) -> PathBuf {
-        self.folder.join(format!("{hash}.{suffix}"))
+        self.folder.join(file_name(hash, suffix))
+    }
+
+    /// Names of a state's own file and of its moments', if it has some and is here.
+    fn files_of(&self, hash: &Hash) -> Result<Vec<String>> {
+        let moments = self.named_moments(&self.path(hash, "state"))?;
+        let moments = moments.map(|it| file_name(&it, "moments"));
+        Ok([Some(file_name(hash, "state")), moments]
+            .into_iter()
+            .flatten()
+            .collect())
+    }
+
+    fn list(&self) -> Result<Vec<Listed>> {
+        let files = self.disk.list(&self.folder);
+        files.with_context(|| format!("reading {}", self.folder.display()))
+    }
+
+    fn remove_but(&self, files: Vec<Listed>, keep: &HashSet<String>) -> Result<()> {
+        for file in files.into_iter().filter(|it| !keep.contains(&it.name)) {
+            let path = self.folder.join(file.name);
+            self.disk
+                .remove(&path)
+                .with_context(|| format!("removing {}", path.display()))?;
+        }
+        Ok(())
     }
 
     /// The hash of the moments that a state's file names; `None` if it has none or is not there.
@@ -239,6 +253,10 @@ impl CarriedStore {
         }
         written.with_context(|| format!("writing {}", path.display()))
     }
+}
+
+fn file_name(hash: &Hash, suffix: &str) -> String {
+    format!("{hash}.{suffix}")
 }
 
 #[cfg(test)]

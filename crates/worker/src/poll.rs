@@ -77,6 +77,11 @@ impl HeldRound {
     /// Has the hub asked at once, as if nothing was held.
     pub(crate) fn ask_for_all(&self) {
         self.set(None);
+        self.ask_now();
+    }
+
+    /// Has the hub asked at once, whatever is news.
+    pub(crate) fn ask_now(&self) {
         self.again.notify_one();
     }
 

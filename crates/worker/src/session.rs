@@ -96,6 +96,8 @@ struct Session<'a> {
     sequence: u64,
     /// Length of the log when the held model was the newest.
     held_at: u64,
+    /// Length of the log with this process' last commitment: no round is begun by news that do not know of it.
+    committed_at: u64,
     /// The m and v that this worker published in its last round, if that was one of the warm start.
     published: Option<Hash>,
     /// The task that fetches training text ahead, if one was begun.
@@ -190,6 +192,11 @@ impl Session<'_> {
             }
             Next::Join => self.join().await?,
             Next::CatchUp => self.catch_up(work).await?,
+            Next::Train(_) if work.log_length < self.committed_at => {
+                // Once: whoever is told of a problem meanwhile goes on with what it knows.
+                let length = std::mem::take(&mut self.committed_at);
+                self.wait_for_log(length).await;
+            }
             Next::Train(assignment) => self.train(work, &assignment, received).await?,
             Next::Wait => {
                 self.show(Activity::Waiting);

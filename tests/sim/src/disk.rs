@@ -3,6 +3,7 @@
 //! Roles reach it through [`network::disk::Disk`], SQLite through [`vfs`], blobs through [`objects`]. Names follow a
 //! journal, as on the usual file systems: a sync of any file or folder makes all earlier changes of names durable.
 
+mod names;
 pub mod objects;
 pub mod vfs;
 
@@ -18,6 +19,7 @@ use network::disk::{Disk, Listed, Lock};
 use protocol::Hash;
 
 use crate::chance::Chance;
+use names::Names;
 
 /// What a disk writes whole or not at all.
 const SECTOR_BYTES: usize = 512;
@@ -37,8 +39,7 @@ pub struct Image {
 #[derive(Debug)]
 struct Inner {
     chance: Chance,
-    /// Files by name.
-    names: BTreeMap<String, u64>,
+    names: Names,
     files: BTreeMap<u64, File>,
     next_file: u64,
     /// Changes of names since the last sync, oldest first.
@@ -96,7 +97,7 @@ impl SimDisk {
         Self {
             inner: Arc::new(Mutex::new(Inner {
                 chance,
-                names: BTreeMap::new(),
+                names: Names::default(),
                 files: BTreeMap::new(),
                 next_file: 0,
                 journal: Vec::new(),
@@ -158,11 +159,11 @@ impl SimDisk {
     #[must_use]
     pub fn image(&self) -> Image {
         let inner = self.lock_inner();
-        let content = |number| inner.files.get(number).map(|it| it.content.clone());
-        let files = inner.names.iter();
+        let content = |number: u64| inner.files.get(&number).map(|it| it.content.clone());
+        let files = inner.names.all();
         Image {
             files: files
-                .map(|(name, number)| (name.clone(), content(number).unwrap_or_default()))
+                .map(|(name, number)| (name, content(number).unwrap_or_default()))
                 .collect(),
         }
     }
@@ -182,7 +183,7 @@ impl SimDisk {
                 content: content.clone(),
                 ..File::default()
             };
-            inner.names.insert(name.clone(), number);
+            inner.names.insert(name, number);
             inner.files.insert(number, file);
         }
     }
@@ -218,7 +219,6 @@ impl Inner {
     fn file(&self, name: &str) -> io::Result<u64> {
         self.names
             .get(name)
-            .copied()
             .ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
@@ -226,7 +226,7 @@ impl Inner {
         let file = self.next_file;
         self.next_file += 1;
         self.files.insert(file, File::default());
-        self.names.insert(name.to_owned(), file);
+        self.names.insert(name, file);
         self.journal.push(NameChange::Made {
             name: name.to_owned(),
         });
@@ -293,7 +293,7 @@ impl Inner {
         let fails = self.power_fails();
         let file = self.file(from)?;
         self.names.remove(from);
-        let replaced = self.names.insert(to.to_owned(), file);
+        let replaced = self.names.insert(to, file);
         self.journal.push(NameChange::Moved {
             from: from.to_owned(),
             to: to.to_owned(),
@@ -328,19 +328,19 @@ impl Inner {
                 }
                 NameChange::Moved { from, to, replaced } => {
                     if let Some(file) = self.names.remove(&to) {
-                        self.names.insert(from, file);
+                        self.names.insert(&from, file);
                     }
                     if let Some(replaced) = replaced {
-                        self.names.insert(to, replaced);
+                        self.names.insert(&to, replaced);
                     }
                 }
                 NameChange::Removed { name, file } => {
-                    self.names.insert(name, file);
+                    self.names.insert(&name, file);
                 }
             }
         }
         self.journal.clear();
-        let named: BTreeSet<u64> = self.names.values().copied().collect();
+        let named: BTreeSet<u64> = self.names.all().map(|(_, file)| file).collect();
         self.files.retain(|file, _| named.contains(file));
         for file in self.files.values_mut() {
             file.tear(&mut self.chance);
@@ -404,15 +404,12 @@ impl Disk for SimDisk {
     fn list(&self, folder: &Path) -> io::Result<Vec<Listed>> {
         let inner = self.lock_inner();
         inner.alive()?;
-        let start = format!("{}/", folder.display());
-        let names = inner.names.range(start.clone()..);
-        Ok(names
-            .take_while(|(name, _)| name.starts_with(&start))
-            .filter(|(name, _)| !name[start.len()..].contains('/'))
+        let files = inner.names.of_folder(&name(folder)).into_iter();
+        Ok(files
             .map(|(name, file)| Listed {
-                name: name[start.len()..].to_owned(),
-                bytes: inner.files[file].content.len() as u64,
-                used: SystemTime::UNIX_EPOCH + Duration::from_millis(inner.files[file].used),
+                name: name.to_owned(),
+                bytes: inner.files[&file].content.len() as u64,
+                used: SystemTime::UNIX_EPOCH + Duration::from_millis(inner.files[&file].used),
             })
             .collect())
     }

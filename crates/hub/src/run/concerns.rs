@@ -40,16 +40,18 @@ impl Concerns {
         let mut inner = self.lock();
         let length = index + 1;
         match event {
-            // A join, a leave and a commitment are their worker's.
-            Event::WorkerJoined { command }
-            | Event::WorkerLeft { command }
-            | Event::UpdateCommitted { command } => inner.concerns(command.worker, length),
+            // A join and a leave are their worker's.
+            Event::WorkerJoined { command } | Event::WorkerLeft { command } => {
+                inner.concerns(command.worker, length);
+            }
             // So is a slot, and what becomes of an update that is not merged as it was committed.
             Event::SlotAdded { worker, .. }
             | Event::UpdateRefused { worker, .. }
             | Event::UpdateDeferred { worker, .. } => inner.concerns(*worker, length),
-            // These change nothing that a worker is to do: the merge and the next opening follow them.
-            Event::UpdateAccepted { .. }
+            // These change nothing that a worker is to do: who committed has the log's length from the answer, and the merge
+            // and the next opening follow them.
+            Event::UpdateCommitted { .. }
+            | Event::UpdateAccepted { .. }
             | Event::ModelEvaluated { .. }
             | Event::SampleDrawn { .. }
             | Event::IdentityBound { .. }
@@ -134,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn commitments_concern_their_worker_and_merges_everyone() {
+    fn leaving_concerns_its_worker_and_merges_everyone() {
         let (mine, other) = (
             SecretKey::from_entropy([1; 32]),
             SecretKey::from_entropy([2; 32]),

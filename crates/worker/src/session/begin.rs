@@ -201,6 +201,7 @@ pub(super) async fn begin<'a>(
         rejoined: None,
         sequence: 0,
         held_at: held_at.unwrap_or(0),
+        committed_at: 0,
         published: None,
         prefetching: Some(prefetching),
         status,

@@ -118,13 +118,17 @@ impl Session<'_> {
     pub(super) async fn wait_for_log(&mut self, length: u64) {
         let token = self.token.borrow().clone();
         let reunions = self.news.borrow().reunions;
-        self.wait_for_news(|news| {
+        let is_enough = |news: &News| {
             let is_new = |work: &Work| work.log_length >= length && news.token == token;
             news.problem.is_some()
                 || news.reunions != reunions
                 || news.work.as_ref().is_some_and(|(work, _)| is_new(work))
-        })
-        .await;
+        };
+        if !is_enough(&self.news.borrow()) {
+            // A worker's own commitment is no news for it: the question under way may wait for others.
+            self.held_round.ask_now();
+        }
+        self.wait_for_news(is_enough).await;
     }
 
     /// Until the news are as wanted. A hub that names a length which its log never has is not waited for.

@@ -32,6 +32,8 @@ impl Session<'_> {
         };
         self.outbox.come_to(round, work.model.round);
         if self.reunions.replace(reunions) != Some(reunions) {
+            // Another log has other lengths.
+            self.committed_at = 0;
             // The last merge with this worker's work may have been of a late update, and one of an earlier round than that
             // merge's, or of a merge that the hub before had done, may still be waited for.
             let merged = work.worker.last_round.unwrap_or(0);

@@ -439,7 +439,9 @@ impl Session<'_> {
                 self.published = sealed.header.inner_state.map(|it| it.hash);
                 self.outbox.send(sealed.reference.hash);
                 self.show(self.status.activity.clone());
-                self.wait_for_log(reply.log_length).await;
+                // Only answers to later questions know of it.
+                self.outbox.touch(sealed.reference.hash);
+                self.committed_at = reply.log_length;
             }
             Err(error) if self.may_be_taken_later(task.round, &error) => {
                 self.published = sealed.header.inner_state.map(|it| it.hash);
