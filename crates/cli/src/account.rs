@@ -211,6 +211,11 @@ impl Link {
             runs: Vec::new(),
             worker: None,
         };
+        // First: a run takes the link of an account that a machine works for.
+        if self.worker {
+            let folder = self.worker_folder.unwrap_or_else(|| places.worker());
+            linked.worker = Some(attach_worker(&client, &session, &runs, folder).await?);
+        }
         let mut not_yet = Vec::new();
         for run in &runs {
             let id: RunId = run.id.parse()?;
@@ -222,10 +227,6 @@ impl Link {
                 }
                 Err(error) => return Err(error.into()),
             }
-        }
-        if self.worker {
-            let folder = self.worker_folder.unwrap_or_else(|| places.worker());
-            linked.worker = Some(attach_worker(&client, &session, &runs, folder).await?);
         }
         output.result(&linked, || linked.lines(&not_yet))
     }

@@ -12,6 +12,7 @@ mod files;
 mod hosts;
 mod kept;
 mod limits;
+mod programs;
 pub mod release;
 mod reply;
 mod request;
@@ -31,11 +32,12 @@ mod xml;
 
 use std::{
     collections::HashSet,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use anyhow::{Context, Result};
+use network::server::Shares;
 use protocol::SecretKey;
 
 pub(crate) use self::{
@@ -53,15 +55,17 @@ pub(crate) use self::{
     xml::escaped,
 };
 use self::{
-    credit::Credit, limits::DoorLimits, release::Release, store::DoorStore, store::UnitState,
-    upload::Uploads,
+    credit::Credit, limits::DoorLimits, programs::Programs, release::Release, store::DoorStore,
+    store::UnitState, upload::Uploads,
 };
 use crate::config::Config;
 
 /// Requests to the scheduler that are read at once, in KiB.
 const REQUEST_MEMORY_KIB: usize = 64 << 10;
 /// Long requests to the scheduler that are read at once.
-const LONG_REQUESTS_MAX: usize = 8;
+const LONG_REQUESTS_MAX: usize = 16;
+/// And those of one address.
+const LONG_REQUESTS_PER_ADDRESS_MAX: u32 = 2;
 /// Where clients ask for work.
 pub(crate) const SCHEDULER_PATH: &str = "/boinc/scheduler";
 /// Where they bring results.
@@ -77,12 +81,14 @@ const USER_AGENT: &str = "BOINC client";
 pub(crate) struct Door {
     pub(crate) release: Release,
     pub(crate) store: DoorStore,
-    /// Where the application's files lie.
-    release_folder: PathBuf,
+    programs: Programs,
     /// What requests to the scheduler take of it, in KiB.
     pub(crate) memory: tokio::sync::Semaphore,
     /// Places of long requests: who sends many of them slowly takes these and leaves the memory.
     pub(crate) long_requests: tokio::sync::Semaphore,
+    pub(crate) long_requests_of_addresses: Shares,
+    /// Places of results on their way in, taken by those who may bring one.
+    results: tokio::sync::Semaphore,
     credit: Credit,
     limits: DoorLimits,
     uploads: Uploads,
@@ -111,7 +117,8 @@ impl Door {
         };
         let release = Release::read(folder)
             .with_context(|| format!("can't take BOINC clients with {}", folder.display()))?;
-        Self::open_with(release, folder, &config.folder, key)
+        let results_max = config.requests_in_progress_max;
+        Self::open_with(release, folder, &config.folder, key, results_max)
             .await
             .map(|it| Some(Arc::new(it)))
     }
@@ -121,13 +128,17 @@ impl Door {
         release_folder: &Path,
         folder: &Path,
         key: &SecretKey,
+        results_max: usize,
     ) -> Result<Self> {
         let store = DoorStore::open(folder).await?;
         Ok(Self {
+            programs: Programs::open(folder.join("boinc-programs"), &release, release_folder)
+                .await?,
             release,
-            release_folder: release_folder.to_owned(),
             memory: tokio::sync::Semaphore::new(REQUEST_MEMORY_KIB),
             long_requests: tokio::sync::Semaphore::new(LONG_REQUESTS_MAX),
+            long_requests_of_addresses: Shares::new(LONG_REQUESTS_PER_ADDRESS_MAX),
+            results: tokio::sync::Semaphore::new(results_max),
             credit: Credit::default(),
             limits: DoorLimits::new(),
             sums: files::Sums::default(),

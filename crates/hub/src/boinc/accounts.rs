@@ -16,7 +16,8 @@ use tokio::sync::Semaphore;
 
 use super::{
     Door, entropy,
-    store::{self, Caller, Standing},
+    store::{self, Caller, KeyUse, Standing},
+    xml::is_in_xml,
 };
 
 pub(crate) use store::Account;
@@ -47,7 +48,7 @@ static NOBODYS: LazyLock<String> = LazyLock::new(|| {
 pub(crate) enum AccountError {
     #[error("that is no e-mail address")]
     BadEmail,
-    #[error("a name has 1 to {NAME_BYTES_MAX} bytes and no control characters")]
+    #[error("a name has 1 to {NAME_BYTES_MAX} bytes, all of them of characters that are seen")]
     BadName,
     #[error("that is no password")]
     BadPassword,
@@ -106,9 +107,9 @@ impl Secret {
     }
 }
 
-/// BOINC's hash of a password.
+/// BOINC's hash of a password. Its clients lower the letters of ASCII alone.
 pub(crate) fn password_hash(email: &str, password: &str) -> String {
-    md5_hex(format!("{password}{}", email.to_lowercase()).as_bytes())
+    md5_hex(format!("{password}{}", email.trim().to_ascii_lowercase()).as_bytes())
 }
 
 /// MD5 in hexadecimal.
@@ -175,18 +176,19 @@ impl Door {
         account.filter(|_| is_right).ok_or(AccountError::Wrong)
     }
 
-    /// Makes a key of a device, with which it computes for an account.
+    /// Makes a key of a device, with which it computes for an account; a client gets its own for the account's password.
     pub(crate) async fn make_device_key(
         &self,
         account: u64,
         name: &str,
+        is_of_client: bool,
         now_ms: u64,
     ) -> Result<(u64, Secret), AccountError> {
         let name = normal_name(name).ok_or(AccountError::BadName)?;
         let secret = Secret::new(DEVICE_KEY_PREFIX)?;
         let made = self
             .store
-            .add_device_key(account, secret.hash, name, now_ms)
+            .add_device_key(account, secret.hash, name, is_of_client, now_ms)
             .await?;
         Ok((made.ok_or(AccountError::TooManyKeys)?, secret))
     }
@@ -202,38 +204,37 @@ impl Door {
         }
         let hash = Secret::hash_of(key);
         let found = self.store.account_of_device(hash, now_ms).await?;
-        self.used(hash, found, now_ms).await
+        let used = self.used(hash, found, now_ms).await?;
+        Ok(used.map(|it| it.0))
     }
 
-    /// The same account, and what is known of the host of a number; whether it is the account's is not looked at.
+    /// The same account, whether a client got the key for its password, and what is known of the host of a number; whether
+    /// it is the account's is not looked at.
     pub(super) async fn caller(
         &self,
         key: &str,
         host: u64,
         now_ms: u64,
-    ) -> Result<Option<(Account, Option<Standing>)>> {
+    ) -> Result<Option<(Account, bool, Option<Standing>)>> {
         if !key.starts_with(DEVICE_KEY_PREFIX) {
             return Ok(None);
         }
         let hash = Secret::hash_of(key);
         let Caller { account, standing } = self.store.caller(hash, host, now_ms).await?;
-        let account = self.used(hash, account, now_ms).await?;
-        Ok(account.map(|it| (it, standing)))
+        let used = self.used(hash, account, now_ms).await?;
+        Ok(used.map(|(account, key)| (account, key.is_of_client, standing)))
     }
 
     async fn used(
         &self,
         hash: [u8; 32],
-        found: Option<(Account, bool)>,
+        found: Option<(Account, KeyUse)>,
         now_ms: u64,
-    ) -> Result<Option<Account>> {
-        let Some((account, is_news)) = found else {
-            return Ok(None);
-        };
-        if is_news {
+    ) -> Result<Option<(Account, KeyUse)>> {
+        if found.as_ref().is_some_and(|it| it.1.is_news) {
             self.store.note_device_use(hash, now_ms).await?;
         }
-        Ok(Some(account))
+        Ok(found)
     }
 
     /// Opens a session.
@@ -278,8 +279,14 @@ pub(crate) fn normal_email(text: &str) -> Option<String> {
 /// A name as it is kept.
 pub(crate) fn normal_name(text: &str) -> Option<String> {
     let name = text.trim();
-    let is_name = (1..=NAME_BYTES_MAX).contains(&name.len()) && !name.chars().any(char::is_control);
+    let is_name = (1..=NAME_BYTES_MAX).contains(&name.len()) && name.chars().all(is_visible);
     is_name.then(|| name.to_owned())
+}
+
+/// Whether a character may stand in a name: it is in XML, and does not turn what stands beside it.
+fn is_visible(character: char) -> bool {
+    let is_turn = matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    !is_turn && is_in_xml(character) && !character.is_control()
 }
 
 fn normal_hash(text: &str) -> Option<String> {

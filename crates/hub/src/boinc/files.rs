@@ -58,7 +58,7 @@ pub(crate) enum Source {
     Blob(BlobReference),
     /// In memory.
     Bytes(Bytes),
-    /// In the folder of the application's release.
+    /// A program of a release.
     File(PathBuf, u64),
 }
 
@@ -118,10 +118,8 @@ impl Door {
 
     /// Where the file of that hash is, if a client may have it.
     pub(crate) async fn source(&self, hub: &Hub, hash: &Hash) -> Result<Option<Source>> {
-        let files = self.release.platforms.iter().flat_map(|it| &it.files);
-        if let Some(file) = files.into_iter().find(|it| it.blake3 == *hash) {
-            let path = self.release_folder.join(&file.name);
-            return Ok(Some(Source::File(path, file.bytes)));
+        if let Some((path, bytes)) = self.programs.find(hash).await? {
+            return Ok(Some(Source::File(path, bytes)));
         }
         if let Some(bytes) = self.store.sealed(hash).await? {
             return Ok(Some(Source::Bytes(bytes.into())));

@@ -53,6 +53,7 @@ impl Door {
                 .await?;
             let standing = Standing {
                 enrolments: self.store.enrolments(found.id).await?,
+                workers: self.store.workers_of(found.id).await?,
                 host: described(found),
                 open: Vec::new(),
                 has_untold: true,

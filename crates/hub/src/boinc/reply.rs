@@ -184,7 +184,7 @@ impl Body {
             out,
             "<gui_urls>\n    <gui_url>\n        <name>Your machines</name>\n        \
              <description>Tasks, credit and refusals with their reasons</description>\n        \
-             <url>{home}machines</url>\n    </gui_url>\n</gui_urls>"
+             <url>{home}#/machines</url>\n    </gui_url>\n</gui_urls>"
         );
     }
 

@@ -69,6 +69,8 @@ pub(crate) struct Machine {
     pub(crate) os_version: String,
     /// Bytes of the disk that this project may use.
     pub(crate) disk_share_bytes: u64,
+    /// Bytes of the memory that the user lets BOINC use at the best of times; 0 if the client does not say.
+    pub(crate) memory_share_bytes: u64,
 }
 
 /// What became of a task, as the client says.
@@ -149,7 +151,7 @@ impl SchedulerRequest {
             } else {
                 100.0
             },
-            machine: machine(&root),
+            machine: machine(&root, preferences),
             reports: root.all("result").take(REPORTS_MAX).map(report).collect(),
             reports_left: root.all("result").skip(REPORTS_MAX).count(),
             trickles: root
@@ -171,7 +173,7 @@ impl SchedulerRequest {
     }
 }
 
-fn machine(root: &Element) -> Machine {
+fn machine(root: &Element, preferences: Option<&Element>) -> Machine {
     let disk = root.child("disk_usage");
     let disk_share_bytes = disk.map_or(0, |it| it.count("d_project_share"));
     let Some(info) = root.child("host_info") else {
@@ -181,6 +183,12 @@ fn machine(root: &Element) -> Machine {
         };
     };
     let text = |name| info.short(name, TEXT_BYTES_MAX);
+    let memory_percent = ["ram_max_used_busy_pct", "ram_max_used_idle_pct"]
+        .map(|name| preferences.map_or(0.0, |it| it.number(name)))
+        .into_iter()
+        .fold(0.0, f64::max)
+        .min(100.0);
+    let memory_bytes = info.count("m_nbytes");
     Machine {
         cpid: info.short("host_cpid", 64),
         timezone: info.number("timezone").clamp(-86_400.0, 86_400.0) as i64,
@@ -189,11 +197,12 @@ fn machine(root: &Element) -> Machine {
         model: text("p_model"),
         flops: info.number("p_fpops").clamp(0.0, 1e15),
         iops: info.number("p_iops").clamp(0.0, 1e15),
-        memory_bytes: info.count("m_nbytes"),
+        memory_bytes,
         disk_bytes: info.count("d_total"),
         os_name: text("os_name"),
         os_version: text("os_version"),
         disk_share_bytes,
+        memory_share_bytes: (memory_bytes as f64 / 100.0 * memory_percent) as u64,
     }
 }
 

@@ -59,7 +59,7 @@ pub(crate) async fn answer(
     let caller = door
         .caller(&request.authenticator, request.host, now_ms)
         .await?;
-    let Some((account, named)) = caller else {
+    let Some((account, is_of_client, named)) = caller else {
         let text = "Invalid or revoked account key: detach this project and attach it again";
         return Ok(SchedulerReply::only(text, true, INVALID_DELAY_S));
     };
@@ -82,6 +82,7 @@ pub(crate) async fn answer(
         hub,
         door,
         account,
+        is_of_client,
         found,
         platform,
         request,
@@ -127,6 +128,8 @@ struct Call<'a> {
     hub: &'a Arc<Hub>,
     door: &'a Door,
     account: Account,
+    /// Whether its client got the key that it shows for the account's password.
+    is_of_client: bool,
     found: Identified,
     platform: Platform,
     request: SchedulerRequest,
@@ -254,11 +257,7 @@ impl Call<'_> {
             door.store.lessen_quota(host, spoilt, whole).await?;
         }
         if ended.iter().any(is_failure) {
-            return door.store.note_failure(host, true, self.now_ms).await;
-        }
-        let is_done = outcomes.iter().any(|it| it.exit_status == 0);
-        if is_done && self.host().failures > 0 {
-            door.store.note_failure(host, false, self.now_ms).await?;
+            door.store.note_failure(host, self.now_ms).await?;
         }
         Ok(())
     }
@@ -275,8 +274,12 @@ impl Call<'_> {
         }
     }
 
-    /// The oldest identifier of a person wins at every project: the client brings it.
+    /// The oldest identifier of a person wins at every project: the client brings it. A key that was made for somebody to
+    /// paste computes and changes nothing.
     async fn note_cross_id(&self) -> Result<()> {
+        if !self.is_of_client {
+            return Ok(());
+        }
         let brought = &self.request.cross_project_id;
         let is_id = brought.len() == 32 && brought.bytes().all(|it| it.is_ascii_hexdigit());
         if is_id && *brought != self.account.cross_id {
@@ -393,11 +396,8 @@ impl Call<'_> {
 
     async fn body(&self, master_url: &str, answer: Answer) -> Result<Body> {
         let (door, host) = (self.door, self.host());
-        let workers = self.found.standing.enrolments.iter();
-        let workers: Vec<_> = workers
-            .filter_map(|(run, it)| Some((*run, it.worker?)))
-            .collect();
-        let of_host = door.credit.of_workers(self.hub, &workers).await?;
+        let workers = &self.found.standing.workers;
+        let of_host = door.credit.of_workers(self.hub, workers).await?;
         let release_key = &door.release.code_sign_key;
         let holds_key = without_space(release_key) == self.request.code_sign_key;
         let reports = self.request.reports.iter();
@@ -446,7 +446,7 @@ pub(super) fn external_id(account: &Account) -> String {
 }
 
 /// Tasks that a run has for a host in a day at most.
-async fn daily_quota(run: &Run) -> u64 {
+pub(super) async fn daily_quota(run: &Run) -> u64 {
     let unit_ms = run.state.read().await.charter.round.boinc_unit_ms;
     let longest = DAY_MS / unit_ms.max(1);
     (longest * DAILY_QUOTA_TIMES).max(DAILY_QUOTA_LEAST)

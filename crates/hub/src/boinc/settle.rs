@@ -33,6 +33,7 @@ use self::{
 };
 use super::{
     Door,
+    scheduler::daily_quota,
     store::{Account, Settled, Unit, UnitState},
 };
 use crate::{
@@ -61,6 +62,8 @@ pub(super) enum Step {
 enum No {
     /// For ever, with the reason.
     Never(String),
+    /// The same, and it is what no honest machine sends: it counts as a failure of the machine's.
+    Spoilt(String),
     /// Not now, with the reason.
     Later(String),
     /// The hub failed.
@@ -93,6 +96,10 @@ impl From<RunError> for No {
 
 fn never(why: impl Into<String>) -> No {
     No::Never(why.into())
+}
+
+fn spoilt(why: impl Into<String>) -> No {
+    No::Spoilt(why.into())
 }
 
 fn later(why: impl ToString) -> No {
@@ -200,6 +207,10 @@ async fn settle_once(
         }
         Err(No::Later(why)) => refused(&format!("it was not taken in the task's time: {why}")),
         Err(No::Never(why)) => refused(&why),
+        Err(No::Spoilt(why)) => {
+            settling.note_spoilt().await?;
+            refused(&why)
+        }
         Err(No::Inside(error)) => return Err(error),
     };
     if let Some(refusal) = &settled.refusal {
@@ -228,14 +239,14 @@ impl Settling<'_> {
         let path = self.door.uploads.path(&self.unit);
         let (output, start) = read_head(&path).await?;
         if output.unit != self.unit.name {
-            return Err(never("the result is of another task"));
+            return Err(spoilt("the result is of another task"));
         }
         let commands = output.commands.iter().cloned().map(|it| it.checked());
         let commands = commands.collect::<Result<Vec<_>, _>>();
-        let commands = commands.map_err(|error| never(error.to_string()))?;
+        let commands = commands.map_err(|error| spoilt(error.to_string()))?;
         let run = self.run.id;
         if commands.iter().any(|it| it.get().run != run) {
-            return Err(never("the result's commands are of another run"));
+            return Err(spoilt("the result's commands are of another run"));
         }
         match self.unit.kind.as_str() {
             "enrol" => self.enrol(&output, commands).await,
@@ -250,6 +261,15 @@ impl Settling<'_> {
             "again" => self.again(&path, start, &output, &commands).await,
             _ => self.evaluate(&output).await,
         }
+    }
+
+    /// Has the machine wait for its next task, and be given fewer in a day.
+    async fn note_spoilt(&self) -> Result<()> {
+        let (store, host) = (&self.door.store, self.unit.host);
+        store
+            .lessen_quota(host, 1, daily_quota(&self.run).await)
+            .await?;
+        store.note_failure(host, self.hub.clock.now_ms()).await
     }
 
     /// Whether a machine that was to train lost its key, and joins with another.
@@ -325,7 +345,7 @@ impl Settling<'_> {
             .ok_or_else(|| never("the account's key is not held by this hub"))?;
         binding
             .check()
-            .map_err(|_| never("the machine's signature under its binding does not hold"))?;
+            .map_err(|_| spoilt("the machine's signature under its binding does not hold"))?;
         let (admission, asker) = (&self.hub.admission, &mut self.tries.asker);
         let admitted = admission.check_binding(&self.run, &binding, asker).await;
         admitted.map_err(not_admitted)?;
@@ -342,7 +362,7 @@ impl Settling<'_> {
     ) -> Result<Settled, No> {
         let worker = self.unit.worker.context("a training task of no worker")?;
         if commands.iter().any(|it| it.get().worker != worker) {
-            return Err(never(
+            return Err(spoilt(
                 "the result is signed by another worker than the task's",
             ));
         }
@@ -358,12 +378,14 @@ impl Settling<'_> {
         let inner = commitment.header.inner_state;
         let named: Vec<BlobReference> = [commitment.update].into_iter().chain(inner).collect();
         if named != output.files {
-            return Err(never("the result's files are not those that it commits to"));
+            return Err(spoilt(
+                "the result's files are not those that it commits to",
+            ));
         }
         for blob in &named {
             let is_update = *blob == commitment.update;
             if blob.bytes > self.run.arithmetic.upload_bytes_max(is_update) {
-                return Err(never("no update of this run is that long"));
+                return Err(spoilt("no update of this run is that long"));
             }
         }
         self.check_files_once(path, start, &named).await?;

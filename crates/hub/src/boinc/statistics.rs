@@ -149,7 +149,7 @@ impl Door {
         let now_s = hub.clock.now_ms() / 1_000;
         let mut items = String::new();
         for team in self.store.teams().await? {
-            let earned = self.earned_together(hub, &team.members).await?;
+            let earned = self.earned_together(hub, &team.shown_members).await?;
             let founder = team.founder_name.as_deref().unwrap_or_default();
             let _ = writeln!(
                 items,

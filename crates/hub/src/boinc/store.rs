@@ -32,6 +32,7 @@ pub(crate) use self::{
     accounts::{Account, NewAccount},
     caller::{Caller, Standing},
     checks::{Check, Likeness, NewCheck},
+    devices::KeyUse,
     files::FileSum,
     hosts::{Enrolment, Host},
     old::BATCH,

@@ -70,7 +70,7 @@ impl Door {
     }
 
     async fn listed(&self, hub: &Hub, team: Team) -> Result<ListedTeam> {
-        let earned = self.earned_together(hub, &team.members).await?;
+        let earned = self.earned_together(hub, &team.shown_members).await?;
         Ok(ListedTeam {
             founder: team.founder,
             summary: TeamSummary {
@@ -78,7 +78,7 @@ impl Door {
                 name: team.name,
                 founder: team.founder_name,
                 created_ms: team.created_ms,
-                members: team.members.len() as u64,
+                members: team.members,
                 earned: earned.shown(),
             },
         })

@@ -2,7 +2,10 @@
 
 mod run;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::Path,
+};
 
 use axum::{
     Router,
@@ -68,25 +71,10 @@ impl Fixture {
     /// One with these limits.
     pub(crate) async fn with(config: Config) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let release = folder.path().join("release");
-        let program = folder.path().join("program");
-        std::fs::write(&program, PROGRAM).unwrap();
-        let key = SigningKey::generate().unwrap();
-        let program = Program {
-            app: "athome",
-            version_num: 101,
-            platform: PLATFORM,
-            plan_class: "",
-            file: &program,
-        };
-        let by = Signing {
-            key: &key,
-            previous: None,
-        };
-        release::sign(&release, by, program).unwrap();
+        write_release(folder.path(), 101, PROGRAM);
         let config = Config {
             folder: folder.path().to_owned(),
-            boinc_release: Some(release),
+            boinc_release: Some(folder.path().join("release")),
             ..config
         };
         let service = open(&config).await;
@@ -96,6 +84,12 @@ impl Fixture {
             config,
             service,
         }
+    }
+
+    /// Puts another release, by another key, in the place of the one that the hub was started with.
+    pub(crate) fn release(&self, version_num: u32, content: &[u8]) {
+        std::fs::remove_dir_all(self.folder.path().join("release")).unwrap();
+        write_release(self.folder.path(), version_num, content);
     }
 
     /// The same hub after a restart.
@@ -127,9 +121,18 @@ impl Fixture {
 
     /// Sends a request as a client does.
     pub(crate) async fn send(&self, request: axum::http::request::Builder, body: Body) -> Answer {
+        self.send_from(CLIENT, request, body).await
+    }
+
+    async fn send_from(
+        &self,
+        client: IpAddr,
+        request: axum::http::request::Builder,
+        body: Body,
+    ) -> Answer {
         let request = request
             .header(header::HOST, "hub.example.org:8700")
-            .extension(ConnectInfo(SocketAddr::from((CLIENT, 50_000))))
+            .extension(ConnectInfo(SocketAddr::from((client, 50_000))))
             .body(body)
             .unwrap();
         let response = self.router.clone().oneshot(request).await.unwrap();
@@ -151,6 +154,13 @@ impl Fixture {
         self.send(request, body.into()).await
     }
 
+    /// The same from another address.
+    pub(crate) async fn post_from(&self, last: u8, path: &str, body: impl Into<Body>) -> Answer {
+        let request = Request::post(path).header(header::USER_AGENT, AGENT);
+        let client = IpAddr::V4(Ipv4Addr::new(192, 0, 2, last));
+        self.send_from(client, request, body.into()).await
+    }
+
     /// Makes an account as a client does; gives the device's key.
     pub(crate) async fn account(&self, email: &str) -> String {
         let hash = password_hash(email, "secret99");
@@ -161,6 +171,23 @@ impl Fixture {
         let key = between(&answer, "authenticator");
         key.unwrap_or_else(|| panic!("{answer}"))
     }
+}
+
+fn write_release(folder: &Path, version_num: u32, content: &[u8]) {
+    let file = folder.join("program");
+    std::fs::write(&file, content).unwrap();
+    let program = Program {
+        app: "athome",
+        version_num,
+        platform: PLATFORM,
+        plan_class: "",
+        file: &file,
+    };
+    let by = Signing {
+        key: &SigningKey::generate().unwrap(),
+        previous: None,
+    };
+    release::sign(&folder.join("release"), by, program).unwrap();
 }
 
 async fn open(config: &Config) -> Service {

@@ -279,8 +279,13 @@ async fn nobody_uploads_what_was_not_asked_of_them() {
         reply.contains("<message priority=\"notice\">Task train_"),
         "{reply}"
     );
+    // Whatever the client says of how the task ended, the machine failed.
+    assert!(reply.contains("gets the next one after a pause"), "{reply}");
+    assert!(!reply.contains("<workunit>"));
     let reply = client.ask(&fixture).await;
     assert!(!reply.contains("refused"), "it is told once");
+    let host = fixture.door().store.host(client.host).await.unwrap();
+    assert_eq!(host.unwrap().failures, 1);
 }
 
 #[tokio::test]
@@ -501,11 +506,20 @@ async fn slow_and_long_requests_keep_nobody_out() {
     };
     let many = futures_util::future::join_all((0..64).map(|_| slow()));
     let mut many = std::pin::pin!(many);
+    // Single bytes take no more of the memory than they are: three times what it has in KiB.
+    let bytes = futures_util::stream::iter((0..200_000).map(|_| Ok::<_, std::io::Error>("<")));
+    let dripping = Body::from_stream(StreamExt::chain(bytes, futures_util::stream::pending()));
+    let mut dripping = std::pin::pin!(fixture.post_from(9, "/boinc/scheduler", dripping));
     tokio::select! {
         biased;
         _ = &mut many => panic!("slow requests are read to their end"),
+        answer = &mut dripping => panic!("{}", answer.text()),
         reply = client.ask(fixture) => assert!(reply.contains("<workunit>"), "{reply}"),
     }
+    // And another address finds a place for a long one.
+    let long = format!("{}{}", client.request(), " ".repeat(100_000));
+    let reply = fixture.post_from(7, "/boinc/scheduler", long).await;
+    assert_eq!(reply.status, StatusCode::OK);
     tokio::time::pause();
     let answers = many.await;
     // All are told to try again: the first are too slow, the others find no place.
@@ -515,7 +529,40 @@ async fn slow_and_long_requests_keep_nobody_out() {
             .iter()
             .all(|it| it.status == StatusCode::SERVICE_UNAVAILABLE)
     );
-    assert_eq!((is_told("too slowly"), is_told("long requests")), (8, 56));
+    assert_eq!((is_told("too slowly"), is_told("long requests")), (2, 62));
+}
+
+#[tokio::test]
+async fn a_key_that_was_made_to_be_pasted_changes_nothing_of_the_account() {
+    let fixture = Fixture::new().await;
+    let key = fixture.account("alice@example.org").await;
+    let door = fixture.door();
+    let made = door.make_device_key(1, "laboratory", false, 1).await;
+    let pasted = made.unwrap().1.text;
+    let cross_id = async || door.store.account(1).await.unwrap().unwrap().cross_id;
+    let before = cross_id().await;
+    let brought = "f".repeat(32);
+    let tag = format!("<cross_project_id>{brought}</cross_project_id>\n</scheduler_request>");
+    for (key, expected) in [(&pasted, &before), (&key, &brought)] {
+        let request = HandMade::new(key).request();
+        let request = request.replace("</scheduler_request>", &tag);
+        fixture.post("/boinc/scheduler", request).await;
+        assert_eq!(&cross_id().await, expected);
+    }
+}
+
+#[tokio::test]
+async fn the_program_of_the_release_before_is_still_to_be_had() {
+    let fixture = Fixture::new().await;
+    let before = fixture.door().release.platforms[0].files[0].blake3;
+    fixture.release(102, b"another program");
+    let fixture = fixture.restarted().await;
+    let now = fixture.door().release.platforms[0].files[0].blake3;
+    assert_ne!(now, before);
+    for (hash, content) in [(before, PROGRAM), (now, b"another program".as_slice())] {
+        let answer = fixture.get(&format!("/boinc/files/{hash}")).await;
+        assert_eq!(answer.body, content);
+    }
 }
 
 #[tokio::test]

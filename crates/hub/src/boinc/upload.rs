@@ -34,6 +34,8 @@ use crate::Hub;
 
 /// What is said of a result that comes too late.
 const OVER: UploadReply = never("the task is over: nobody waits for its result");
+/// Longest time for an upload's head to come.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest wait for what follows from a whole result, before the client is answered; it goes on without the client.
 const SETTLE_WAIT: Duration = Duration::from_secs(20);
 
@@ -46,18 +48,11 @@ pub(crate) async fn receive<E>(
 ) -> UploadReply {
     let mut body = std::pin::pin!(body);
     let mut start = BytesMut::new();
-    let end = loop {
-        if let Some(end) = UploadHead::end(&start) {
-            break Some(end);
-        }
-        if start.len() > HEAD_BYTES_MAX {
-            return never("the upload's head is too long");
-        }
-        match body.next().await {
-            Some(Ok(part)) => start.extend_from_slice(&part),
-            Some(Err(_)) => return later("the upload was cut"),
-            None => break None,
-        }
+    let read = tokio::time::timeout(HEAD_TIMEOUT, read_head(&mut start, &mut body));
+    let end = match read.await {
+        Ok(Ok(end)) => end,
+        Ok(Err(refusal)) => return refusal,
+        Err(_) => return later("the upload came too slowly"),
     };
     let head = UploadHead::read(&start[..end.unwrap_or(start.len())]);
     let answer = match (head, end) {
@@ -73,6 +68,26 @@ pub(crate) async fn receive<E>(
         tracing::error!("an upload of a BOINC client failed: {error:#}");
         later("the hub failed; try again later")
     })
+}
+
+/// Reads until the head is there, whose end it gives, or the body ends.
+async fn read_head<E>(
+    start: &mut BytesMut,
+    body: &mut (impl Stream<Item = Result<Bytes, E>> + Unpin),
+) -> Result<Option<usize>, UploadReply> {
+    loop {
+        if let Some(end) = UploadHead::end(start) {
+            return Ok(Some(end));
+        }
+        if start.len() > HEAD_BYTES_MAX {
+            return Err(never("the upload's head is too long"));
+        }
+        match body.next().await {
+            Some(Ok(part)) => start.extend_from_slice(&part),
+            Some(Err(_)) => return Err(later("the upload was cut")),
+            None => return Ok(None),
+        }
+    }
 }
 
 async fn size(door: &Door, file: &str) -> Result<UploadReply> {
@@ -127,6 +142,9 @@ async fn take<E>(
     if bytes > bytes_max {
         return Ok(never("the file is longer than the task allows"));
     }
+    let Ok(_place) = door.results.try_acquire() else {
+        return Ok(later("the hub takes as many results at once as it may"));
+    };
     let Some(_turn) = door.uploads.begin(&unit.name) else {
         return Ok(later("another upload of the file is in progress"));
     };

@@ -246,9 +246,20 @@ fn next_raw(text: &str) -> Option<(usize, &'static str)> {
     })
 }
 
+/// Whether XML 1.0 has a character (its production 2; Rust's have no surrogates): one that it lacks makes all of a file
+/// unreadable.
+pub(crate) fn is_in_xml(character: char) -> bool {
+    match character {
+        '\t' | '\n' | '\r' => true,
+        '\u{fffe}' | '\u{ffff}' => false,
+        it => ' ' <= it,
+    }
+}
+
 /// A text as it stands in a reply's element.
 pub(crate) fn escaped(text: &str) -> Cow<'_, str> {
-    let is_plain = |it: char| !matches!(it, '&' | '<' | '>' | '"' | '\'') && !it.is_control();
+    let is_told = |it: char| is_in_xml(it) && !it.is_control();
+    let is_plain = |it: char| !matches!(it, '&' | '<' | '>' | '"' | '\'') && is_told(it);
     if text.chars().all(is_plain) {
         return Cow::Borrowed(text);
     }
@@ -260,7 +271,7 @@ pub(crate) fn escaped(text: &str) -> Cow<'_, str> {
             '>' => escaped.push_str("&gt;"),
             '"' => escaped.push_str("&quot;"),
             '\'' => escaped.push_str("&#39;"),
-            it if it.is_control() => escaped.push(' '),
+            it if !is_told(it) => escaped.push(' '),
             it => escaped.push(it),
         }
     }
@@ -352,5 +363,8 @@ mod tests {
             escaped("<a b='c'>&\"\n"),
             "&lt;a b=&#39;c&#39;&gt;&amp;&quot; "
         );
+        // XML has no such characters, even escaped.
+        assert_eq!(escaped("a\u{ffff}b\u{fffe}\u{1}c\u{85}"), "a b  c ");
+        assert_eq!(escaped("\u{fffd}\u{10ffff}é"), "\u{fffd}\u{10ffff}é");
     }
 }

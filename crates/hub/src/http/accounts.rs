@@ -160,6 +160,9 @@ pub(super) async fn set_consent(
     let (door, shows) = (door(&hub)?, consent.shows_statistics);
     door.store.set_consent(account.id, shows).await?;
     door.note_founder(account.id, shows.then_some(&account.name));
+    if let Some(team) = account.team {
+        door.note_members(&hub, team).await?;
+    }
     Ok(StatusCode::NO_CONTENT)
 }
 

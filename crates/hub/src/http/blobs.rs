@@ -263,16 +263,17 @@ pub(super) async fn read_part(
         if part.len() + data.len() > PART_BYTES_MAX {
             return Err(too_long());
         }
-        held.merge(admitted(memory, data.len()).await?);
+        // Of the whole, not of each frame: who sends single bytes takes no more of it than who sends them together.
+        let kib = (part.len() + data.len()).div_ceil(1024) - part.len().div_ceil(1024);
+        held.merge(admitted(memory, kib).await?);
         part.extend_from_slice(&data);
     }
     Ok((part.freeze(), held))
 }
 
-/// Room for so many bytes more in memory.
-async fn admitted(memory: &Semaphore, bytes: usize) -> Result<SemaphorePermit<'_>, Failure> {
-    let kib = bytes.div_ceil(1024) as u32;
-    let room = tokio::time::timeout(MEMORY_WAIT, memory.acquire_many(kib));
+/// Room for so many KiB more in memory.
+async fn admitted(memory: &Semaphore, kib: usize) -> Result<SemaphorePermit<'_>, Failure> {
+    let room = tokio::time::timeout(MEMORY_WAIT, memory.acquire_many(kib as u32));
     match room.await {
         Ok(Ok(permit)) => Ok(permit),
         _ => Err(Failure::too_many(

@@ -10,8 +10,10 @@ use axum::{
     http::{HeaderMap, Method, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
+use network::server::Share;
 use protocol::{Hash, api::accounts::PASSWORD_BYTES_MIN};
 use serde::Deserialize;
+use tokio::sync::SemaphorePermit;
 
 use super::{
     Shared,
@@ -133,7 +135,9 @@ pub(super) async fn create_account(
     );
     let making = async {
         let account = door.create_account(asked, client, now_ms).await?;
-        let made = door.make_device_key(account.id, DEVICE_NAME, now_ms).await;
+        let made = door
+            .make_device_key(account.id, DEVICE_NAME, true, now_ms)
+            .await;
         Ok(made?.1.text)
     };
     Ok(account_reply(making.await))
@@ -155,7 +159,9 @@ pub(super) async fn look_up_account(
         let account = door
             .sign_in(&query.email_addr, &query.passwd_hash, client)
             .await?;
-        let made = door.make_device_key(account.id, DEVICE_NAME, now_ms).await;
+        let made = door
+            .make_device_key(account.id, DEVICE_NAME, true, now_ms)
+            .await;
         Ok(made?.1.text)
     };
     Ok(account_reply(looking.await))
@@ -185,13 +191,14 @@ fn account_error(number: i32, message: &str) -> Response {
 /// A request of a client to the scheduler.
 pub(super) async fn schedule(
     State(hub): Shared,
+    Extension(Client(client)): Extension<Client>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Failure> {
     let door = door(&hub)?;
     let url = master_url(&hub, &headers);
     let _place = StreamGuard::open(&hub)?;
-    let request = match read_request(door, body).await {
+    let request = match read_request(door, body, client).await {
         Ok(request) => request,
         Err(failure) if failure.code() == PART_TOO_LONG => {
             return Ok(xml(boinc::too_long().render(&door.release)));
@@ -206,13 +213,14 @@ pub(super) async fn schedule(
 async fn read_request(
     door: &Door,
     body: Body,
+    client: IpAddr,
 ) -> Result<Result<SchedulerRequest, XmlError>, Failure> {
     let is_short = |it: u64| it <= SHORT_REQUEST_BYTES_MAX;
     let _long = match body.size_hint().upper().is_some_and(is_short) {
         true => None,
-        false => Some(door.long_requests.try_acquire().map_err(|_| {
+        false => Some(long_place(door, client).ok_or_else(|| {
             Failure::too_many(
-                "the hub reads as many long requests as it may; try again in a minute",
+                "the hub reads as many long requests as it may, of this address or of all; try again in a minute",
             )
         })?),
     };
@@ -221,6 +229,11 @@ async fn read_request(
         .await
         .unwrap_or_else(|_| Err(Failure::too_many("the request came too slowly")))?;
     Ok(SchedulerRequest::read(&bytes))
+}
+
+fn long_place(door: &Door, client: IpAddr) -> Option<(Share, SemaphorePermit<'_>)> {
+    let share = door.long_requests_of_addresses.begin(client)?;
+    Some((share, door.long_requests.try_acquire().ok()?))
 }
 
 /// A file that a task names, or a range of it.

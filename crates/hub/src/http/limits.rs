@@ -150,17 +150,19 @@ pub(super) async fn limit(
         return Failure::too_many("this address has too many requests in progress; let some end")
             .into_response();
     };
-    let is_part = request.method() == Method::PATCH || is_result;
-    let (places, longest) = if is_part {
-        (&limits.parts_in_progress, UPLOAD_TIMEOUT)
+    let (places, longest) = if is_result {
+        // It takes a place when its head says that it may.
+        (None, UPLOAD_TIMEOUT)
+    } else if request.method() == Method::PATCH {
+        (Some(&limits.parts_in_progress), UPLOAD_TIMEOUT)
     } else {
         request = match body::read(request, &limits.large_bodies).await {
             Ok(request) => request,
             Err(failure) => return failure.into_response(),
         };
-        (&limits.in_progress, REQUEST_TIMEOUT)
+        (Some(&limits.in_progress), REQUEST_TIMEOUT)
     };
-    let Ok(_permit) = places.try_acquire() else {
+    let Ok(_permit) = places.map(tokio::sync::Semaphore::try_acquire).transpose() else {
         return Failure::too_many("the hub is busy; try again in a second").into_response();
     };
     match tokio::time::timeout(longest, next.run(request)).await {

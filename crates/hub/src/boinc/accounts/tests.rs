@@ -9,6 +9,11 @@ fn hashes_are_boincs() {
         md5_hex(b"alice@example.org"),
         "fbf7c6aec1d4280b7c2704c1c0478bd6"
     );
+    // Clients lower ASCII alone.
+    assert_eq!(
+        password_hash(" \u{dc}B@example.org ", "x"),
+        md5_hex("x\u{dc}b@example.org".as_bytes())
+    );
 }
 
 #[test]
@@ -31,7 +36,14 @@ fn addresses_and_names_are_checked() {
     }
     assert_eq!(normal_email(&format!("{}@b.c", "a".repeat(300))), None);
     assert_eq!(normal_name(" Alice B "), Some("Alice B".into()));
-    assert_eq!(normal_name("a\u{1b}[2J"), None);
+    for bad in [
+        "a\u{1b}[2J",
+        "Evil\u{ffff}",
+        "a\u{fffe}b",
+        "gnp.\u{202e}exe",
+    ] {
+        assert_eq!(normal_name(bad), None, "{bad:?}");
+    }
     assert_eq!(normal_name(&"x".repeat(65)), None);
 }
 

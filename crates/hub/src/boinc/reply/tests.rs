@@ -210,7 +210,7 @@ fn a_reply_has_the_shape_that_clients_read() {
             <gui_url>
                 <name>Your machines</name>
                 <description>Tasks, credit and refusals with their reasons</description>
-                <url>http://hub.example.org/machines</url>
+                <url>http://hub.example.org/#/machines</url>
             </gui_url>
         </gui_urls>
         </scheduler_reply>

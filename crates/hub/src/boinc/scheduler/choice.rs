@@ -93,22 +93,39 @@ impl Call<'_> {
         let Some(task) = self.new_task(&whom, answer).await? else {
             return Ok(());
         };
-        let held = self.request.files.iter().map(|it| it.bytes).sum::<u64>();
-        let share = self.request.machine.disk_share_bytes;
-        if share > 0 && task.disk_bytes > share.saturating_add(held) {
-            let needed = task.disk_bytes >> 20;
-            answer.say(
-                true,
-                format!("A task needs {needed} MiB of disk; allow this project more"),
-            );
+        if let Some((text, why)) = self.lacks(&task) {
+            answer.say(true, text);
             answer.delay_s = Some(INVALID_DELAY_S);
-            let (state, why) = (UnitState::Lost, "the machine has too little disk for it");
             let (account, names) = (self.account.id, vec![task.name]);
-            return self.door.give_up(account, names, state, why).await;
+            return self
+                .door
+                .give_up(account, names, UnitState::Lost, why)
+                .await;
         }
         answer.deleted = tasks::to_delete(&whom, &task).await;
         answer.task = Some(task);
         Ok(())
+    }
+
+    /// What the user does not let a task have enough of, if anything: for the user, and for the page.
+    fn lacks(&self, task: &Task) -> Option<(String, &'static str)> {
+        let machine = &self.request.machine;
+        let held = self.request.files.iter().map(|it| it.bytes).sum::<u64>();
+        let mib = |bytes: u64| bytes >> 20;
+        let (disk, memory) = (machine.disk_share_bytes, machine.memory_share_bytes);
+        if disk > 0 && task.disk_bytes > disk.saturating_add(held) {
+            let needed = mib(task.disk_bytes);
+            let text = format!("A task needs {needed} MiB of disk; allow this project more");
+            return Some((text, "the machine has too little disk for it"));
+        }
+        if memory > 0 && task.memory_bytes > memory {
+            let (needed, allowed) = (mib(task.memory_bytes), mib(memory));
+            let text = format!(
+                "A task needs {needed} MiB of memory, and your preferences allow {allowed} MiB; allow more"
+            );
+            return Some((text, "the machine has too little memory for it"));
+        }
+        None
     }
 
     /// A host counts as there while the update of a task that it has can still come in time: its client asks seldom, and this

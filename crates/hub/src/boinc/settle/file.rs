@@ -8,7 +8,7 @@ use std::{
 
 use protocol::{Hash, boinc::Output, units::BlobReference};
 
-use super::{No, never};
+use super::{No, spoilt};
 use crate::boinc::upload::on_disk;
 
 /// The head, and where the first file begins.
@@ -22,7 +22,7 @@ pub(super) async fn read_head(path: &Path) -> Result<(Output, u64), No> {
         Ok(head)
     });
     let head = head.await?;
-    let (output, start) = Output::read_head(&head).map_err(|error| never(error.to_string()))?;
+    let (output, start) = Output::read_head(&head).map_err(|error| spoilt(error.to_string()))?;
     Ok((output, start as u64))
 }
 
@@ -34,7 +34,7 @@ pub(super) async fn check_files(
 ) -> Result<(), No> {
     let (path, files) = (path.to_owned(), files.to_vec());
     match on_disk(move || unlike_head(&path, start, &files)).await? {
-        Some(problem) => Err(never(problem)),
+        Some(problem) => Err(spoilt(problem)),
         None => Ok(()),
     }
 }

@@ -1,11 +1,11 @@
 //! All that the scheduler reads of who asks, on one way to the database and back.
 
 use anyhow::Result;
-use protocol::units::RunId;
+use protocol::units::{RunId, WorkerId};
 use rusqlite::Connection;
 
 use super::{
-    DoorStore, all, devices, first,
+    DoorStore, KeyUse, all, devices, first,
     hosts::{self, Enrolment, Host},
     number,
     units::{self, Unit},
@@ -15,8 +15,8 @@ use crate::boinc::store::Account;
 /// Who asks the scheduler.
 #[derive(Debug, Default)]
 pub(crate) struct Caller {
-    /// The account of the key that was shown, if it is valid, and whether its use is to be noted.
-    pub(crate) account: Option<(Account, bool)>,
+    /// The account of the key that was shown, if it is valid, and what of the key.
+    pub(crate) account: Option<(Account, KeyUse)>,
     /// The host of the number that was named; whether it is the account's is not looked at.
     pub(crate) standing: Option<Standing>,
 }
@@ -27,6 +27,8 @@ pub(crate) struct Standing {
     pub(crate) host: Host,
     /// Which workers it is, by run.
     pub(crate) enrolments: Vec<(RunId, Enrolment)>,
+    /// The same with those that it was.
+    pub(crate) workers: Vec<(RunId, WorkerId)>,
     /// Its tasks that its client has not reported and that are not given up.
     pub(crate) open: Vec<Unit>,
     /// Whether results of it were refused and its user was not told.
@@ -53,6 +55,7 @@ fn standing(connection: &Connection, host: u64) -> Result<Option<Standing>> {
     let untold = "SELECT 1 FROM unit WHERE host = ? AND is_told = 0 LIMIT 1";
     Ok(Some(Standing {
         enrolments: hosts::enrolments(connection, host.id)?,
+        workers: hosts::workers_of(connection, host.id)?,
         open: all(connection, units::OPEN, [host.id], units::unit)?,
         has_untold: first(connection, untold, [host.id], number)?.is_some(),
         host,

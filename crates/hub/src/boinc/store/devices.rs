@@ -18,6 +18,7 @@ impl DoorStore {
         account: u64,
         hash: [u8; 32],
         name: String,
+        is_of_client: bool,
         now_ms: u64,
     ) -> Result<Option<u64>> {
         self.write(move |it| {
@@ -29,21 +30,21 @@ impl DoorStore {
             )?;
             first(
                 it,
-                "INSERT INTO device_key (hash, account, name, made_ms) SELECT ?1, ?2, ?3, ?4
+                "INSERT INTO device_key (hash, account, name, made_ms, is_of_client) SELECT ?1, ?2, ?3, ?4, ?6
                  WHERE (SELECT count(*) FROM device_key WHERE account = ?2) < ?5 RETURNING id",
-                params![hash, account, name, now_ms, DEVICE_KEYS_MAX],
+                params![hash, account, name, now_ms, DEVICE_KEYS_MAX, is_of_client],
                 number,
             )
         })
         .await
     }
 
-    /// The account that a key computes for, unless it was revoked. Says too whether its use should be noted.
+    /// The account that a key computes for, unless it was revoked.
     pub(crate) async fn account_of_device(
         &self,
         hash: [u8; 32],
         now_ms: u64,
-    ) -> Result<Option<(Account, bool)>> {
+    ) -> Result<Option<(Account, KeyUse)>> {
         self.read(move |it| account_of(it, hash, now_ms)).await
     }
 
@@ -84,21 +85,33 @@ impl DoorStore {
     }
 }
 
-/// The account that a key of this hash computes for, and whether this use of it is to be noted.
+/// What there is to know of a key that is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct KeyUse {
+    /// Whether its use is to be noted.
+    pub(crate) is_news: bool,
+    /// Whether a client got it for the account's password.
+    pub(crate) is_of_client: bool,
+}
+
+/// The account that a key of this hash computes for.
 pub(super) fn account_of(
     connection: &Connection,
     hash: [u8; 32],
     now_ms: u64,
-) -> Result<Option<(Account, bool)>> {
+) -> Result<Option<(Account, KeyUse)>> {
     first(
         connection,
-        "SELECT account.*, device_key.used_ms FROM device_key JOIN account ON account.id = device_key.account
+        "SELECT account.*, device_key.used_ms, device_key.is_of_client FROM device_key JOIN account ON account.id = device_key.account
          WHERE device_key.hash = ? AND device_key.revoked_ms IS NULL",
         [hash],
         |row| {
             let used: Option<u64> = row.get("used_ms")?;
-            let is_news = used.is_none_or(|it| it + USE_NOTED_MS < now_ms);
-            Ok((accounts::account(row)?, is_news))
+            let key = KeyUse {
+                is_news: used.is_none_or(|it| it + USE_NOTED_MS < now_ms),
+                is_of_client: row.get("is_of_client")?,
+            };
+            Ok((accounts::account(row)?, key))
         },
     )
 }

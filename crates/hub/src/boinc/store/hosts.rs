@@ -100,9 +100,11 @@ impl DoorStore {
             .await
     }
 
-    /// Notes a new host; `None` if the account has too many.
+    /// Notes a new host; `None` if the account has too many. Machines that never became a worker make room, those first
+    /// that were not heard of for longest: whoever found a key of the account closes it to nobody.
     pub(crate) async fn add_host(&self, new: Host) -> Result<Option<u64>> {
         self.write(move |it| {
+            make_room(it, new.account)?;
             let made = first(
                 it,
                 "INSERT INTO host (account, cpid, sequence, created_ms, seen_ms, platform, client_version,
@@ -126,17 +128,11 @@ impl DoorStore {
         self.begin(move |it| describe(it, &host)).await
     }
 
-    /// Notes that a host's task came to nothing (or that one went well).
-    pub(crate) async fn note_failure(
-        &self,
-        host: u64,
-        is_failure: bool,
-        now_ms: u64,
-    ) -> Result<()> {
+    /// Notes that a host's task came to nothing; the database forgets it with the next one that is granted.
+    pub(crate) async fn note_failure(&self, host: u64, now_ms: u64) -> Result<()> {
         let change =
-            "UPDATE host SET failures = CASE WHEN ?1 THEN failures + 1 ELSE 0 END, failed_ms = ?2,
-                      valid_in_row = CASE WHEN ?1 THEN 0 ELSE valid_in_row END WHERE id = ?3";
-        self.write(move |it| execute(it, change, params![is_failure, now_ms, host]).map(drop))
+            "UPDATE host SET failures = failures + 1, failed_ms = ?, valid_in_row = 0 WHERE id = ?";
+        self.write(move |it| execute(it, change, params![now_ms, host]).map(drop))
             .await
     }
 
@@ -154,31 +150,34 @@ impl DoorStore {
         self.read(move |it| enrolments(it, host)).await
     }
 
-    /// All workers of a host, by run.
+    /// All workers of a host, those that it is today last.
     pub(crate) async fn workers_of(&self, host: u64) -> Result<Vec<(RunId, WorkerId)>> {
-        let question = "SELECT run, worker FROM enrolment WHERE host = ? AND worker IS NOT NULL";
-        self.read(move |it| all(it, question, [host], pair)).await
+        self.read(move |it| workers_of(it, host)).await
     }
 
     /// All workers that are hosts of an account, by run.
     pub(crate) async fn workers_of_account(&self, account: u64) -> Result<Vec<(RunId, WorkerId)>> {
-        let question = "SELECT run, worker FROM enrolment JOIN host ON host.id = enrolment.host
-                        WHERE host.account = ? AND worker IS NOT NULL";
+        let question = "SELECT run, worker FROM former_worker JOIN host ON host.id = former_worker.host
+                        WHERE host.account = ?1
+                        UNION ALL SELECT run, worker FROM enrolment JOIN host ON host.id = enrolment.host
+                        WHERE host.account = ?1 AND worker IS NOT NULL";
         self.read(move |it| all(it, question, [account], pair))
             .await
     }
 
-    /// The host that is this worker in a run.
+    /// The host that is this worker in a run, or was.
     pub(crate) async fn host_of_worker(&self, run: RunId, worker: WorkerId) -> Result<Option<u64>> {
-        let question = "SELECT host FROM enrolment WHERE run = ? AND worker = ?";
+        let question = "SELECT host FROM enrolment WHERE run = ?1 AND worker = ?2
+                        UNION ALL SELECT host FROM former_worker WHERE run = ?1 AND worker = ?2";
         self.read(move |it| first(it, question, [run.0.0, worker.0.0], number))
             .await
     }
 
-    /// Notes which worker a host is; whether it may be: no other host is it.
+    /// Notes which worker a host is; whether it may be: no other host is it, or was.
     pub(crate) async fn enrol(&self, host: u64, run: RunId, worker: WorkerId) -> Result<bool> {
         let change = "INSERT INTO enrolment (host, run, worker) SELECT ?1, ?2, ?3
                       WHERE NOT EXISTS (SELECT 1 FROM enrolment WHERE run = ?2 AND worker = ?3 AND host <> ?1)
+                      AND NOT EXISTS (SELECT 1 FROM former_worker WHERE run = ?2 AND worker = ?3 AND host <> ?1)
                       ON CONFLICT (host, run) DO UPDATE SET worker = excluded.worker, is_copy = 0";
         self.write(move |it| Ok(execute(it, change, params![host, run.0.0, worker.0.0])? > 0))
             .await
@@ -200,6 +199,29 @@ impl DoorStore {
     }
 }
 
+fn make_room(connection: &Connection, account: u64) -> Result<()> {
+    let count = "SELECT count(*) FROM host WHERE account = ?";
+    if first(connection, count, [account], number)?.unwrap_or_default() < HOSTS_MAX as u64 {
+        return Ok(());
+    }
+    let unused = "SELECT id FROM host WHERE account = ?
+                  AND NOT EXISTS (SELECT 1 FROM enrolment WHERE host = host.id AND worker IS NOT NULL)
+                  AND NOT EXISTS (SELECT 1 FROM former_worker WHERE host = host.id)
+                  AND NOT EXISTS (SELECT 1 FROM unit WHERE host = host.id AND state = 'uploaded')
+                  ORDER BY seen_ms LIMIT 1";
+    let Some(unused) = first(connection, unused, [account], number)? else {
+        return Ok(());
+    };
+    for change in [
+        "DELETE FROM unit WHERE host = ?",
+        "DELETE FROM enrolment WHERE host = ?",
+        "DELETE FROM host WHERE id = ?",
+    ] {
+        execute(connection, change, [unused])?;
+    }
+    Ok(())
+}
+
 pub(super) fn by_number(connection: &Connection, id: u64) -> Result<Option<Host>> {
     first(
         connection,
@@ -207,6 +229,12 @@ pub(super) fn by_number(connection: &Connection, id: u64) -> Result<Option<Host>
         [sql(id)],
         host,
     )
+}
+
+pub(super) fn workers_of(connection: &Connection, host: u64) -> Result<Vec<(RunId, WorkerId)>> {
+    let question = "SELECT run, worker FROM former_worker WHERE host = ?1
+                    UNION ALL SELECT run, worker FROM enrolment WHERE host = ?1 AND worker IS NOT NULL";
+    all(connection, question, [host], pair)
 }
 
 pub(super) fn enrolments(connection: &Connection, host: u64) -> Result<Vec<(RunId, Enrolment)>> {
@@ -277,6 +305,7 @@ fn host(row: &Row<'_>) -> Result<Host> {
             os_name: row.get("os_name")?,
             os_version: row.get("os_version")?,
             disk_share_bytes: 0,
+            memory_share_bytes: 0,
         },
         failures: row.get("failures")?,
         failed_ms: row.get("failed_ms")?,

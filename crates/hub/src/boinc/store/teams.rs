@@ -18,8 +18,10 @@ pub(crate) struct Team {
     /// The founder's name, if that account is shown in statistics.
     pub(crate) founder_name: Option<String>,
     pub(crate) created_ms: u64,
-    /// Accounts of its members.
-    pub(crate) members: Vec<AccountId>,
+    /// How many are in it.
+    pub(crate) members: u64,
+    /// Accounts of its members that are shown in statistics: what the others earned is nobody's business.
+    pub(crate) shown_members: Vec<AccountId>,
 }
 
 impl DoorStore {
@@ -84,13 +86,15 @@ impl DoorStore {
 
 fn team(connection: &Connection, row: &Row<'_>) -> Result<Team> {
     let id: u64 = row.get("id")?;
-    let members = "SELECT key FROM account WHERE team = ?";
+    let members = "SELECT count(*) FROM account WHERE team = ?";
+    let shown = "SELECT key FROM account WHERE team = ? AND shows_statistics = 1";
     Ok(Team {
         id,
         name: row.get("name")?,
         founder: row.get("founder")?,
         founder_name: row.get("founder_name")?,
         created_ms: row.get("created_ms")?,
-        members: all(connection, members, [id], key_of)?,
+        members: first(connection, members, [id], number)?.unwrap_or_default(),
+        shown_members: all(connection, shown, [id], key_of)?,
     })
 }

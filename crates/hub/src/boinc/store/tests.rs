@@ -3,7 +3,7 @@ use protocol::{
     units::{RunId, WorkerId},
 };
 
-use super::*;
+use super::{hosts::HOSTS_MAX, *};
 
 pub(crate) async fn store(folder: &tempfile::TempDir) -> DoorStore {
     DoorStore::open(folder.path()).await.unwrap()
@@ -130,10 +130,12 @@ async fn a_revoked_key_opens_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder).await;
     let (owner, other) = (account(&store, 1).await, account(&store, 2).await);
-    let key = store.add_device_key(owner, [1; 32], "a".into(), 5).await;
+    let key = store
+        .add_device_key(owner, [1; 32], "a".into(), false, 5)
+        .await;
     let key = key.unwrap().unwrap();
     let found = store.account_of_device([1; 32], 5).await.unwrap().unwrap();
-    assert_eq!((found.0.id, found.1), (owner, true));
+    assert_eq!((found.0.id, found.1.is_news), (owner, true));
     assert!(!store.revoke_device_key(other, key, 9).await.unwrap());
     assert!(store.account_of_device([1; 32], 5).await.unwrap().is_some());
     assert!(store.revoke_device_key(owner, key, 9).await.unwrap());
@@ -165,10 +167,47 @@ async fn a_worker_is_one_host() {
         (enrolled.worker, enrolled.is_copy),
         (Some(worker(2)), false)
     );
-    assert_eq!(
-        store.host_of_worker(run(), worker(1)).await.unwrap(),
-        Some(first)
-    );
+    let host_of = async |seed| store.host_of_worker(run(), worker(seed)).await.unwrap();
+    assert_eq!(host_of(1).await, Some(first));
+    // What a host was stays its own, and comes back to it alone.
+    assert!(store.enrol(first, run(), worker(3)).await.unwrap());
+    let workers = store.workers_of(first).await.unwrap();
+    assert_eq!(workers, [(run(), worker(1)), (run(), worker(3))]);
+    assert_eq!(host_of(1).await, Some(first));
+    assert!(!store.enrol(second, run(), worker(1)).await.unwrap());
+    assert!(store.enrol(first, run(), worker(1)).await.unwrap());
+    let workers = store.workers_of(first).await.unwrap();
+    assert_eq!(workers, [(run(), worker(3)), (run(), worker(1))]);
+    let of_account = store.workers_of_account(owner).await.unwrap();
+    assert_eq!(of_account.len(), 3);
+}
+
+#[tokio::test]
+async fn machines_that_never_joined_make_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder).await;
+    let owner = account(&store, 1).await;
+    let (joined, waiting) = (host(&store, owner).await, host(&store, owner).await);
+    assert!(store.enrol(joined, run(), worker(1)).await.unwrap());
+    store.add_unit(unit_of(waiting, owner, "a")).await.unwrap();
+    store.note_uploaded("a".into(), 9, 1_400).await.unwrap();
+    let unused = host(&store, owner).await;
+    store.add_unit(unit_of(unused, owner, "b")).await.unwrap();
+    while store.host_count(owner).await.unwrap() < HOSTS_MAX as u64 {
+        let adding = (0..256).map(|_| host(&store, owner));
+        futures_util::future::join_all(adding).await;
+    }
+    let newest = host(&store, owner).await;
+    assert_eq!(store.host_count(owner).await.unwrap(), HOSTS_MAX as u64);
+    for (id, is_there) in [
+        (joined, true),
+        (waiting, true),
+        (unused, false),
+        (newest, true),
+    ] {
+        assert_eq!(store.host(id).await.unwrap().is_some(), is_there, "{id}");
+    }
+    assert!(store.unit("b").await.unwrap().is_none());
 }
 
 #[tokio::test]

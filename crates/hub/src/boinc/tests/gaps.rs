@@ -219,7 +219,8 @@ async fn a_machine_whose_project_was_reset_goes_on_with_its_new_key() {
     client.upload(&fixture, &reply, &output).await;
     client.reports.push((client.held.pop().unwrap(), 5, 0));
     let workers = fixture.door().store.workers_of(client.host).await.unwrap();
-    assert_eq!(workers, [(id, renewed.worker())]);
+    // The one before stays the machine's, with what it earned.
+    assert_eq!(workers, [(id, app.worker()), (id, renewed.worker())]);
     {
         let state = run.state.read().await;
         let account = fixture.door().store.account(1).await.unwrap().unwrap();
@@ -292,6 +293,26 @@ async fn a_task_allows_the_memory_that_the_application_asks_for() {
         .parse()
         .unwrap();
     assert!(needed as f64 * 1.2 < allowed, "{needed} {allowed}");
+    // Who allows less is told so, and is given nothing that can never start.
+    let mut small = HandMade::new(&client.key);
+    small.cpid = "small".into();
+    for (percent, is_given) in [(50.0, false), (150.0, true)] {
+        let memory = format!(
+            "<m_nbytes>{}</m_nbytes>\n</host_info>\n<working_global_preferences>\n<global_preferences>\n\
+             <ram_max_used_busy_pct>{}</ram_max_used_busy_pct>\n<ram_max_used_idle_pct>{percent}</ram_max_used_idle_pct>\n\
+             </global_preferences>\n</working_global_preferences>\n",
+            allowed * 100.0 / 75.0,
+            percent / 2.0
+        );
+        small.sequence += 1;
+        let request = small.request().replace("</host_info>\n", &memory);
+        let reply = fixture.post("/boinc/scheduler", request).await.text();
+        assert_eq!(reply.contains("<workunit>"), is_given, "{reply}");
+        assert_eq!(
+            reply.contains("MiB of memory, and your preferences"),
+            !is_given
+        );
+    }
     // Activations are most of it where batches are large.
     assert!(needed > 10 * 4 * charter.model.parameter_count());
 }

@@ -32,7 +32,7 @@ pub(in crate::http) async fn make_device(
 ) -> Result<(StatusCode, Json<MadeDeviceKey>), Failure> {
     let account = signed_in(&hub, &headers).await?;
     let now_ms = hub.clock.now_ms();
-    let made = door(&hub)?.make_device_key(account.id, &new.name, now_ms);
+    let made = door(&hub)?.make_device_key(account.id, &new.name, false, now_ms);
     let (id, secret) = made.await?;
     let key = secret.text;
     Ok((StatusCode::CREATED, Json(MadeDeviceKey { id, key })))

@@ -82,7 +82,7 @@ async fn by_password(
     password: &str,
     client: IpAddr,
 ) -> Result<Account, Failure> {
-    let hash = password_hash(email.trim(), password);
+    let hash = password_hash(email, password);
     Ok(door.sign_in(email, &hash, client).await?)
 }
 

@@ -286,6 +286,13 @@ async fn teams_are_made_joined_and_left() {
         Value::Null,
         "she did not agree to be shown"
     );
+    let team = id.as_u64().unwrap();
+    let counted = async || {
+        let team = fixture.door().store.team(team).await.unwrap().unwrap();
+        (team.members, team.shown_members.len())
+    };
+    // A team of one would tell what she earned.
+    assert_eq!(counted().await, (1, 0));
     let consent = json!({"shows_statistics": true});
     let consented = browser
         .call(Method::PUT, "/api/v1/account/statistics", consent)
@@ -293,6 +300,7 @@ async fn teams_are_made_joined_and_left() {
     assert_eq!(consented.status, StatusCode::NO_CONTENT);
     let teams = bob.get("/api/v1/teams").await.json();
     assert_eq!(teams[0]["founder"], "Alice B");
+    assert_eq!(counted().await, (1, 1));
 }
 
 #[tokio::test]
