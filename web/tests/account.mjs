@@ -107,13 +107,42 @@ async function checkPassword(page) {
   ok('machines: a team is joined')
 }
 
+/** A link that signs in whoever this page is signed in as. */
+async function linkOf(page) {
+  const token = await page.evaluate(async () => (await (await fetch('/api/v1/account/links', { method: 'POST' })).json()).token)
+  return { name: await page.getByTestId('account-name').textContent(), address: `${origin}/#/machines?link=${token}` }
+}
+
+/** A link of another account takes nobody's place unasked. */
+async function checkQuestion(page, other) {
+  const name = page.getByTestId('account-name')
+  const own = await name.textContent()
+  const question = page.getByTestId('link-question')
+  await page.goto(other.address)
+  await question.waitFor()
+  must((await name.textContent()) === own, `machines: with a link of ${other.name}, ${own} is asked`, await name.textContent())
+  must(!page.url().includes('link='), 'machines: nor does the token of a link that waits stay in the address', page.url())
+  await accessible(page, 'question')
+  await fits(page, 'question')
+  await page.setViewportSize(DESK)
+  await question.getByRole('button', { name: `Stay ${own}` }).click()
+  await page.getByTestId('account-figures').waitFor()
+  must((await name.textContent()) === own, `machines: ${own} stays`, await name.textContent())
+  await page.goto(other.address)
+  await question.getByRole('button', { name: 'Sign in by the link' }).click()
+  await page.getByTestId('host').waitFor()
+  must((await name.textContent()) === other.name, `machines: ${other.name} after the button alone`, await name.textContent())
+}
+
 await report(async () => {
   mkdirSync(out, { recursive: true })
   await inBrowser([origin], join(out, 'account-failure.png'), async (page) => {
     await checkSignedOut(page)
     await checkLink(page)
     await checkKeys(page)
+    const alice = await linkOf(page)
     await checkTeam(page)
     await checkPassword(page)
+    await checkQuestion(page, alice)
   })
 })
