@@ -1,6 +1,7 @@
 import { expect, test } from 'vitest'
 
-import { isMadeFor, systemOf, systems } from './systems'
+import guide from '../../../docs/guides/boinc-volunteer.md?raw'
+import { isMadeFor, NO_KEY, systemOf, systems } from './systems'
 
 test('a browser’s system is known by what it says', () => {
   expect(systemOf('Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36')).toBe('linux')
@@ -27,4 +28,11 @@ test('every command holds the address and the key', () => {
     const command = attach('https://hub.example/', 'd_abc')
     expect(command).toContain('--project_attach https://hub.example/ d_abc')
   }
+})
+
+test('the guide says the same as the page, and all of its commands are asked where the client obeys', () => {
+  expect(guide).toContain(systems.linux.attach?.('https://HUB/', NO_KEY))
+  const commands = guide.split('\n').filter((line) => /boinccmd --/.test(line))
+  expect(commands.map((line) => /--\w+/.exec(line)?.[0])).toEqual(['--project_attach', '--create_account', '--lookup_account', '--project_attach'])
+  for (const command of commands) expect(command).toMatch(/^sudo sh -c 'cd \/var\/lib\/boinc && boinccmd [^']+'/)
 })
