@@ -1,7 +1,7 @@
 import { expect, test } from 'vitest'
 
 import type { Host, Task } from '../api/client'
-import { doing, happened, isBad } from './tasks'
+import { doing, happened, isBad, purpose } from './tasks'
 
 const task = (change: Partial<Task>): Task => ({
   name: 't_1_0',
@@ -32,4 +32,8 @@ test('a machine does what its open task says', () => {
   expect(doing(host([task({ kind: 'enrol', round: null })]))).toMatch(/^Measuring/)
   expect(doing(host([task({ kind: 'evaluate' })]))).toMatch(/^Evaluating the model of round 7/)
   expect(doing(host([task({ kind: 'again' })]))).toBe("Training another machine's round 7 again, to check it.")
+})
+
+test('a task says what it is for', () => {
+  expect(['train', 'again', 'evaluate'].map((kind) => purpose(task({ kind })))).toEqual(['round', 'checking round', 'evaluating round'])
 })

@@ -25,6 +25,12 @@ export function isBad(task: Task): boolean {
   return task.state === 'refused' || task.state === 'failed' || task.state === 'lost'
 }
 
+/** What a task of a run is for; ends before the round's number. */
+export function purpose({ kind }: Task): string {
+  if (kind === 'train') return 'round'
+  return kind === 'again' ? 'checking round' : 'evaluating round'
+}
+
 /** What a machine is doing, in one line. */
 export function doing(host: Host): string {
   const task = host.tasks.find(({ state }) => state === 'sent')
