@@ -8,7 +8,7 @@
 import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 
-import { accessible, DESK, fits, inBrowser, must, ok, PAGE_MS, recolour, report, until } from './page.mjs'
+import { accessible, DESK, fits, inBrowser, LONG_NAME, must, ok, PAGE_MS, recolour, report, until, withLongNames } from './page.mjs'
 
 const [hub, link, email, password, out] = process.argv.slice(2)
 if (!out) {
@@ -134,6 +134,21 @@ async function checkQuestion(page, other) {
   must((await name.textContent()) === other.name, `machines: ${other.name} after the button alone`, await name.textContent())
 }
 
+async function checkLongNames(page) {
+  await page.goto(`${origin}/#/join`)
+  await page.getByText(`for the account ${LONG_NAME}`).waitFor()
+  await fits(page, 'join with long names')
+  await page.goto(`${origin}/#/machines`)
+  await page.getByTestId('host').getByRole('heading', { name: LONG_NAME }).waitFor()
+  await page.getByTestId('native').getByRole('link', { name: LONG_NAME }).waitFor()
+  await page.getByTestId('device-key').first().waitFor()
+  await fits(page, 'machines with long names')
+  await page.goto(`${origin}/#/machines?link=of-nobody`)
+  await page.getByRole('button', { name: `Stay ${LONG_NAME}` }).waitFor()
+  await fits(page, 'question with long names')
+  await page.setViewportSize(DESK)
+}
+
 await report(async () => {
   mkdirSync(out, { recursive: true })
   await inBrowser([origin], join(out, 'account-failure.png'), async (page) => {
@@ -144,5 +159,6 @@ await report(async () => {
     await checkTeam(page)
     await checkPassword(page)
     await checkQuestion(page, alice)
+    await withLongNames(page, () => checkLongNames(page))
   })
 })

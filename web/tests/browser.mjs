@@ -10,7 +10,7 @@ import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
 
-import { accessible, DESK, fits, inBrowser, must, ok, PAGE_MS, recolour, report, until } from './page.mjs'
+import { accessible, DESK, fits, inBrowser, LONG_NAME, must, ok, PAGE_MS, recolour, report, until, withLongNames } from './page.mjs'
 
 const ANSWER_MS = 120_000
 const STOP_MS_MAX = 100
@@ -208,6 +208,26 @@ function stopOnceBegun() {
   })
 }
 
+async function checkLongNames(page, run) {
+  await page.goto(`${origin}/#/`)
+  await page.getByRole('link', { name: LONG_NAME }).first().waitFor({ timeout: PAGE_MS })
+  await fits(page, 'runs with long names')
+  await page.goto(`${origin}/#/run/${run.id}`)
+  await page.getByTestId('run-title').filter({ hasText: LONG_NAME }).waitFor({ timeout: PAGE_MS })
+  await page.getByTestId('worker-row').filter({ hasText: LONG_NAME }).first().waitFor()
+  await page.getByTestId('timeline-row').first().locator('button').first().press('Enter')
+  await fits(page, 'run with long names')
+  await page.goto(`${origin}/#/run/${run.id}/log`)
+  await page.getByTestId('back-to-run').filter({ hasText: LONG_NAME }).waitFor({ timeout: PAGE_MS })
+  await page.getByTestId('log-entry').first().waitFor()
+  await fits(page, 'log with long names')
+  await page.goto(`${origin}/#/chat`)
+  await page.getByRole('button', { name: 'Clear' }).click()
+  await page.getByTestId('chat-view').getByText(LONG_NAME).waitFor({ timeout: PAGE_MS })
+  await fits(page, 'chat with long names')
+  await page.setViewportSize(DESK)
+}
+
 async function main() {
   mkdirSync(out, { recursive: true })
   const info = await json('/hub')
@@ -221,6 +241,7 @@ async function main() {
     await checkRun(page, run)
     await checkLog(page, run)
     await checkChat(page)
+    await withLongNames(page, () => checkLongNames(page, run))
   })
 }
 

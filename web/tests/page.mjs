@@ -82,6 +82,29 @@ export async function fits(page, name) {
   must(width <= PHONE.width, `${name}: no horizontal scrolling at ${PHONE.width} px`, width)
 }
 
+/** How a name begins that is as long as any may be, 64 letters, with no place to break it. */
+export const LONG_NAME = 'W'.repeat(60)
+
+/** Has everything that the hub names named so, while `checks` look. */
+export async function withLongNames(page, checks) {
+  let named = 0
+  await page.route('**/v1/**', async (route) => {
+    const request = route.request()
+    if (request.method() !== 'GET' || request.resourceType() !== 'fetch') return route.fallback()
+    const response = await route.fetch()
+    const text = await response.text()
+    // Names of tasks are told apart.
+    const body = text.replaceAll(/"((?:worker_|run_)?name)":"(?:[^"\\]|\\.)*"/g, (_, key) => `"${key}":"${LONG_NAME}${1000 + (named++ % 9000)}"`)
+    await route.fulfill({ response, body })
+  })
+  try {
+    await checks()
+  } finally {
+    // What is on its way then is nobody's concern.
+    await page.unrouteAll({ behavior: 'ignoreErrors' })
+  }
+}
+
 /** Runs `checks` on a new page; CHROMIUM names the browser. A failure leaves a picture. */
 export async function inBrowser(allowed, picture, checks) {
   const browser = await chromium.launch({
