@@ -2,7 +2,7 @@
 
 use std::{
     fs::OpenOptions,
-    io::{self, Write},
+    io::{self, Read, Write},
     path::{Path, PathBuf},
 };
 
@@ -130,6 +130,7 @@ impl Key {
 impl Sign {
     fn execute(self, output: Output) -> anyhow::Result<()> {
         let key = read_key(&self.key)?;
+        check_format(&self.program, &self.platform)?;
         let program = Program {
             app: APP,
             version_num: self.version,
@@ -138,6 +139,12 @@ impl Sign {
             file: &self.program,
         };
         let previous = self.previous_key.as_deref().map(read_key).transpose()?;
+        anyhow::ensure!(
+            previous
+                .as_ref()
+                .is_none_or(|it| it.public_text() != key.public_text()),
+            "the key before is the same as the key"
+        );
         let by = Signing {
             key: &key,
             previous: previous.as_ref(),
@@ -192,6 +199,28 @@ fn read_key(path: &Path) -> anyhow::Result<SigningKey> {
     })
 }
 
+/// Checks that a program begins as those of its platform do: a wrong one fails on every volunteer's machine.
+fn check_format(program: &Path, platform: &str) -> anyhow::Result<()> {
+    let (format, starts): (&str, &[&[u8]]) = match platform {
+        it if it.contains("windows") => ("a Windows program", &[b"MZ"]),
+        it if it.contains("darwin") => (
+            "a Mach-O program",
+            &[b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe"],
+        ),
+        _ => ("an ELF program", &[b"\x7fELF"]),
+    };
+    let mut start = Vec::new();
+    std::fs::File::open(program)
+        .and_then(|file| file.take(4).read_to_end(&mut start))
+        .with_context(|| format!("can't read {}", program.display()))?;
+    anyhow::ensure!(
+        starts.iter().any(|it| start.starts_with(it)),
+        "{} is not {format}, which {platform} needs",
+        program.display()
+    );
+    Ok(())
+}
+
 /// Writes a file that is not there yet.
 fn write_new(path: &Path, text: &str, is_secret: bool) -> anyhow::Result<()> {
     let mut options = OpenOptions::new();
@@ -238,24 +267,32 @@ mod tests {
     fn a_signed_program_is_a_release() {
         let place = tempfile::tempdir().unwrap();
         let at = |name: &str| place.path().join(name);
-        std::fs::write(at("athome-boinc"), "a program").unwrap();
+        std::fs::write(at("athome-boinc"), "\x7fELF, a program").unwrap();
         Key { file: at("key") }
             .execute(Output { json: true })
             .unwrap();
-        let sign = |key: &str| {
+        let sign_for = |key: &str, previous: Option<&str>, platform: &str| {
             let command = Sign {
                 program: at("athome-boinc"),
                 key: at(key),
-                previous_key: None,
+                previous_key: previous.map(at),
                 version: 101,
-                platform: "x86_64-pc-linux-gnu".into(),
+                platform: platform.into(),
                 release: at("release"),
             };
             command.execute(Output { json: true })
         };
-        let error = format!("{:#}", sign("athome-boinc").unwrap_err());
-        assert!(error.contains("no signing key"), "{error}");
-        sign("key").unwrap();
+        let linux = "x86_64-pc-linux-gnu";
+        for (key, previous, platform, expected) in [
+            ("athome-boinc", None, linux, "no signing key"),
+            ("key", None, "windows_x86_64", "not a Windows program"),
+            ("key", None, "arm64-apple-darwin", "not a Mach-O program"),
+            ("key", Some("key"), linux, "the same as the key"),
+        ] {
+            let error = format!("{:#}", sign_for(key, previous, platform).unwrap_err());
+            assert!(error.contains(expected), "{error}");
+        }
+        sign_for("key", None, linux).unwrap();
         let release = Release::read(&at("release")).unwrap();
         let public = std::fs::read_to_string(at("key.public")).unwrap();
         assert_eq!(release.code_sign_key, public);

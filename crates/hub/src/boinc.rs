@@ -131,6 +131,14 @@ impl Door {
         results_max: usize,
     ) -> Result<Self> {
         let store = DoorStore::open(folder).await?;
+        let files = release.platforms.iter().flat_map(|it| &it.files);
+        let files = files.map(|it| (it.name.clone(), it.blake3)).collect();
+        if let Some(name) = store.note_released(files).await? {
+            anyhow::bail!(
+                "{name} was offered before with other bytes, and clients never fetch a name twice: sign the program with a \
+                 higher version, into a new folder"
+            );
+        }
         Ok(Self {
             programs: Programs::open(folder.join("boinc-programs"), &release, release_folder)
                 .await?,

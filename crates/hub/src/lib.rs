@@ -75,8 +75,20 @@ pub(crate) struct Hub {
     creating: Mutex<()>,
 }
 
+/// The address that others are told, in its usual form: BOINC's clients keep it for ever.
+fn own_address(address: &str) -> Result<String> {
+    anyhow::ensure!(
+        address.contains("://"),
+        "the hub's address is {address:?}, and must begin with https:// or http://"
+    );
+    Ok(network::client::checked_address(address)?)
+}
+
 /// Runs a hub until `shutdown`; returns when everything acknowledged is on the disk and all tasks have ended.
-pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<()> {
+pub async fn serve(mut config: Config, shutdown: CancellationToken) -> Result<()> {
+    if let Some(address) = &config.address {
+        config.address = Some(own_address(address)?);
+    }
     let folder = config.folder.clone();
     std::fs::create_dir_all(&folder)
         .with_context(|| format!("can't create the hub's folder {}", folder.display()))?;
@@ -336,4 +348,26 @@ fn own_key(disk: &dyn Disk, path: &Path) -> Result<SecretKey> {
     disk.sync(&draft)?;
     disk.rename(&draft, path)?;
     Ok(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::own_address;
+
+    #[test]
+    fn a_hub_is_told_by_a_whole_address() {
+        for (given, expected) in [
+            ("https://hub.example/", Some("https://hub.example")),
+            ("http://10.0.0.1:8700", Some("http://10.0.0.1:8700")),
+            ("not-a-url", None),
+            ("ftp://hub.example", None),
+            ("https://hub.example/?x", None),
+            (
+                "https://hub.example/\"><x>",
+                Some("https://hub.example/%22%3E%3Cx%3E"),
+            ),
+        ] {
+            assert_eq!(own_address(given).ok().as_deref(), expected, "{given}");
+        }
+    }
 }

@@ -27,8 +27,8 @@ use protocol::{
 };
 use reqwest::Method;
 
-pub use addresses::ADDRESSES_MAX;
 use addresses::Addresses;
+pub use addresses::{ADDRESSES_MAX, checked as checked_address};
 pub use error::ClientError;
 pub(crate) use mirrors::sealing_of;
 use request::{Call, JSON_BYTES_MAX};

@@ -111,6 +111,14 @@ impl Fixture {
         }
     }
 
+    /// Why the hub can't be started again.
+    pub(crate) async fn cannot_open(self) -> String {
+        self.service.close().await;
+        drop(self.service);
+        let opened = Service::open(self.config, Ground::machine(), CancellationToken::new());
+        format!("{:#}", opened.await.err().expect("it does not open"))
+    }
+
     pub(crate) fn hub(&self) -> &Hub {
         &self.service.hub
     }

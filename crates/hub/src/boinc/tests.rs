@@ -563,6 +563,10 @@ async fn the_program_of_the_release_before_is_still_to_be_had() {
         let answer = fixture.get(&format!("/boinc/files/{hash}")).await;
         assert_eq!(answer.body, content);
     }
+    // A name means the same bytes for ever.
+    fixture.release(101, b"other bytes by an old name");
+    let error = fixture.cannot_open().await;
+    assert!(error.contains("offered before with other bytes"), "{error}");
 }
 
 #[tokio::test]

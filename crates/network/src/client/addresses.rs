@@ -150,7 +150,10 @@ fn read(disk: &dyn Disk, file: &Path) -> io::Result<String> {
 }
 
 /// An address as it is asked: with its scheme, without a slash at its end.
-pub(super) fn checked(address: &str) -> Result<String, ClientError> {
+///
+/// # Errors
+/// What is no `http` or `https` address of a host, or too long.
+pub fn checked(address: &str) -> Result<String, ClientError> {
     let bad = |problem: &str| ClientError::Address {
         address: address.chars().take(ADDRESS_BYTES_MAX).collect(),
         problem: problem.to_owned(),

@@ -4,7 +4,7 @@ use anyhow::Result;
 use protocol::{Hash, units::BlobReference};
 use rusqlite::params;
 
-use super::{DoorStore, execute, first};
+use super::{DoorStore, execute, first, number};
 
 /// A file as BOINC clients check it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +41,23 @@ impl DoorStore {
                 params![sum.blob.hash.0, sum.blob.bytes, sum.md5],
             )
             .map(drop)
+        })
+        .await
+    }
+
+    /// Notes that files are offered by these names; gives a name by which others were.
+    pub(crate) async fn note_released(&self, files: Vec<(String, Hash)>) -> Result<Option<String>> {
+        self.write(move |it| {
+            for (name, hash) in files {
+                let change =
+                    "INSERT INTO released (name, hash) VALUES (?, ?) ON CONFLICT DO NOTHING";
+                execute(it, change, params![name, hash.0])?;
+                let same = "SELECT 1 FROM released WHERE name = ? AND hash = ?";
+                if first(it, same, params![name, hash.0], number)?.is_none() {
+                    return Ok(Some(name));
+                }
+            }
+            Ok(None)
         })
         .await
     }

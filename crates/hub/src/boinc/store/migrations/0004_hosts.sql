@@ -25,3 +25,9 @@ CREATE TRIGGER unit_granted AFTER UPDATE OF state ON unit WHEN NEW.state = 'gran
     UPDATE host SET failures = 0, daily_quota = CASE WHEN daily_quota < 1000000 THEN daily_quota * 2 END
         WHERE id = NEW.host AND (failures > 0 OR daily_quota IS NOT NULL);
 END;
+
+-- Programs that were offered: a client never fetches a name twice, so that a name means the same bytes for ever.
+CREATE TABLE released (
+    name TEXT PRIMARY KEY,
+    hash BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
