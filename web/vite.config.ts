@@ -12,7 +12,8 @@ export default defineConfig({
   },
   server: {
     proxy: {
-      '/api': process.env.ATHOME_HUB ?? 'http://127.0.0.1:7700',
+      // The hub compares where a page is from with where it was asked: as the browser said.
+      '/api': { target: process.env.ATHOME_HUB ?? 'http://127.0.0.1:7700', changeOrigin: false },
     },
   },
   test: {
