@@ -50,6 +50,8 @@ pub(crate) use training::FASTER;
 const GOODBYE: Duration = Duration::from_secs(10);
 /// Wait before a download or a command that failed is tried again.
 const AGAIN: Duration = Duration::from_secs(2);
+/// The same problem is warned of again after this time.
+const WARN_AGAIN: Duration = Duration::from_secs(300);
 /// The model is kept for the next start every so many rounds at most, and at the end: deltas of that many rounds are a
 /// quarter of a checkpoint.
 const MODEL_EVERY: u64 = 8;
@@ -102,6 +104,8 @@ struct Session<'a> {
     published: Option<Hash>,
     /// The task that fetches training text ahead, if one was begun.
     prefetching: Option<AbortHandle>,
+    /// What was warned of last, and when.
+    warned: Option<(String, Instant)>,
     status: Status,
     report: &'a mut dyn FnMut(&Status),
     /// Held to the end, if the owner asked for one.
@@ -273,8 +277,18 @@ impl Session<'_> {
 
     /// Notes that something failed that will be tried again, and waits a little.
     async fn try_again(&mut self, what: &str, error: &anyhow::Error) {
-        tracing::warn!("{what}: {error:#}");
-        self.status.problem = Some(format!("{what}: {error:#}"));
+        let problem = format!("{what}: {error:#}");
+        // What stays as it is for hours is not worth a line every two seconds.
+        let (now, warned) = (Instant::now(), &mut self.warned);
+        let is_known =
+            |(before, at): &(String, Instant)| *before == problem && now < *at + WARN_AGAIN;
+        if warned.as_ref().is_some_and(is_known) {
+            tracing::debug!("{problem}");
+        } else {
+            tracing::warn!("{problem}");
+            *warned = Some((problem.clone(), now));
+        }
+        self.status.problem = Some(problem);
         self.show(self.status.activity.clone());
         self.shutdown
             .run_until_cancelled(tokio::time::sleep(AGAIN))

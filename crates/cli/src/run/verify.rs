@@ -154,7 +154,7 @@ fn follow(
         }
         if let Some(problem) = broken {
             let next = verifier.state().head.length;
-            verified.end_of_log(source, next, format!("log entry {next}: {problem}"));
+            verified.end_of_log(source, next, problem);
             return Ok(());
         }
         if is_end {

@@ -17,7 +17,14 @@ mod outcomes;
 mod teams;
 mod units;
 
-use std::{fs, io, os::unix::fs::OpenOptionsExt, path::Path, thread, time::Duration};
+use std::{
+    fs, io,
+    os::unix::fs::OpenOptionsExt,
+    panic::{self, AssertUnwindSafe},
+    path::Path,
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use rusqlite::{OptionalExtension, Params, Row};
@@ -114,7 +121,7 @@ impl DoorStore {
         let (reply, answer) = oneshot::channel();
         let question = Job::Question(Box::new(move |connection| {
             // Whoever asked may have gone.
-            let _ = reply.send(question(connection));
+            let _ = reply.send(unless_it_panics(|| question(connection)));
         }));
         self.jobs.send(question).await.map_err(|_| closed())?;
         answer.await.map_err(|_| closed())?
@@ -279,13 +286,20 @@ fn write_together(
     Ok(())
 }
 
+/// A bug in one function closes the door to nobody else.
+fn unless_it_panics<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    // What the database has of it is rolled back or was only read, and nothing else is shared.
+    let done = panic::catch_unwind(AssertUnwindSafe(work));
+    done.unwrap_or_else(|_| anyhow::bail!("the door's database met a bug: please report this"))
+}
+
 /// One that fails takes back what it did and nothing of the others.
 fn in_savepoint<T>(
     connection: &rusqlite::Connection,
     change: impl FnOnce(&rusqlite::Connection) -> Result<T>,
 ) -> Result<T> {
     execute(connection, "SAVEPOINT change", [])?;
-    let made = change(connection);
+    let made = unless_it_panics(|| change(connection));
     if made.is_err() {
         execute(connection, "ROLLBACK TO change", [])?;
     }

@@ -325,10 +325,15 @@ pub(super) fn requested(headers: &HeaderMap, length: u64) -> Result<Option<Range
             format!("the blob has {length} bytes"),
         )
     };
-    let range = match (first.parse::<u64>(), last.parse::<u64>()) {
-        (Ok(first), Ok(last)) if first <= last => first..last.saturating_add(1).min(length),
-        (Ok(first), Err(_)) if last.is_empty() => first..length,
-        (Err(_), Ok(suffix)) if first.is_empty() => length.saturating_sub(suffix)..length,
+    // Rust takes a sign before a number, the standard none.
+    let number = |text: &str| match text.bytes().all(|it| it.is_ascii_digit()) {
+        true => text.parse::<u64>().ok(),
+        false => None,
+    };
+    let range = match (number(first), number(last)) {
+        (Some(first), Some(last)) if first <= last => first..last.saturating_add(1).min(length),
+        (Some(first), None) if last.is_empty() => first..length,
+        (None, Some(suffix)) if first.is_empty() => length.saturating_sub(suffix)..length,
         _ => return Ok(None),
     };
     if range.start >= range.end {
@@ -345,6 +350,33 @@ async fn count_sent(hub: &Hub, headers: &HeaderMap, bytes: u64) {
     if let Some(worker) = worker {
         for run in hub.all().await {
             run.presence.sent(&worker, bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_the_standards() {
+        for (text, expected) in [
+            ("bytes=0-4", Ok(Some(0..5))),
+            ("bytes=2-", Ok(Some(2..10))),
+            ("bytes=-3", Ok(Some(7..10))),
+            ("bytes=8-99", Ok(Some(8..10))),
+            ("bytes=10-", Err(())),
+            ("bytes=-0", Err(())),
+            // What is none, or several, is answered with the whole.
+            ("bytes=+1-+2", Ok(None)),
+            ("bytes=4-2", Ok(None)),
+            ("bytes=-", Ok(None)),
+            ("bytes=0-1,3-4", Ok(None)),
+            ("lines=0-1", Ok(None)),
+        ] {
+            let headers = HeaderMap::from_iter([(header::RANGE, text.parse().unwrap())]);
+            let found = requested(&headers, 10).map_err(|_| ());
+            assert_eq!(found, expected, "{text}");
         }
     }
 }

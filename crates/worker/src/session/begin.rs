@@ -204,6 +204,7 @@ pub(super) async fn begin<'a>(
         committed_at: 0,
         published: None,
         prefetching: Some(prefetching),
+        warned: None,
         status,
         report,
         charter,

@@ -95,10 +95,12 @@ impl Wrong {
         let entry = self
             .log_entry
             .map_or_else(String::new, |it| format!("log entry {it}: "));
+        // Some problems say themselves where they are.
+        let problem = self.problem.strip_prefix(&entry);
         format!(
             "{entry}{}: {} ({})",
             printable(&self.what),
-            printable(&self.problem),
+            printable(problem.unwrap_or(&self.problem)),
             self.place
         )
     }

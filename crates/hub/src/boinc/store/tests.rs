@@ -183,6 +183,23 @@ async fn a_worker_is_one_host() {
 }
 
 #[tokio::test]
+async fn a_bug_in_one_function_closes_the_door_to_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder).await;
+    let bug = || -> Result<()> { panic!("a bug, on purpose") };
+    assert!(store.read(move |_| bug()).await.is_err());
+    let both = tokio::join!(
+        store.write(move |it| {
+            execute(it, "DELETE FROM account", [])?;
+            bug()
+        }),
+        account(&store, 1),
+    );
+    assert!(both.0.is_err());
+    assert!(store.account(both.1).await.unwrap().is_some());
+}
+
+#[tokio::test]
 async fn machines_that_never_joined_make_room() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder).await;
