@@ -314,12 +314,12 @@ async fn copies_of_hosts_and_strangers_at_the_door() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_that_was_tampered_with_does_not_run() -> Result<()> {
     let (network, run) = opened("boinc-tampered", SHORT_MS, SHORT_STEPS).await?;
-    // After the hub has checked its release, somebody changes the program where it lies.
-    let program = fs::read_dir(network.folder.join("release"))?
+    // After the hub has checked its release and copied it, somebody changes the copy.
+    let program = fs::read_dir(network.folder.join("hub/boinc-programs"))?
         .flatten()
         .map(|it| it.path())
-        .find(|it| it.extension().is_none())
-        .context("the release has no program")?;
+        .next()
+        .context("the hub has no program")?;
     let mut bytes = fs::read(&program)?;
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;

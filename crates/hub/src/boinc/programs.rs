@@ -68,7 +68,7 @@ impl Programs {
         fs::create_dir_all(&self.folder).with_context(copying)?;
         for file in &self.current {
             let path = self.path(&file.blake3);
-            if fs::metadata(&path).is_ok_and(|it| it.len() == file.bytes) {
+            if is_whole(&path, &file.blake3) {
                 continue;
             }
             let fresh = path.with_extension("new");
@@ -103,6 +103,16 @@ impl Programs {
         }
         Ok(())
     }
+}
+
+/// Whether a copy is there, and what it was: disks forget, and people change files.
+fn is_whole(path: &Path, hash: &Hash) -> bool {
+    let hashed = fs::File::open(path).and_then(|file| {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(file)?;
+        Ok(Hash(*hasher.finalize().as_bytes()))
+    });
+    hashed.is_ok_and(|it| it == *hash)
 }
 
 #[cfg(test)]

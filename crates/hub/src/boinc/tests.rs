@@ -559,6 +559,10 @@ async fn the_program_of_the_release_before_is_still_to_be_had() {
     let fixture = fixture.restarted().await;
     let now = fixture.door().release.platforms[0].files[0].blake3;
     assert_ne!(now, before);
+    // A copy that somebody changed is made anew at the next start.
+    let copy = fixture.hub().config.folder.join("boinc-programs");
+    std::fs::write(copy.join(now.to_string()), b"anoTher program").unwrap();
+    let fixture = fixture.restarted().await;
     for (hash, content) in [(before, PROGRAM), (now, b"another program".as_slice())] {
         let answer = fixture.get(&format!("/boinc/files/{hash}")).await;
         assert_eq!(answer.body, content);
