@@ -211,11 +211,14 @@ impl Link {
             runs: Vec::new(),
             worker: None,
         };
-        // First: a run takes the link of an account that a machine works for.
-        if self.worker {
-            let folder = self.worker_folder.unwrap_or_else(|| places.worker());
-            linked.worker = Some(attach_worker(&client, &session, &runs, folder).await?);
-        }
+        // First: a run takes the link of an account that a machine works for. If it fails, what can be linked is.
+        let attached = match self.worker {
+            true => {
+                let folder = self.worker_folder.unwrap_or_else(|| places.worker());
+                Some(attach_worker(&client, &session, &runs, folder).await)
+            }
+            false => None,
+        };
         let mut not_yet = Vec::new();
         for run in &runs {
             let id: RunId = run.id.parse()?;
@@ -228,6 +231,7 @@ impl Link {
                 Err(error) => return Err(error.into()),
             }
         }
+        linked.worker = attached.transpose()?;
         output.result(&linked, || linked.lines(&not_yet))
     }
 }
@@ -287,7 +291,7 @@ async fn attach_worker(
     }
     ensure!(
         0 < attached,
-        "the worker of {} has joined no run of this hub yet; start `athome join` first",
+        "the worker of {} is in no run of this hub now; start `athome join`, and link while it runs",
         folder.display()
     );
     Ok(key.public().to_string())

@@ -81,6 +81,10 @@ fn own_address(address: &str) -> Result<String> {
         address.contains("://"),
         "the hub's address is {address:?}, and must begin with https:// or http://"
     );
+    anyhow::ensure!(
+        !address.contains(['&', '\'', '@']),
+        "the hub's address is {address:?}: it has no names and no signs in it"
+    );
     Ok(network::client::checked_address(address)?)
 }
 
@@ -360,6 +364,8 @@ mod tests {
             ("https://hub.example/", Some("https://hub.example")),
             ("http://10.0.0.1:8700", Some("http://10.0.0.1:8700")),
             ("not-a-url", None),
+            ("https://a:b@hub.example", None),
+            ("https://hub.example/&'", None),
             ("ftp://hub.example", None),
             ("https://hub.example/?x", None),
             (

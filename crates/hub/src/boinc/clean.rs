@@ -52,6 +52,6 @@ pub(super) async fn clean(door: &Door, now_ms: u64) -> Result<()> {
             break;
         }
     }
-    door.programs.clean().await?;
-    uploads.clean(store).await
+    uploads.clean(store).await?;
+    door.programs.clean().await
 }

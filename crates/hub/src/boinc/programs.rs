@@ -71,11 +71,7 @@ impl Programs {
             if is_whole(&path, &file.blake3) {
                 continue;
             }
-            let fresh = path.with_extension("new");
-            fs::copy(from.join(&file.name), &fresh)
-                .and_then(|_| fs::File::open(&fresh)?.sync_all())
-                .and_then(|()| fs::rename(&fresh, &path))
-                .with_context(copying)?;
+            copy_file(&from.join(&file.name), &path).with_context(copying)?;
         }
         Ok(())
     }
@@ -88,7 +84,11 @@ impl Programs {
             .map(|it| self.path(&it.blake3))
             .collect();
         for entry in fs::read_dir(&self.folder)? {
-            let path = entry?.path();
+            let entry = entry?;
+            if !entry.file_type()?.is_file() {
+                continue;
+            }
+            let path = entry.path();
             if current.contains(&path) {
                 fs::File::options()
                     .append(true)
@@ -103,6 +103,22 @@ impl Programs {
         }
         Ok(())
     }
+}
+
+/// The bytes alone: who may write the copy is not who may write the original.
+fn copy_file(from: &Path, to: &Path) -> io::Result<()> {
+    let fresh = to.with_extension("new");
+    let copied = fs::File::open(from).and_then(|mut from| {
+        let mut into = fs::File::create(&fresh)?;
+        io::copy(&mut from, &mut into)?;
+        into.sync_all()?;
+        fs::rename(&fresh, to)
+    });
+    if copied.is_err() {
+        // Half a copy takes room that somebody may be waiting for.
+        let _ = fs::remove_file(&fresh);
+    }
+    copied
 }
 
 /// Whether a copy is there, and what it was: disks forget, and people change files.
@@ -134,8 +150,16 @@ mod tests {
                 main_program: true,
             }],
         };
+        let original = folder.path().join("original");
+        fs::write(&original, "x").unwrap();
+        let mut read_only = fs::metadata(&original).unwrap().permissions();
+        read_only.set_readonly(true);
+        fs::set_permissions(&original, read_only).unwrap();
+        fs::create_dir(folder.path().join("lost+found")).unwrap();
         for it in [1, 2] {
-            fs::write(programs.path(&hash(it)), "x").unwrap();
+            copy_file(&original, &programs.path(&hash(it))).unwrap();
+            let copy = fs::metadata(programs.path(&hash(it))).unwrap();
+            assert!(!copy.permissions().readonly());
         }
         let is_there = |it| programs.path(&hash(it)).exists();
         let now = SystemTime::now();

@@ -45,17 +45,20 @@ impl DoorStore {
         .await
     }
 
-    /// Notes that files are offered by these names; gives a name by which others were.
+    /// Notes that files are offered by these names; gives a name by which others were, and then notes
+    /// nothing.
     pub(crate) async fn note_released(&self, files: Vec<(String, Hash)>) -> Result<Option<String>> {
         self.write(move |it| {
+            for (name, hash) in &files {
+                let other = "SELECT 1 FROM released WHERE name = ? AND hash <> ?";
+                if first(it, other, params![name, hash.0], number)?.is_some() {
+                    return Ok(Some(name.clone()));
+                }
+            }
             for (name, hash) in files {
                 let change =
                     "INSERT INTO released (name, hash) VALUES (?, ?) ON CONFLICT DO NOTHING";
                 execute(it, change, params![name, hash.0])?;
-                let same = "SELECT 1 FROM released WHERE name = ? AND hash = ?";
-                if first(it, same, params![name, hash.0], number)?.is_none() {
-                    return Ok(Some(name));
-                }
             }
             Ok(None)
         })
