@@ -283,10 +283,17 @@ pub(crate) fn normal_name(text: &str) -> Option<String> {
     is_name.then(|| name.to_owned())
 }
 
-/// Whether a character may stand in a name: it is in XML, and does not turn what stands beside it.
+/// Whether a character may stand in a name: it is in XML, is seen, and does not turn what stands beside it.
 fn is_visible(character: char) -> bool {
-    let is_turn = matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    !is_turn && is_in_xml(character) && !character.is_control()
+    let is_turn = matches!(
+        character,
+        '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+    );
+    let is_nothing = matches!(
+        character,
+        '\u{ad}' | '\u{200b}' | '\u{2060}'..='\u{2064}' | '\u{feff}'
+    );
+    !is_turn && !is_nothing && is_in_xml(character) && !character.is_control()
 }
 
 fn normal_hash(text: &str) -> Option<String> {

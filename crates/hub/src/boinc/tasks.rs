@@ -10,6 +10,7 @@ use protocol::{
     boinc::{
         EvaluationTask, Output, TrainingTask, UNIT_NAME, Unit as SignedUnit, UnitFile, UnitTask,
     },
+    charter::Charter,
     sampling,
     state::State,
     units::{BlobReference, RunId, WorkerId},
@@ -76,6 +77,13 @@ struct Draft {
 /// Time before a round's deadline by which training ends.
 pub(super) fn margin_ms(window_ms: u64) -> u64 {
     (window_ms / 10).clamp(MARGIN_MS.0, MARGIN_MS.1)
+}
+
+/// Memory that a task of a run is allowed. The application refuses what it would not have room for by its own figure, and
+/// this is more.
+pub(super) fn memory_bytes(charter: &Charter) -> u64 {
+    let worker_bytes = engine::charter::worker_memory_bytes(charter);
+    MEMORY_ROOM_BYTES + worker_bytes + worker_bytes / MEMORY_ROOM_SHARE
 }
 
 impl Door {
@@ -276,11 +284,9 @@ impl Door {
 
     /// How BOINC is told of a unit.
     async fn task(&self, whom: &For<'_>, unit: &Unit, inputs: Vec<Input>) -> Task {
-        let (parameters, worker_bytes) = {
+        let (parameters, memory_bytes) = {
             let charter = &whom.run.state.read().await.charter;
-            // The application refuses what it would not have room for by this very figure, and the task allows more.
-            let worker_bytes = engine::charter::worker_memory_bytes(charter);
-            (charter.model.parameter_count(), worker_bytes)
+            (charter.model.parameter_count(), memory_bytes(charter))
         };
         let bytes: u64 = inputs.iter().map(|it| it.bytes).sum();
         let machine = &whom.host.machine;
@@ -297,7 +303,7 @@ impl Door {
                 false => FLOPS_ASSUMED,
             },
             seconds: unit.expected_ms as f64 / 1_000.0,
-            memory_bytes: MEMORY_ROOM_BYTES + worker_bytes + worker_bytes / MEMORY_ROOM_SHARE,
+            memory_bytes,
             disk_bytes: DISK_BYTES
                 + 2 * (bytes + unit.upload_bytes_max)
                 + 4 * parameters * PAUSED_COPIES,

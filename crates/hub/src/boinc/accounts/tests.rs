@@ -41,6 +41,8 @@ fn addresses_and_names_are_checked() {
         "Evil\u{ffff}",
         "a\u{fffe}b",
         "gnp.\u{202e}exe",
+        "\u{feff}",
+        "a\u{200b}",
     ] {
         assert_eq!(normal_name(bad), None, "{bad:?}");
     }

@@ -90,10 +90,16 @@ impl Call<'_> {
             );
             return Ok(());
         }
+        // Before a place in a round is taken, which would wait for it.
+        if let Some(text) = self.lacks_memory(run).await {
+            answer.say(true, text);
+            answer.delay_s = Some(INVALID_DELAY_S);
+            return Ok(());
+        }
         let Some(task) = self.new_task(&whom, answer).await? else {
             return Ok(());
         };
-        if let Some((text, why)) = self.lacks(&task) {
+        if let Some((text, why)) = self.lacks_disk(&task) {
             answer.say(true, text);
             answer.delay_s = Some(INVALID_DELAY_S);
             let (account, names) = (self.account.id, vec![task.name]);
@@ -107,25 +113,29 @@ impl Call<'_> {
         Ok(())
     }
 
-    /// What the user does not let a task have enough of, if anything: for the user, and for the page.
-    fn lacks(&self, task: &Task) -> Option<(String, &'static str)> {
-        let machine = &self.request.machine;
-        let held = self.request.files.iter().map(|it| it.bytes).sum::<u64>();
+    /// What the user is told who lets no task of the run have enough memory.
+    async fn lacks_memory(&self, run: &Run) -> Option<String> {
+        let allowed = self.request.machine.memory_share_bytes;
+        let needed = tasks::memory_bytes(&run.state.read().await.charter);
         let mib = |bytes: u64| bytes >> 20;
-        let (disk, memory) = (machine.disk_share_bytes, machine.memory_share_bytes);
-        if disk > 0 && task.disk_bytes > disk.saturating_add(held) {
-            let needed = mib(task.disk_bytes);
+        (allowed > 0 && needed > allowed).then(|| {
+            format!(
+                "A task needs {} MiB of memory, and your preferences allow {} MiB; allow more",
+                mib(needed),
+                mib(allowed)
+            )
+        })
+    }
+
+    /// The same of the disk, which depends on the task: for the user, and for the page.
+    fn lacks_disk(&self, task: &Task) -> Option<(String, &'static str)> {
+        let held = self.request.files.iter().map(|it| it.bytes).sum::<u64>();
+        let allowed = self.request.machine.disk_share_bytes;
+        (allowed > 0 && task.disk_bytes > allowed.saturating_add(held)).then(|| {
+            let needed = task.disk_bytes >> 20;
             let text = format!("A task needs {needed} MiB of disk; allow this project more");
-            return Some((text, "the machine has too little disk for it"));
-        }
-        if memory > 0 && task.memory_bytes > memory {
-            let (needed, allowed) = (mib(task.memory_bytes), mib(memory));
-            let text = format!(
-                "A task needs {needed} MiB of memory, and your preferences allow {allowed} MiB; allow more"
-            );
-            return Some((text, "the machine has too little memory for it"));
-        }
-        None
+            (text, "the machine has too little disk for it")
+        })
     }
 
     /// A host counts as there while the update of a task that it has can still come in time: its client asks seldom, and this

@@ -204,10 +204,12 @@ fn make_room(connection: &Connection, account: u64) -> Result<()> {
     if first(connection, count, [account], number)?.unwrap_or_default() < HOSTS_MAX as u64 {
         return Ok(());
     }
+    // Not the newest of all: its number would be another's.
     let unused = "SELECT id FROM host WHERE account = ?
                   AND NOT EXISTS (SELECT 1 FROM enrolment WHERE host = host.id AND worker IS NOT NULL)
                   AND NOT EXISTS (SELECT 1 FROM former_worker WHERE host = host.id)
                   AND NOT EXISTS (SELECT 1 FROM unit WHERE host = host.id AND state = 'uploaded')
+                  AND id < (SELECT max(id) FROM host)
                   ORDER BY seen_ms LIMIT 1";
     let Some(unused) = first(connection, unused, [account], number)? else {
         return Ok(());

@@ -39,7 +39,7 @@ pub(in crate::http) async fn create_team(
         Failure::new(
             StatusCode::UNPROCESSABLE_ENTITY,
             "bad_name",
-            "a team's name has 1 to 64 bytes and no control characters",
+            "a team's name has 1 to 64 bytes, all of them of characters that are seen",
         )
     })?;
     let now_ms = hub.clock.now_ms();
