@@ -13,7 +13,7 @@ import { parseArgs } from 'node:util'
 import { accessible, DESK, fits, inBrowser, LONG_NAME, must, ok, PAGE_MS, recolour, report, until, withLongNames } from './page.mjs'
 
 const ANSWER_MS = 120_000
-const STOP_MS_MAX = 100
+const STOP_MS_MAX = 1_000
 const STOP_TRIES = 12
 
 const { values, positionals } = parseArgs({
