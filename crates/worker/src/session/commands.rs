@@ -124,8 +124,13 @@ impl Session<'_> {
                 || news.reunions != reunions
                 || news.work.as_ref().is_some_and(|(work, _)| is_new(work))
         };
-        if !is_enough(&self.news.borrow()) {
-            // A worker's own commitment is no news for it: the question under way may wait for others.
+        let (is_known, has_token) = {
+            let news = self.news.borrow();
+            (is_enough(&news), news.token == token)
+        };
+        if !is_known && has_token {
+            // A worker's own commitment is no news for it: the question under way may wait for others. A new token has the hub
+            // asked anew by itself.
             self.held_round.ask_now();
         }
         self.wait_for_news(is_enough).await;
