@@ -13,7 +13,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncSeekExt, SeekFrom},
 };
 
-use super::{No, Settling, never};
+use super::{No, Settling, never, spoilt};
 use crate::boinc::{
     entropy,
     store::{Likeness, NewCheck, Settled},
@@ -75,7 +75,7 @@ impl Settling<'_> {
             return Err(never("the machine did not make the update again"));
         };
         if copy.bytes > self.run.arithmetic.upload_bytes_max(true) {
-            return Err(never("no update of this run is that long"));
+            return Err(spoilt("no update of this run is that long"));
         }
         self.check_files_once(path, start, &[*copy]).await?;
         let Some(check) = store.check_of_copy(&self.unit.name).await? else {
