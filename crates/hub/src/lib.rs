@@ -83,7 +83,7 @@ fn own_address(address: &str) -> Result<String> {
     );
     anyhow::ensure!(
         !address.contains(['&', '\'', '@']),
-        "the hub's address is {address:?}: it has no names and no signs in it"
+        "the hub's address is {address:?}, and may have no user's name and none of the signs & ' @ in it"
     );
     Ok(network::client::checked_address(address)?)
 }
