@@ -1,4 +1,4 @@
-//! Which entries are news for a worker that waits for work: a poll that is answered for others' commitments and verdicts
+//! Which entries are news for a worker that waits for work: a poll that is answered for commitments and others' verdicts
 //! costs both sides bytes and tells nothing.
 
 use std::{
