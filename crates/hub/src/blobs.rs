@@ -186,15 +186,14 @@ impl Blobs {
 
     /// How much of a blob is here: its length and whether it is whole.
     pub(crate) async fn progress(&self, hash: &Hash) -> Result<(u64, bool)> {
-        if let Some(length) = self.length(hash).await? {
-            return Ok((length, true));
-        }
-        let path = self.part(hash);
-        match self.on_disk(move |disk| disk.length(&path)).await {
-            Ok(length) => Ok((length, false)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok((0, false)),
-            Err(error) => Err(error.into()),
-        }
+        let (whole, part) = (self.whole.join(hash.to_string()), self.part(hash));
+        let progress = self.on_disk(move |disk| {
+            Ok(match length(disk, &whole)? {
+                Some(bytes) => (bytes, true),
+                None => (length(disk, &part)?.unwrap_or(0), false),
+            })
+        });
+        Ok(progress.await?)
     }
 
     /// Adds a part at an offset; the blob is kept when all of it is here and hashes to its name.
@@ -211,43 +210,40 @@ impl Blobs {
         };
         let _turn = turn.lock().await;
         self.renewed().insert(blob.hash);
-        let (held, whole) = self.progress(&blob.hash).await?;
-        if whole {
-            return Ok(Upload::Complete);
-        }
-        if offset != held {
-            return Ok(Upload::WrongOffset(held));
-        }
-        if held + bytes.len() as u64 > blob.bytes {
-            return Ok(Upload::TooLong);
-        }
-        let held = held + bytes.len() as u64;
-        let (path, is_last) = (self.part(&blob.hash), held == blob.bytes);
-        let hash = self.on_disk(move |disk| {
-            disk.append(&path, &bytes)?;
-            if !is_last {
-                return Ok(None);
+        let (blob, part) = (*blob, self.part(&blob.hash));
+        let (whole, folder) = (self.whole.join(blob.hash.to_string()), self.whole.clone());
+        // One way to the disk and back for all of it.
+        let added = self.on_disk(move |disk| {
+            if length(disk, &whole)?.is_some() {
+                return Ok(Upload::Complete);
             }
-            disk.sync(&path)?;
-            disk.hash(&path).map(Some)
+            let held = length(disk, &part)?.unwrap_or(0);
+            if offset != held {
+                return Ok(Upload::WrongOffset(held));
+            }
+            let held = held + bytes.len() as u64;
+            if held > blob.bytes {
+                return Ok(Upload::TooLong);
+            }
+            disk.append(&part, &bytes)?;
+            if held < blob.bytes {
+                return Ok(Upload::Partial(held));
+            }
+            disk.sync(&part)?;
+            let hash = match offset {
+                0 => Hash::of_blob(&bytes),
+                _ => disk.hash(&part)?,
+            };
+            if hash != blob.hash {
+                disk.remove(&part)?;
+                return Ok(Upload::WrongHash);
+            }
+            // Both folders are on one file system, so the rename is atomic and copies nothing.
+            disk.rename(&part, &whole)?;
+            disk.sync_folder(&folder)?;
+            Ok(Upload::Complete)
         });
-        match hash.await? {
-            None => Ok(Upload::Partial(held)),
-            Some(hash) => self.keep(blob, hash).await,
-        }
-    }
-
-    async fn keep(&self, blob: &BlobReference, hashed: Hash) -> Result<Upload> {
-        let part = self.part(&blob.hash);
-        if hashed != blob.hash {
-            self.on_disk(move |disk| disk.remove(&part)).await?;
-            return Ok(Upload::WrongHash);
-        }
-        // Both folders are on one file system, so the rename is atomic and copies nothing.
-        let place = self.whole.join(blob.hash.to_string());
-        self.on_disk(move |disk| disk.rename(&part, &place)).await?;
-        self.make_durable(&blob.hash).await?;
-        Ok(Upload::Complete)
+        Ok(added.await?)
     }
 
     /// Everything that is here, whole or not.
@@ -322,6 +318,15 @@ impl Blobs {
 
     fn part(&self, hash: &Hash) -> PathBuf {
         self.parts.join(hash.to_string())
+    }
+}
+
+/// A file's length, if there is one.
+fn length(disk: &dyn Disk, path: &Path) -> io::Result<Option<u64>> {
+    match disk.length(path) {
+        Ok(length) => Ok(Some(length)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

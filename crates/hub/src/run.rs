@@ -18,7 +18,7 @@ use protocol::{
     SecretKey,
     command::CheckedCommand,
     event::Event,
-    identity::Binding,
+    identity::CheckedBinding,
     log::Entry,
     state::{State, decide::Refusal},
     succession::Succession,
@@ -117,7 +117,7 @@ type Reply = oneshot::Sender<Result<u64, RunError>>;
 /// What the run's task is asked.
 pub(crate) enum Message {
     Command(Box<CheckedCommand>, Reply),
-    Bind(Box<Binding>, Reply),
+    Bind(Box<CheckedBinding>, Reply),
     /// A blob that somebody committed to is whole.
     Uploaded(protocol::Hash),
     /// A worker came or went: look at the clock.
@@ -142,7 +142,7 @@ impl Run {
     }
 
     /// Records a binding signed by both sides.
-    pub(crate) async fn bind(&self, binding: Binding) -> Result<u64, RunError> {
+    pub(crate) async fn bind(&self, binding: CheckedBinding) -> Result<u64, RunError> {
         self.ask(|reply| Message::Bind(Box::new(binding), reply))
             .await
     }

@@ -42,6 +42,18 @@ pub struct Binding {
     pub key_signature: Signature,
 }
 
+/// A binding whose signatures hold, so that nobody checks them twice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckedBinding(Binding);
+
+impl CheckedBinding {
+    /// The binding.
+    #[must_use]
+    pub fn get(&self) -> &Binding {
+        &self.0
+    }
+}
+
 impl Binding {
     /// Makes the statement; both secret keys are at hand.
     #[must_use]
@@ -56,6 +68,12 @@ impl Binding {
             account_signature: sign_half(account, run, account_id, public, role),
             key_signature: sign_half(key, run, account_id, public, role),
         }
+    }
+
+    /// Checks both signatures, and remembers that they hold.
+    pub fn checked(self) -> Result<CheckedBinding, KeyError> {
+        self.check()?;
+        Ok(CheckedBinding(self))
     }
 
     /// Checks both signatures.

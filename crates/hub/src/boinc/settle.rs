@@ -9,7 +9,7 @@ mod file;
 mod measured;
 mod waiting;
 
-use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -20,21 +20,14 @@ use protocol::{
     state::decide::RefusalCode,
     units::{BlobReference, WorkerId},
 };
-use tokio::{
-    fs::File,
-    io::{AsyncReadExt, AsyncSeekExt, SeekFrom},
-    time::Instant,
-};
+use tokio::time::Instant;
 
 pub(super) use self::waiting::Waiting;
-use self::{
-    file::{check_files, read_head},
-    waiting::Tries,
-};
+use self::{file::Content, waiting::Tries};
 use super::{
     Door,
     scheduler::daily_quota,
-    store::{Account, Settled, Unit, UnitState},
+    store::{Account, Settled, Unit, UnitState, Uploaded},
 };
 use crate::{
     Hub,
@@ -116,6 +109,7 @@ struct Settling<'a> {
     door: &'a Door,
     run: Run,
     unit: Unit,
+    content: Content,
     tries: &'a mut Tries,
 }
 
@@ -159,7 +153,7 @@ async fn settle_all(hub: &Arc<Hub>, door: &Arc<Door>) -> Result<Option<Instant>>
     Ok(soonest)
 }
 
-/// Settles a result that is here. `client` has just sent it; what was sent before is settled without one.
+/// Settles a result that is on the disk. `client` has just sent it; what was sent before is settled without one.
 pub(super) async fn settle(
     hub: &Arc<Hub>,
     door: &Arc<Door>,
@@ -169,35 +163,70 @@ pub(super) async fn settle(
     let Some(_turn) = door.settling_units.begin(name.to_owned()) else {
         return Ok(Step::Later(Instant::now() + AGAIN));
     };
-    let mut tries = door.waiting.take(name);
+    let unit = door.store.unit(name).await?.context("no such task")?;
+    if unit.state != UnitState::Uploaded {
+        return Ok(Step::Settled);
+    }
+    let content = Content::Disk(door.uploads.path(&unit));
+    Ok(settle_as(hub, door, unit, content, client).await)
+}
+
+/// Settles a result that has just come from `client` and is in memory only: if it waits it must be put on the disk.
+pub(super) async fn settle_from_memory(
+    hub: &Arc<Hub>,
+    door: &Arc<Door>,
+    unit: Unit,
+    bytes: Bytes,
+    client: IpAddr,
+) -> Step {
+    let Some(_turn) = door.settling_units.begin(unit.name.clone()) else {
+        return Step::Later(Instant::now() + AGAIN);
+    };
+    settle_as(hub, door, unit, Content::Memory(bytes), Some(client)).await
+}
+
+async fn settle_as(
+    hub: &Arc<Hub>,
+    door: &Arc<Door>,
+    unit: Unit,
+    content: Content,
+    client: Option<IpAddr>,
+) -> Step {
+    let name = unit.name.clone();
+    let mut tries = door.waiting.take(&name);
     tries.asker.address = client.or(tries.asker.address);
-    let why = match settle_once(hub, door, name, &mut tries).await {
-        Ok(None) => return Ok(Step::Settled),
+    let why = match settle_once(hub, door, unit, content, &mut tries).await {
+        Ok(None) => return Step::Settled,
         Ok(Some(why)) => why,
         Err(error) => {
             tracing::error!(unit = name, "a result is not settled: {error:#}");
             "the hub failed".to_owned()
         }
     };
-    Ok(Step::Later(door.waiting.postpone(name, tries, why)))
+    Step::Later(door.waiting.postpone(&name, tries, why))
 }
 
 /// Settles a result, or says why it waits.
 async fn settle_once(
     hub: &Arc<Hub>,
     door: &Arc<Door>,
-    name: &str,
+    unit: Unit,
+    content: Content,
     tries: &mut Tries,
 ) -> Result<Option<String>> {
-    let unit = door.store.unit(name).await?.context("no such task")?;
-    if unit.state != UnitState::Uploaded {
-        return Ok(None);
-    }
+    let uploaded = match &content {
+        Content::Memory(bytes) => Some(Uploaded {
+            at_ms: hub.clock.now_ms(),
+            bytes: bytes.len() as u64,
+        }),
+        Content::Disk(_) => None,
+    };
     let mut settling = Settling {
         run: Door::run(hub, unit.run).await?,
         hub,
         door,
         unit,
+        content,
         tries,
     };
     let settled = match settling.work().await {
@@ -213,16 +242,24 @@ async fn settle_once(
         }
         Err(No::Inside(error)) => return Err(error),
     };
+    let unit = &settling.unit;
     if let Some(refusal) = &settled.refusal {
         tracing::info!(
-            unit = name,
+            unit = unit.name,
             refusal,
             "a result of a BOINC client was refused"
         );
     }
-    door.store.settle(name.to_owned(), settled).await?;
-    let unit = &settling.unit;
-    door.uploads.remove(&unit.name, unit.account).await?;
+    let is_on_disk = uploaded.is_none();
+    let settled = Settled {
+        uploaded,
+        ..settled
+    };
+    door.store.settle(unit.name.clone(), settled).await?;
+    // What an earlier try left of one that came whole is removed when the folder is looked through.
+    if is_on_disk {
+        door.uploads.remove(&unit.name, unit.account).await?;
+    }
     Ok(None)
 }
 
@@ -236,8 +273,7 @@ fn refused(why: &str) -> Settled {
 impl Settling<'_> {
     async fn work(&mut self) -> Result<Settled, No> {
         self.run.must_be_hub()?;
-        let path = self.door.uploads.path(&self.unit);
-        let (output, start) = read_head(&path).await?;
+        let (output, start) = self.content.head().await?;
         if output.unit != self.unit.name {
             return Err(spoilt("the result is of another task"));
         }
@@ -257,8 +293,8 @@ impl Settling<'_> {
                     ..settled
                 })
             }
-            "train" => self.train(&path, start, &output, commands).await,
-            "again" => self.again(&path, start, &output, &commands).await,
+            "train" => self.train(start, &output, commands).await,
+            "again" => self.again(start, &output, &commands).await,
             _ => self.evaluate(&output).await,
         }
     }
@@ -341,10 +377,12 @@ impl Settling<'_> {
                 "the machine's key did not sign that it is the account's",
             ));
         };
-        let binding = complete_binding(self.run.id, account, worker, half)
-            .ok_or_else(|| never("the account's key is not held by this hub"))?;
-        binding
-            .check()
+        let binding = self
+            .door
+            .complete_binding(self.run.id, account, worker, half)
+            .await?
+            .ok_or_else(|| never("the account's key is not held by this hub"))?
+            .checked()
             .map_err(|_| spoilt("the machine's signature under its binding does not hold"))?;
         let (admission, asker) = (&self.hub.admission, &mut self.tries.asker);
         let admitted = admission.check_binding(&self.run, &binding, asker).await;
@@ -355,7 +393,6 @@ impl Settling<'_> {
 
     async fn train(
         &mut self,
-        path: &Path,
         start: u64,
         output: &Output,
         commands: Vec<CheckedCommand>,
@@ -388,7 +425,7 @@ impl Settling<'_> {
                 return Err(spoilt("no update of this run is that long"));
             }
         }
-        self.check_files_once(path, start, &named).await?;
+        self.check_files_once(start, &named).await?;
         for command in commands {
             if !self.is_earlier_join(command.get()).await {
                 self.grant(command).await?;
@@ -396,7 +433,7 @@ impl Settling<'_> {
         }
         let mut at = start;
         for blob in &named {
-            self.keep(path, at, blob).await?;
+            self.keep(at, blob).await?;
             at += blob.bytes;
         }
         self.have_checked(&commitment).await?;
@@ -404,14 +441,9 @@ impl Settling<'_> {
     }
 
     /// Checks the result's files, unless an earlier try did: they may be long.
-    async fn check_files_once(
-        &mut self,
-        path: &Path,
-        start: u64,
-        files: &[BlobReference],
-    ) -> Result<(), No> {
+    async fn check_files_once(&mut self, start: u64, files: &[BlobReference]) -> Result<(), No> {
         if !self.tries.are_files_checked {
-            check_files(path, start, files).await?;
+            self.content.check_files(start, files).await?;
             self.tries.are_files_checked = true;
         }
         Ok(())
@@ -441,18 +473,16 @@ impl Settling<'_> {
     }
 
     /// Makes a part of the result a blob of the hub's.
-    async fn keep(&self, path: &Path, start: u64, blob: &BlobReference) -> Result<(), No> {
-        let mut file = File::open(path).await?;
-        let (mut at, _) = self.hub.blobs.progress(&blob.hash).await?;
+    async fn keep(&self, start: u64, blob: &BlobReference) -> Result<(), No> {
+        let mut at = 0;
         while at < blob.bytes {
-            file.seek(SeekFrom::Start(start + at)).await?;
-            let mut part = vec![0; PART_BYTES_MAX.min((blob.bytes - at) as usize)];
-            file.read_exact(&mut part).await?;
+            let length = PART_BYTES_MAX.min((blob.bytes - at) as usize);
+            let part = self.content.part(start + at, length).await?;
             let bytes_max = self.hub.config.unused_bytes_max;
             if !self.hub.unused.take(part.len() as u64, bytes_max) {
                 return Err(later("the hub has no room for updates now"));
             }
-            let kept = self.hub.blobs.append(blob, at, Bytes::from(part)).await?;
+            let kept = self.hub.blobs.append(blob, at, part).await?;
             match kept {
                 Upload::Partial(held) | Upload::WrongOffset(held) => at = held,
                 Upload::Complete => break,
@@ -466,21 +496,24 @@ impl Settling<'_> {
     }
 }
 
-/// The whole binding of a worker to an account whose key the hub holds; what the worker signed is not checked.
-pub(crate) fn complete_binding(
-    run: protocol::units::RunId,
-    account: &Account,
-    worker: WorkerId,
-    half: protocol::Signature,
-) -> Option<Binding> {
-    let held = account.held_key.as_ref()?;
-    let role = KeyRole::Worker;
-    Some(Binding {
-        run,
-        account: account.key,
-        key: worker.0,
-        role,
-        account_signature: sign_half(held, run, account.key, worker.0, role),
-        key_signature: half,
-    })
+impl Door {
+    /// The whole binding of a worker to an account, if the hub holds its key; what the worker signed is not checked.
+    pub(crate) async fn complete_binding(
+        &self,
+        run: protocol::units::RunId,
+        account: &Account,
+        worker: WorkerId,
+        half: protocol::Signature,
+    ) -> Result<Option<Binding>> {
+        let held = self.store.held_key(account.id).await?;
+        let role = KeyRole::Worker;
+        Ok(held.map(|held| Binding {
+            run,
+            account: account.key,
+            key: worker.0,
+            role,
+            account_signature: sign_half(&held, run, account.key, worker.0, role),
+            key_signature: half,
+        }))
+    }
 }

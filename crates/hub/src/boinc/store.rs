@@ -43,7 +43,7 @@ pub(crate) use self::{
     files::FileSum,
     hosts::{Enrolment, Host},
     old::BATCH,
-    outcomes::{Measured, Outcome, Settled},
+    outcomes::{Measured, Outcome, Settled, Uploaded},
     teams::{TEAMS_SHOWN_MAX, Team},
     units::{NewUnit, Unit, UnitState},
 };
@@ -62,6 +62,10 @@ const TOGETHER_MAX: usize = 256;
 const WAITING_MAX: usize = 1_024;
 /// Rows read at once of what may be long.
 const PAGE: u64 = 1_000;
+/// Memory for what was read and written last.
+const CACHE_KIB: i64 = 64 << 10;
+/// Pages in the write-ahead log before they are brought to their places: what changes often goes there seldom.
+const LOG_PAGES: i64 = 4_000;
 /// Prepared statements kept: as many as there are, and some.
 const STATEMENTS_MAX: usize = 128;
 
@@ -206,6 +210,8 @@ fn connect(path: &Path) -> rusqlite::Result<rusqlite::Connection> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
+    connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
+    connection.pragma_update(None, "wal_autocheckpoint", LOG_PAGES)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
     Ok(connection)
 }

@@ -7,6 +7,7 @@ mod folder;
 mod head;
 
 use std::{
+    convert::Infallible,
     fs,
     io::{self, Seek, SeekFrom},
     net::IpAddr,
@@ -18,14 +19,14 @@ use std::{
 use anyhow::Result;
 use bytes::{Bytes, BytesMut};
 use data_encoding::HEXLOWER;
-use futures_util::{Stream, StreamExt};
+use futures_util::{Stream, StreamExt, TryStreamExt};
 use md5::{Digest, Md5};
-use tokio::io::AsyncWriteExt;
+use tokio::{io::AsyncWriteExt, sync::OwnedSemaphorePermit};
 
 use self::head::{DONE, HEAD_BYTES_MAX, UploadReply, later, never};
 pub(super) use self::{folder::Uploads, head::UploadHead};
 use super::{
-    Door,
+    Door, Turn,
     reply::unit_of_output,
     settle::{self, Step},
     store::{Unit, UnitState},
@@ -34,6 +35,8 @@ use crate::Hub;
 
 /// What is said of a result that comes too late.
 const OVER: UploadReply = never("the task is over: nobody waits for its result");
+/// Bytes of a result that is kept in memory until it is settled, if it comes in one piece: most need no file then.
+const SHORT_BYTES_MAX: u64 = 256 << 10;
 /// Longest time for an upload's head to come.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest wait for what follows from a whole result, before the client is answered; it goes on without the client.
@@ -132,7 +135,7 @@ async fn take<E>(
     else {
         return Ok(never("the upload does not read"));
     };
-    let Some(unit) = unit_of(door, &file).await? else {
+    let Some(name) = unit_of_output(&file) else {
         return Ok(never("there is no such task"));
     };
     let now_s = hub.clock.now_ms() / 1_000;
@@ -142,15 +145,14 @@ async fn take<E>(
     if bytes > bytes_max {
         return Ok(never("the file is longer than the task allows"));
     }
-    let Ok(_place) = door.results.try_acquire() else {
+    let Ok(place) = Arc::clone(&door.results).try_acquire_owned() else {
         return Ok(later("the hub takes as many results at once as it may"));
     };
-    let Some(_turn) = door.uploads.begin(&unit.name) else {
+    let Some(turn) = door.uploads.begin(name) else {
         return Ok(later("another upload of the file is in progress"));
     };
-    // It may have become whole, or be over, before this was its turn.
-    let Some(unit) = door.store.unit(&unit.name).await? else {
-        return Ok(OVER);
+    let Some(unit) = door.store.unit(name).await? else {
+        return Ok(never("there is no such task"));
     };
     match unit.state {
         UnitState::Sent => {}
@@ -158,32 +160,125 @@ async fn take<E>(
         UnitState::Uploaded | UnitState::Granted | UnitState::Refused => return Ok(DONE),
         UnitState::Failed | UnitState::Aborted | UnitState::Lost => return Ok(OVER),
     }
-    if offset > bytes || offset > door.uploads.length(&unit.name).await? {
-        return Ok(later("the upload does not begin where the file ends"));
+    let mut body = body.inspect_ok(|part| {
+        hub.metrics.bytes_received.inc_by(part.len() as u64);
+    });
+    let announced = Announced {
+        unit,
+        bytes,
+        md5,
+        offset,
+    };
+    if offset == 0 && bytes <= SHORT_BYTES_MAX {
+        let here = gather(&mut body, bytes).await;
+        if announced.is(&here) {
+            return settle_now(hub, door, announced, here, client, (place, turn)).await;
+        }
+        let refusal = keep(hub, door, &announced, one(here)).await?;
+        return Ok(refusal.unwrap_or(DONE));
     }
-    if let Some(refusal) = write(hub, door, &unit, body, offset, bytes).await? {
+    if let Some(refusal) = keep(hub, door, &announced, body).await? {
+        return Ok(refusal);
+    }
+    settle_soon(hub, door, &announced.unit, client).await;
+    Ok(DONE)
+}
+
+/// A result on its way in, as its client announces it.
+struct Announced {
+    unit: Unit,
+    /// Of the whole.
+    bytes: u64,
+    md5: String,
+    /// Where what comes now begins.
+    offset: u64,
+}
+
+impl Announced {
+    /// Whether these bytes are all of it.
+    fn is(&self, bytes: &[u8]) -> bool {
+        bytes.len() as u64 == self.bytes && HEXLOWER.encode(&Md5::digest(bytes)) == self.md5
+    }
+}
+
+/// What comes, until there is more than was announced.
+async fn gather<E>(
+    mut body: impl Stream<Item = Result<Bytes, E>> + Unpin,
+    announced: u64,
+) -> Bytes {
+    let mut here = BytesMut::new();
+    while here.len() as u64 <= announced
+        && let Some(Ok(part)) = body.next().await
+    {
+        here.extend_from_slice(&part);
+    }
+    here.freeze()
+}
+
+/// A body of bytes that are here.
+fn one(bytes: Bytes) -> impl Stream<Item = Result<Bytes, Infallible>> + Unpin {
+    futures_util::stream::iter([Ok(bytes)])
+}
+
+/// Settles a result that is in memory, and keeps it on the disk if that has to wait. A client that hangs up stops nothing
+/// half-way: `rights`, to a place and to the unit, are held until the end.
+async fn settle_now(
+    hub: &Arc<Hub>,
+    door: &Arc<Door>,
+    announced: Announced,
+    here: Bytes,
+    client: IpAddr,
+    rights: (OwnedSemaphorePermit, Turn<String>),
+) -> Result<UploadReply> {
+    let (hub, door) = (Arc::clone(hub), Arc::clone(door));
+    let settling = tokio::spawn(async move {
+        let _rights = rights;
+        let unit = announced.unit.clone();
+        let step = settle::settle_from_memory(&hub, &door, unit, here.clone(), client).await;
+        if step == Step::Settled {
+            return Ok(DONE);
+        }
+        let refusal = keep(&hub, &door, &announced, one(here)).await?;
+        door.wake_settling();
+        Ok(refusal.unwrap_or(DONE))
+    });
+    match tokio::time::timeout(SETTLE_WAIT, settling).await {
+        Ok(settled) => settled?,
+        Err(_) => Ok(later("the hub is busy; try again later")),
+    }
+}
+
+/// Puts a result on the disk and notes that it is there; an answer if it is not whole, or nobody waits for it.
+async fn keep<E>(
+    hub: &Hub,
+    door: &Door,
+    announced: &Announced,
+    body: impl Stream<Item = Result<Bytes, E>> + Unpin,
+) -> Result<Option<UploadReply>> {
+    let Announced { unit, bytes, .. } = announced;
+    if let Some(refusal) = write(hub, door, announced, body).await? {
         let now = door.store.unit(&unit.name).await?;
         if now.is_some_and(|it| it.state == UnitState::Sent) {
-            return Ok(refusal);
+            return Ok(Some(refusal));
         }
         door.uploads.remove(&unit.name, unit.account).await?;
-        return Ok(OVER);
+        return Ok(Some(OVER));
     }
-    let (path, folder) = (door.uploads.path(&unit), door.uploads.folder.clone());
+    let (path, folder) = (door.uploads.path(unit), door.uploads.folder.clone());
+    let md5 = announced.md5.clone();
     if !on_disk(move || is_kept(&path, &folder, &md5)).await? {
         door.uploads.remove(&unit.name, unit.account).await?;
-        return Ok(later(
+        return Ok(Some(later(
             "the bytes are not those that were announced; send them again",
-        ));
+        )));
     }
     let now_ms = hub.clock.now_ms();
     let name = unit.name.clone();
-    if !door.store.note_uploaded(name, bytes, now_ms).await? {
+    if !door.store.note_uploaded(name, *bytes, now_ms).await? {
         door.uploads.remove(&unit.name, unit.account).await?;
-        return Ok(OVER);
+        return Ok(Some(OVER));
     }
-    settle_soon(hub, door, &unit, client).await;
-    Ok(DONE)
+    Ok(None)
 }
 
 /// Has done what follows from a whole result, and waits for it for a while: neither the end of that nor a client that hangs up
@@ -208,12 +303,14 @@ async fn settle_soon(hub: &Arc<Hub>, door: &Arc<Door>, unit: &Unit, client: IpAd
 async fn write<E>(
     hub: &Hub,
     door: &Door,
-    unit: &Unit,
+    announced: &Announced,
     mut body: impl Stream<Item = Result<Bytes, E>> + Unpin,
-    offset: u64,
-    bytes: u64,
 ) -> Result<Option<UploadReply>> {
-    let uploads = &door.uploads;
+    let (uploads, unit) = (&door.uploads, &announced.unit);
+    let (offset, bytes) = (announced.offset, announced.bytes);
+    if offset > bytes || offset > uploads.length(&unit.name).await? {
+        return Ok(Some(later("the upload does not begin where the file ends")));
+    }
     let path = uploads.path(unit);
     let (mut file, before) = on_disk(move || {
         let mut options = fs::OpenOptions::new();
@@ -241,7 +338,6 @@ async fn write<E>(
             refusal = Some(later(full));
             break;
         }
-        hub.metrics.bytes_received.inc_by(length);
         file.write_all(&part).await?;
         at += length;
     }

@@ -7,7 +7,7 @@ use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota};
 use network::server::share_of;
 use protocol::{
     command::{Command, SignedCommand},
-    identity::Binding,
+    identity::{Binding, CheckedBinding},
     state::State,
     units::{AccountId, WorkerId},
 };
@@ -208,21 +208,21 @@ impl Admission {
     pub(crate) async fn check_binding(
         &self,
         run: &Run,
-        binding: &Binding,
+        binding: &CheckedBinding,
         asker: &mut Asker,
     ) -> Result<(), Failure> {
         let state = run.state.read().await;
-        self.admit_binding(&state, binding, asker)
+        self.admit_binding(&state, binding.get(), asker)
     }
 
     /// Refuses to let an account's held key act for its person's own key, where no machine is bound to the held one.
     pub(crate) async fn check_link(
         &self,
         run: &Run,
-        binding: &Binding,
+        binding: &CheckedBinding,
         asker: &mut Asker,
     ) -> Result<(), Failure> {
-        let state = run.state.read().await;
+        let (binding, state) = (binding.get(), run.state.read().await);
         if state.bindings.get(&binding.key) == Some(&binding.account) {
             return Ok(());
         }
@@ -264,10 +264,6 @@ impl Admission {
     }
 
     fn count_binding(&self, binding: &Binding, asker: &mut Asker) -> Result<(), Failure> {
-        // Nobody uses up the share of an account that is not theirs.
-        binding
-            .check()
-            .map_err(|_| Failure::bad("the binding is not signed by both sides"))?;
         // The account first: one over its share takes nothing from others at its address.
         let of_account = || self.bindings_of_account.check_key(&binding.account).is_ok();
         if !asker.counts(Counted::BindingOfAccount, of_account) {

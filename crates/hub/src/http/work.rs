@@ -14,7 +14,7 @@ use protocol::{
     },
     canonical,
     command::{Command, SignedCommand},
-    identity::Binding,
+    identity::{Binding, CheckedBinding},
     state::SlotProgress,
     units::WorkerId,
 };
@@ -83,6 +83,7 @@ pub(super) async fn bind_identity(
     run.must_be_hub()?;
     let binding: Binding = canonical::decode(&body, BINDING_BYTES_MAX)
         .map_err(|error| Failure::bad(error.to_string()))?;
+    let binding = both_signed(binding)?;
     let asker = &mut client.into();
     hub.admission.check_binding(&run, &binding, asker).await?;
     let log_length = run.bind(binding).await?;
@@ -90,6 +91,12 @@ pub(super) async fn bind_identity(
         log_length,
         token: None,
     }))
+}
+
+/// A binding whose signatures hold, or the refusal.
+pub(super) fn both_signed(binding: Binding) -> Result<CheckedBinding, Failure> {
+    let checked = binding.checked();
+    checked.map_err(|_| Failure::bad("the binding is not signed by both sides"))
 }
 
 /// Who asks, and how long it is willing to wait.

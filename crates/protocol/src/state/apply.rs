@@ -99,7 +99,7 @@ impl State {
         let mut head = self.head;
         let hub = self.sealing.sealer(&head, entry)?;
         head.advance(self.run, &hub, entry)?;
-        self.check_command(entry)?;
+        self.check_signed(entry)?;
         self.fold_entry(entry, head)
     }
 
@@ -138,12 +138,22 @@ impl State {
         Ok(())
     }
 
-    fn check_command(&self, entry: &Entry) -> Result<(), ApplyError> {
-        let (Event::WorkerJoined { command }
-        | Event::WorkerLeft { command }
-        | Event::UpdateCommitted { command }) = &entry.event
-        else {
-            return Ok(());
+    /// Checks what others than the hub signed.
+    fn check_signed(&self, entry: &Entry) -> Result<(), ApplyError> {
+        let impossible = |problem| ApplyError::Impossible {
+            index: entry.index,
+            event: entry.event.name(),
+            problem,
+        };
+        let command = match &entry.event {
+            Event::WorkerJoined { command }
+            | Event::WorkerLeft { command }
+            | Event::UpdateCommitted { command } => command,
+            Event::IdentityBound { binding } => {
+                let unsigned = "the binding is not signed by both sides";
+                return binding.check().map_err(|_| impossible(unsigned));
+            }
+            _ => return Ok(()),
         };
         command.check().map_err(|source| ApplyError::Command {
             index: entry.index,
@@ -157,11 +167,7 @@ impl State {
         } else {
             return Ok(());
         };
-        Err(ApplyError::Impossible {
-            index: entry.index,
-            event: entry.event.name(),
-            problem,
-        })
+        Err(impossible(problem))
     }
 
     /// Checks first, changes after, so that an error changes nothing.
@@ -171,8 +177,8 @@ impl State {
             Event::WorkerJoined { command } => self.fold_joined(command),
             Event::WorkerLeft { command } => self.fold_left(command),
             Event::IdentityBound { binding } => {
-                if binding.run != self.run || binding.check().is_err() {
-                    return Err("the binding is not signed by both sides for this run");
+                if binding.run != self.run {
+                    return Err("the binding is meant for another run");
                 }
                 if self.bindings.len() >= WORKERS_MAX || self.bindings.contains_key(&binding.key) {
                     return Err(

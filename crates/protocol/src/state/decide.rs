@@ -8,7 +8,7 @@ use crate::{
     Hash,
     command::{CheckedCommand, Command, SignedCommand},
     event::{Checkpoint, Evaluation, Event, ModelState, RefusalReason},
-    identity::Binding,
+    identity::{Binding, CheckedBinding},
     units::{BlobReference, WorkerId},
 };
 
@@ -22,7 +22,7 @@ pub enum Request {
     /// A worker's signed command.
     Worker(Box<CheckedCommand>),
     /// A binding signed by both sides.
-    Bind(Binding),
+    Bind(CheckedBinding),
     /// Time passed; these workers were heard of lately.
     Clock {
         /// Present workers, in ascending order.
@@ -115,7 +115,7 @@ type Decision = Result<Vec<Event>, Refusal>;
 pub fn decide(state: &State, request: &Request, now_ms: u64) -> Decision {
     match request {
         Request::Worker(command) => decide_command(state, command.get(), now_ms),
-        Request::Bind(binding) => decide_binding(state, binding),
+        Request::Bind(binding) => decide_binding(state, binding.get()),
         Request::Clock { present } => Ok(clock::decide(state, present, now_ms)),
         Request::Judged { update, verdict } => decide_verdict(state, update, verdict),
         Request::Merged {
@@ -239,12 +239,6 @@ fn decide_binding(state: &State, binding: &Binding) -> Decision {
         return refuse(
             RefusalCode::OtherRun,
             "the binding is meant for another run",
-        );
-    }
-    if binding.check().is_err() {
-        return refuse(
-            RefusalCode::Signature,
-            "the binding is not signed by both sides",
         );
     }
     if state.bindings.get(&binding.key) == Some(&binding.account) {

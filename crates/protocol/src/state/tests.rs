@@ -747,10 +747,13 @@ fn bindings_need_both_signatures_and_do_not_move() {
         crate::identity::KeyRole::Worker,
     );
     assert_eq!(
-        hub.ask(&Request::Bind(binding.clone())),
+        hub.ask(&Request::Bind(binding.clone().checked().unwrap())),
         Ok(vec!["identity_bound"])
     );
-    assert_eq!(hub.ask(&Request::Bind(binding)), Ok(vec![]));
+    assert_eq!(
+        hub.ask(&Request::Bind(binding.checked().unwrap())),
+        Ok(vec![])
+    );
     let stolen = crate::identity::Binding::sign(
         run,
         &thief,
@@ -758,7 +761,9 @@ fn bindings_need_both_signatures_and_do_not_move() {
         crate::identity::KeyRole::Worker,
     );
     assert_eq!(
-        hub.ask(&Request::Bind(stolen)).unwrap_err().code,
+        hub.ask(&Request::Bind(stolen.checked().unwrap()))
+            .unwrap_err()
+            .code,
         RefusalCode::Signature
     );
 }

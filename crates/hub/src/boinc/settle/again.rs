@@ -1,16 +1,10 @@
 //! An update that was made again by another account's host: compared with the one that was handed in, and dropped.
 
-use std::path::Path;
-
 use anyhow::{Context, Result};
 use protocol::{
     boinc::Output,
     command::{CheckedCommand, Commitment},
     state::decide::fresh,
-};
-use tokio::{
-    fs::File,
-    io::{AsyncReadExt, AsyncSeekExt, SeekFrom},
 };
 
 use super::{No, Settling, never, spoilt};
@@ -65,7 +59,6 @@ impl Settling<'_> {
     /// Compares a copy with what it is a copy of.
     pub(super) async fn again(
         &mut self,
-        path: &Path,
         start: u64,
         output: &Output,
         commands: &[CheckedCommand],
@@ -77,7 +70,7 @@ impl Settling<'_> {
         if copy.bytes > self.run.arithmetic.upload_bytes_max(true) {
             return Err(spoilt("no update of this run is that long"));
         }
-        self.check_files_once(path, start, &[*copy]).await?;
+        self.check_files_once(start, &[*copy]).await?;
         let Some(check) = store.check_of_copy(&self.unit.name).await? else {
             return Err(never("what it was to check is decided"));
         };
@@ -97,10 +90,7 @@ impl Settling<'_> {
                 store.drop_check(check.id).await?;
                 return Ok(Settled::default());
             };
-            let mut file = File::open(path).await?;
-            file.seek(SeekFrom::Start(start)).await?;
-            let mut bytes = vec![0; copy.bytes as usize];
-            file.read_exact(&mut bytes).await?;
+            let bytes = self.content.part(start, copy.bytes as usize).await?;
             let arithmetic = std::sync::Arc::clone(&self.run.arithmetic);
             let compared = tokio::task::spawn_blocking(move || {
                 let theirs = arithmetic.decode(&theirs)?;

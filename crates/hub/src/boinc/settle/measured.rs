@@ -31,8 +31,8 @@ impl Settling<'_> {
             .map(|_| "the measured loss is far from what the hub measured of the same model");
         Ok(Settled {
             refusal: refusal.map(str::to_owned),
-            worker: None,
             measured: Some(measured),
+            ..Settled::default()
         })
     }
 

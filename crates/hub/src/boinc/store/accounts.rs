@@ -18,8 +18,6 @@ pub(crate) struct Account {
     /// Argon2 of BOINC's hash of the password.
     pub(crate) password: String,
     pub(crate) key: AccountId,
-    /// The secret of that key, where the hub made and holds it.
-    pub(crate) held_key: Option<SecretKey>,
     /// The person's own key, for which the log lets the held one act.
     pub(crate) own_key: Option<AccountId>,
     pub(crate) cross_id: String,
@@ -75,6 +73,17 @@ impl DoorStore {
         let question = "SELECT * FROM account WHERE id = ?";
         self.read(move |it| first(it, question, [id], account))
             .await
+    }
+
+    /// The secret of an account's key, where the hub made and holds it.
+    pub(crate) async fn held_key(&self, id: u64) -> Result<Option<SecretKey>> {
+        let question = "SELECT held_key FROM account WHERE id = ?";
+        self.read(move |it| {
+            let held = first(it, question, [id], |row| Ok(row.get(0)?))?;
+            let held: Option<String> = held.flatten();
+            Ok(held.as_deref().map(SecretKey::from_text).transpose()?)
+        })
+        .await
     }
 
     /// The account whose person has this key.
@@ -183,7 +192,6 @@ pub(super) fn key_of(row: &Row<'_>) -> Result<AccountId> {
 }
 
 pub(super) fn account(row: &Row<'_>) -> Result<Account> {
-    let held: Option<String> = row.get("held_key")?;
     let own: Option<[u8; 32]> = row.get("own_key")?;
     Ok(Account {
         id: row.get("id")?,
@@ -191,7 +199,6 @@ pub(super) fn account(row: &Row<'_>) -> Result<Account> {
         name: row.get("name")?,
         password: row.get("password")?,
         key: AccountId(PublicKey(row.get("key")?)),
-        held_key: held.as_deref().map(SecretKey::from_text).transpose()?,
         own_key: own.map(|it| AccountId(PublicKey(it))),
         cross_id: row.get("cross_id")?,
         team: row.get("team")?,

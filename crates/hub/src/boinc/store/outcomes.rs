@@ -31,6 +31,13 @@ pub(crate) struct Measured {
     pub(crate) loss_of_hub: Option<u64>,
 }
 
+/// When a result had come whole, and how long it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Uploaded {
+    pub(crate) at_ms: u64,
+    pub(crate) bytes: u64,
+}
+
 /// What became of a result.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Settled {
@@ -38,6 +45,8 @@ pub(crate) struct Settled {
     pub(crate) refusal: Option<String>,
     pub(crate) worker: Option<WorkerId>,
     pub(crate) measured: Option<Measured>,
+    /// Of one that was settled before anything else was noted of it.
+    pub(crate) uploaded: Option<Uploaded>,
 }
 
 impl DoorStore {
@@ -54,7 +63,7 @@ impl DoorStore {
             .await
     }
 
-    /// Notes what became of a task's result.
+    /// Notes what became of a task's result, unless the task was given up meanwhile.
     pub(crate) async fn settle(&self, name: String, settled: Settled) -> Result<()> {
         let state = match &settled.refusal {
             None => UnitState::Granted,
@@ -65,7 +74,9 @@ impl DoorStore {
             execute(
                 it,
                 "UPDATE unit SET state = ?1, refusal = ?2, is_told = ?2 IS NULL, worker = coalesce(?3, worker),
-                 tokens_measured = ?4, loss_measured = ?5, loss_of_hub = ?6, sealed = NULL WHERE name = ?7",
+                 tokens_measured = ?4, loss_measured = ?5, loss_of_hub = ?6, sealed = NULL,
+                 uploaded_ms = coalesce(?7, uploaded_ms), uploaded_bytes = coalesce(?8, uploaded_bytes)
+                 WHERE name = ?9 AND state IN ('sent', 'uploaded')",
                 params![
                     state.name(),
                     settled.refusal,
@@ -73,6 +84,8 @@ impl DoorStore {
                     measured.map(|it| sql(it.tokens)),
                     measured.map(|it| sql(it.loss_micronats)),
                     measured.and_then(|it| it.loss_of_hub).map(sql),
+                    settled.uploaded.map(|it| it.at_ms),
+                    settled.uploaded.map(|it| it.bytes),
                     name
                 ],
             )

@@ -76,7 +76,7 @@ async fn what_is_written_together_fails_apart() {
         ("A", true)
     );
     assert_eq!(
-        account.held_key.unwrap().public(),
+        store.held_key(first).await.unwrap().unwrap().public(),
         account.key.0,
         "the hub holds the key that it made"
     );

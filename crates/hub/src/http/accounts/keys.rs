@@ -17,9 +17,8 @@ use protocol::{
 };
 
 use super::{computing_for, signed_in};
-use crate::{
-    boinc::complete_binding,
-    http::{Shared, boinc::door, errors::Failure, limits::Client, runs::find},
+use crate::http::{
+    Shared, boinc::door, errors::Failure, limits::Client, runs::find, work::both_signed,
 };
 
 /// Binds a worker that has joined a run to the account, by the worker's signature and the account's key that the hub holds.
@@ -40,13 +39,16 @@ pub(in crate::http) async fn attach_worker(
         .map_err(|_| Failure::bad("worker is not a public key"))?;
     let signature = read_signature(&given.signature)
         .ok_or_else(|| Failure::bad("signature is not one in hexadecimal"))?;
-    let binding = complete_binding(run.id, &account, worker, signature).ok_or_else(|| {
+    let door = door(&hub)?;
+    let binding = door.complete_binding(run.id, &account, worker, signature);
+    let binding = binding.await?.ok_or_else(|| {
         Failure::new(
             StatusCode::CONFLICT,
             "own_key",
             "the hub does not hold this account's key: sign the binding with it",
         )
     })?;
+    let binding = both_signed(binding)?;
     let asker = &mut client.into();
     hub.admission.check_binding(&run, &binding, asker).await?;
     let log_length = run.bind(binding).await?;
@@ -71,7 +73,8 @@ pub(in crate::http) async fn link_key(
     let own = AccountId(key.map_err(|_| Failure::bad("key is not a public key"))?);
     let signature = read_signature(&given.signature)
         .ok_or_else(|| Failure::bad("signature is not one in hexadecimal"))?;
-    let Some(held) = &account.held_key else {
+    let door = door(&hub)?;
+    let Some(held) = door.store.held_key(account.id).await? else {
         return Err(Failure::bad("the hub holds no key of this account"));
     };
     let taken = || {
@@ -81,7 +84,6 @@ pub(in crate::http) async fn link_key(
             "another account here is linked with that key",
         )
     };
-    let door = door(&hub)?;
     let linked = door.store.account_by_own_key(own).await?;
     if linked.is_some_and(|it| it.id != account.id) {
         return Err(taken());
@@ -93,8 +95,9 @@ pub(in crate::http) async fn link_key(
         key: held_key,
         role,
         account_signature: signature,
-        key_signature: identity::sign_half(held, run.id, own, held_key, role),
+        key_signature: identity::sign_half(&held, run.id, own, held_key, role),
     };
+    let binding = both_signed(binding)?;
     let asker = &mut client.into();
     hub.admission.check_link(&run, &binding, asker).await?;
     let log_length = run.bind(binding).await?;
