@@ -55,7 +55,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time between two tries to open it again.
 const OPEN_PAUSE: Duration = Duration::from_secs(1);
 /// How long a change waits for others, to be written with them: each transaction costs a write to the disk.
-const GATHERED: Duration = Duration::from_millis(2);
+const GATHERED: Duration = Duration::from_millis(4);
 /// Changes written together.
 const TOGETHER_MAX: usize = 256;
 /// Changes that wait; whoever comes then waits outside.
@@ -63,7 +63,7 @@ const WAITING_MAX: usize = 1_024;
 /// Rows read at once of what may be long.
 const PAGE: u64 = 1_000;
 /// Memory for what was read and written last.
-const CACHE_KIB: i64 = 64 << 10;
+const CACHE_KIB: i64 = 32 << 10;
 /// Pages in the write-ahead log before they are brought to their places: what changes often goes there seldom.
 const LOG_PAGES: i64 = 4_000;
 /// Prepared statements kept: as many as there are, and some.

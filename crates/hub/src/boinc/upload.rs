@@ -151,6 +151,13 @@ async fn take<E>(
     let Some(turn) = door.uploads.begin(name) else {
         return Ok(later("another upload of the file is in progress"));
     };
+    let mut body = body.inspect_ok(|part| {
+        hub.metrics.bytes_received.inc_by(part.len() as u64);
+    });
+    let here = match offset == 0 && bytes <= SHORT_BYTES_MAX {
+        true => Some(gather(&mut body, bytes).await),
+        false => None,
+    };
     let Some(unit) = door.store.unit(name).await? else {
         return Ok(never("there is no such task"));
     };
@@ -160,17 +167,13 @@ async fn take<E>(
         UnitState::Uploaded | UnitState::Granted | UnitState::Refused => return Ok(DONE),
         UnitState::Failed | UnitState::Aborted | UnitState::Lost => return Ok(OVER),
     }
-    let mut body = body.inspect_ok(|part| {
-        hub.metrics.bytes_received.inc_by(part.len() as u64);
-    });
     let announced = Announced {
         unit,
         bytes,
         md5,
         offset,
     };
-    if offset == 0 && bytes <= SHORT_BYTES_MAX {
-        let here = gather(&mut body, bytes).await;
+    if let Some(here) = here {
         if announced.is(&here) {
             return settle_now(hub, door, announced, here, client, (place, turn)).await;
         }

@@ -6,7 +6,7 @@ use axum::{
     Extension, Json,
     body::Bytes,
     extract::{Path, Query, State},
-    http::HeaderMap,
+    http::{HeaderMap, StatusCode},
 };
 use protocol::{
     api::{
@@ -48,7 +48,7 @@ pub(super) async fn send_command(
     hub.admission.check(&run, command.get(), asker).await?;
     if hub.names_known_blob(command.get()).await? {
         return Err(Failure::new(
-            axum::http::StatusCode::CONFLICT,
+            StatusCode::CONFLICT,
             "known_blob",
             "the commitment names bytes that this hub has already; an update's hash is its maker's alone",
         ));
@@ -95,8 +95,9 @@ pub(super) async fn bind_identity(
 
 /// A binding whose signatures hold, or the refusal.
 pub(super) fn both_signed(binding: Binding) -> Result<CheckedBinding, Failure> {
+    let text = "the binding is not signed by both sides";
     let checked = binding.checked();
-    checked.map_err(|_| Failure::bad("the binding is not signed by both sides"))
+    checked.map_err(|_| Failure::new(StatusCode::FORBIDDEN, "signature", text))
 }
 
 /// Who asks, and how long it is willing to wait.

@@ -84,11 +84,8 @@ impl DoorStore {
         self.read(move |it| {
             all(
                 it,
-                "SELECT * FROM spot_check WHERE run = ?1 AND state = 'open' AND account <> ?2
+                "SELECT * FROM spot_check WHERE run = ?1 AND state = 'open' AND is_made = 0 AND account <> ?2
                  AND NOT EXISTS (SELECT 1 FROM spot_copy WHERE spot_check = spot_check.id AND account = ?2)
-                 AND NOT EXISTS (SELECT 1 FROM spot_copy JOIN unit ON unit.name = spot_copy.unit
-                                 WHERE spot_check = spot_check.id AND agrees IS NULL
-                                 AND unit.state IN ('sent', 'uploaded'))
                  ORDER BY id LIMIT ?3",
                 params![run.0.0, account, OFFERED_MAX],
                 check,
@@ -124,9 +121,14 @@ impl DoorStore {
         account: u64,
         host: u64,
     ) -> Result<()> {
-        let change = "INSERT INTO spot_copy (unit, spot_check, account, host) VALUES (?, ?, ?, ?)";
-        self.write(move |it| execute(it, change, params![unit, check, account, host]).map(drop))
-            .await
+        self.write(move |it| {
+            let copy = "INSERT INTO spot_copy (unit, spot_check, account, host) VALUES (?, ?, ?, ?)";
+            execute(it, copy, params![unit, check, account, host])?;
+            let is_made = "UPDATE spot_check SET is_made = 1 WHERE id = ?
+                           AND EXISTS (SELECT 1 FROM unit WHERE name = ? AND state IN ('sent', 'uploaded'))";
+            execute(it, is_made, params![check, unit]).map(drop)
+        })
+        .await
     }
 
     /// The check that a task makes a copy for, if it still waits for one.

@@ -370,13 +370,14 @@ async fn what_came_of_a_task_that_is_over_is_removed_and_no_more_is_taken() {
     let path = door.uploads.path(&unit);
     assert_eq!(std::fs::metadata(&path).unwrap().len(), 500);
     // Its user gives it up, while another part is on its way.
-    let (sending, mut body) = tokio::sync::mpsc::channel::<Result<Vec<u8>, std::io::Error>>(1);
-    let head = upload_head(&reply, &output, 0).into_bytes();
+    type Part = Result<Vec<u8>, std::io::Error>;
+    let (sending, mut body) = tokio::sync::mpsc::channel::<Part>(1);
+    let head = upload_head(&reply, &output, 500).into_bytes();
     let parts = futures_util::stream::poll_fn(move |context| body.poll_recv(context));
     let slow = fixture.post("/boinc/file_upload_handler", Body::from_stream(parts));
     let giving_up = async {
         sending.send(Ok(head)).await.unwrap();
-        sending.send(Ok(output[..700].to_vec())).await.unwrap();
+        sending.send(Ok(output[500..700].to_vec())).await.unwrap();
         while std::fs::metadata(&path).unwrap().len() < 700 {
             tokio::task::yield_now().await;
         }
@@ -391,6 +392,25 @@ async fn what_came_of_a_task_that_is_over_is_removed_and_no_more_is_taken() {
     assert!(!path.exists());
     assert!(send(&output).await.contains("nobody waits for its result"));
     assert!(!path.exists());
+    // The same of one that is in memory until all of it is here.
+    client.wants_work = true;
+    let reply = client.ask(&fixture).await;
+    let (sending, mut body) = tokio::sync::mpsc::channel::<Part>(1);
+    let head = upload_head(&reply, &output, 0).into_bytes();
+    let parts = futures_util::stream::poll_fn(move |context| body.poll_recv(context));
+    let slow = fixture.post("/boinc/file_upload_handler", Body::from_stream(parts));
+    let giving_up = async {
+        for part in [head, output[..700].to_vec(), output[700..].to_vec()] {
+            sending.send(Ok(part)).await.unwrap();
+        }
+        client.reports.push((client.held.pop().unwrap(), 6, 203));
+        client.wants_work = false;
+        client.ask(&fixture).await;
+        drop(sending);
+    };
+    let (answer, ()) = tokio::join!(slow, giving_up);
+    let answer = answer.text();
+    assert!(answer.contains("nobody waits for its result"), "{answer}");
 }
 
 #[tokio::test]

@@ -361,7 +361,7 @@ async fn a_persons_own_key_is_linked_and_signs_in() {
     let mut forged = link.clone();
     forged["signature"] = json!("00".repeat(64));
     let forged = browser.post("/api/v1/account/key", forged).await;
-    assert_eq!(forged.json()["code"], "bad_request");
+    assert_eq!(forged.json()["code"], "signature");
     let linked = browser.post("/api/v1/account/key", link.clone()).await;
     assert_eq!(linked.status, StatusCode::OK, "{}", linked.text());
     assert_eq!(run.state.read().await.bindings[&held], own_id);
