@@ -3,7 +3,7 @@
 //! The average is a sum over merges: each credit counts ln 2 / 7 days when it is granted, and half of that 7 days later. For
 //! whoever earns the same every day it is what is earned in a day.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use anyhow::Result;
 use protocol::{
@@ -11,15 +11,18 @@ use protocol::{
     api::accounts::{COBBLESTONES_PER_CREDIT, Earned},
     event::Event,
     log::Entry,
+    state::State,
     units::{AccountId, RunId, WorkerId},
 };
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::Instant};
 
 use crate::Hub;
 
 /// Time after which an average has halved, in milliseconds.
 const HALF_LIFE_MS: f64 = 7.0 * DAY_MS;
 const DAY_MS: f64 = 86_400_000.0;
+/// Bindings alone are read no more often: nothing is earned by one, and each new machine brings one.
+const BINDINGS_EVERY: Duration = Duration::from_millis(250);
 /// Log entries read at once.
 const PAGE: u64 = 500;
 /// The entries that matter.
@@ -33,10 +36,19 @@ pub(super) struct Credit {
 
 #[derive(Default)]
 struct Folded {
-    read_up_to: HashMap<RunId, u64>,
+    read: HashMap<RunId, Read>,
     accounts_by_key: HashMap<(RunId, PublicKey), AccountId>,
     workers: HashMap<(RunId, WorkerId), Sum>,
     accounts: HashMap<AccountId, Sum>,
+}
+
+/// How far a run's log was read, and what was found.
+#[derive(Clone, Copy)]
+struct Read {
+    up_to: u64,
+    merges: u64,
+    bindings: u64,
+    at: Instant,
 }
 
 /// Credit with its average.
@@ -96,10 +108,13 @@ impl Credit {
         let mut folded = self.folded.lock().await;
         for run in hub.all().await {
             let length = *run.length.borrow();
-            let read = folded.read_up_to.get(&run.id).copied().unwrap_or(0);
-            if length < read {
-                // The log was cut back: what was folded may count no more.
-                *folded = Folded::default();
+            if let Some(read) = folded.read.get(&run.id).copied() {
+                if length < read.up_to {
+                    // The log was cut back: what was folded may count no more.
+                    *folded = Folded::default();
+                } else if read.is_enough(&*run.state.read().await) {
+                    continue;
+                }
             }
             folded.read_run(hub, run.id, length).await?;
         }
@@ -145,11 +160,29 @@ impl Credit {
     }
 }
 
+impl Read {
+    /// Whether nothing that matters came since, or it can wait.
+    fn is_enough(&self, state: &State) -> bool {
+        let has_bindings = self.bindings == state.bindings.len() as u64;
+        self.merges == state.rounds_merged && (has_bindings || self.at.elapsed() < BINDINGS_EVERY)
+    }
+}
+
 impl Folded {
+    fn read(&mut self, run: RunId) -> &mut Read {
+        self.read.entry(run).or_insert_with(|| Read {
+            up_to: 0,
+            merges: 0,
+            bindings: 0,
+            at: Instant::now(),
+        })
+    }
+
     async fn read_run(&mut self, hub: &Hub, run: RunId, length: u64) -> Result<()> {
         loop {
-            let from = self.read_up_to.get(&run).copied().unwrap_or(0);
+            let from = self.read(run).up_to;
             if from >= length {
+                self.read(run).at = Instant::now();
                 return Ok(());
             }
             let entries = hub.store.entries_of_kinds(run, from, KINDS, PAGE).await?;
@@ -162,13 +195,14 @@ impl Folded {
                 Some(last) => length.max(last.index + 1),
                 None => length,
             };
-            self.read_up_to.insert(run, read);
+            self.read(run).up_to = read;
         }
     }
 
     fn fold(&mut self, entry: &Entry) {
         match &entry.event {
             Event::IdentityBound { binding } => {
+                self.read(entry.run).bindings += 1;
                 let key = (entry.run, binding.key);
                 let before = self.accounts_by_key.insert(key, binding.account);
                 // What the worker earned before it was bound comes with it.
@@ -181,6 +215,7 @@ impl Folded {
                 }
             }
             Event::RoundMerged { updates, .. } => {
+                self.read(entry.run).merges += 1;
                 for merged in updates {
                     let earned = Sum::granted(merged.credits.0, entry.time_ms);
                     let worker = (entry.run, merged.worker);

@@ -40,9 +40,16 @@ impl Door {
             && found.host.account == account.id
             && request.sequence >= found.host.sequence
         {
-            let host = described(found.host);
-            let standing = Standing { host, ..found };
-            return self.known(standing, false).await.map(Some);
+            let host = described(found.host.clone());
+            let noted = match says_the_same(&found.host, &host) {
+                true => self.store.host_seen(&host).await?,
+                false => self.store.update_host(host.clone()).await?,
+            };
+            return Ok(Some(Identified {
+                standing: Standing { host, ..found },
+                is_news: false,
+                noted: Some(noted),
+            }));
         }
         if let Some(found) = self.same_machine(account, request).await? {
             // The client forgot what it had: its tasks are over.
@@ -58,7 +65,12 @@ impl Door {
                 open: Vec::new(),
                 has_untold: true,
             };
-            return self.known(standing, true).await.map(Some);
+            let noted = self.store.update_host(standing.host.clone()).await?;
+            return Ok(Some(Identified {
+                standing,
+                is_news: true,
+                noted: Some(noted),
+            }));
         }
         let new = described(Host {
             account: account.id,
@@ -79,15 +91,6 @@ impl Door {
         }))
     }
 
-    async fn known(&self, standing: Standing, is_news: bool) -> Result<Identified> {
-        let noted = self.store.update_host(standing.host.clone()).await?;
-        Ok(Identified {
-            standing,
-            is_news,
-            noted: Some(noted),
-        })
-    }
-
     /// The account's host that calls itself by this name and has this hardware.
     async fn same_machine(
         &self,
@@ -101,6 +104,19 @@ impl Door {
         let named = self.store.hosts_named(account.id, &machine.cpid).await?;
         Ok(named.into_iter().find(|it| is_like(&it.machine, machine)))
     }
+}
+
+/// Whether a client says of its machine what is noted of it.
+fn says_the_same(noted: &Host, now: &Host) -> bool {
+    // What the machine may use is of this request, and not noted.
+    let machine = Machine {
+        disk_share_bytes: noted.machine.disk_share_bytes,
+        memory_share_bytes: noted.machine.memory_share_bytes,
+        ..now.machine.clone()
+    };
+    machine == noted.machine
+        && now.platform == noted.platform
+        && now.client_version == noted.client_version
 }
 
 /// Whether two descriptions may be of one machine: what changes with an update of its system is not looked at.

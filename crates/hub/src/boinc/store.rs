@@ -58,12 +58,15 @@ const OPEN_PAUSE: Duration = Duration::from_secs(1);
 const GATHERED: Duration = Duration::from_millis(4);
 /// Changes written together.
 const TOGETHER_MAX: usize = 256;
+/// Questions answered together: changes that are due wait for them.
+const QUESTIONS_MAX: usize = 32;
 /// Changes that wait; whoever comes then waits outside.
 const WAITING_MAX: usize = 1_024;
 /// Rows read at once of what may be long.
 const PAGE: u64 = 1_000;
-/// Memory for what was read and written last.
-const CACHE_KIB: i64 = 32 << 10;
+/// Memory for what was read and written last. Little: SQLite looks through all of it when a transaction ends in which a
+/// tree was balanced.
+const CACHE_KIB: i64 = 8 << 10;
 /// Pages in the write-ahead log before they are brought to their places: what changes often goes there seldom.
 const LOG_PAGES: i64 = 4_000;
 /// Prepared statements kept: as many as there are, and some.
@@ -92,10 +95,12 @@ type Tell = Box<dyn FnOnce(bool) + Send>;
 /// A change, which is made inside of a transaction.
 type Change = Box<dyn FnOnce(&rusqlite::Connection) -> Tell + Send>;
 
+type Question = Box<dyn FnOnce(&rusqlite::Connection) + Send>;
+
 /// What the database's thread is to do.
 enum Job {
     /// Answers by itself.
-    Question(Box<dyn FnOnce(&rusqlite::Connection) + Send>),
+    Question(Question),
     Change(Change),
 }
 
@@ -235,17 +240,48 @@ async fn serve(
             // None either because time is up or because nobody can ask any more.
             _ => timeout_at(due, waiting.recv()).await.ok().flatten(),
         };
-        match job {
-            Some(Job::Question(question)) => question(&connection),
-            Some(Job::Change(change)) => {
-                if changes.is_empty() {
-                    due = Instant::now() + GATHERED;
-                }
-                changes.push(change);
+        let change = match job {
+            Some(Job::Question(question)) => answer(&connection, question, &mut waiting),
+            Some(Job::Change(change)) => Some(change),
+            None => {
+                connection = write(path, connection, std::mem::take(&mut changes));
+                continue;
             }
-            None => connection = write(path, connection, std::mem::take(&mut changes)),
+        };
+        if let Some(change) = change {
+            if changes.is_empty() {
+                due = Instant::now() + GATHERED;
+            }
+            changes.push(change);
         }
     }
+}
+
+/// Answers a question and those that wait behind it, in one transaction: each by itself would lock the file and unlock it.
+/// Gives the change that came next, if one did.
+fn answer(
+    connection: &rusqlite::Connection,
+    question: Question,
+    waiting: &mut mpsc::Receiver<Job>,
+) -> Option<Change> {
+    // Without a transaction, or with one that does not end, each statement is one of its own: as good, and slower.
+    let is_begun = execute(connection, "BEGIN", []).is_ok();
+    question(connection);
+    let mut change = None;
+    for _ in 1..QUESTIONS_MAX {
+        match waiting.try_recv() {
+            Ok(Job::Question(next)) => next(connection),
+            Ok(Job::Change(next)) => {
+                change = Some(next);
+                break;
+            }
+            Err(_) => break,
+        }
+    }
+    if is_begun && let Err(error) = execute(connection, "COMMIT", []) {
+        tracing::error!("can't end a reading of the door's database: {error:#}");
+    }
+    change
 }
 
 /// Makes changes and tells whoever asked for them; gives the connection to go on with.

@@ -44,7 +44,11 @@ pub(crate) enum XmlError {
 impl Element {
     /// Reads a message: its first element, which must be closed.
     pub(crate) fn read(bytes: &[u8]) -> Result<Self, XmlError> {
-        let text = String::from_utf8_lossy(bytes);
+        // Most are what they should be, and that is seen faster than it is mended.
+        let text = match std::str::from_utf8(bytes) {
+            Ok(text) => Cow::Borrowed(text),
+            Err(_) => String::from_utf8_lossy(bytes),
+        };
         let (text, mut raw) = cut_raw(&text);
         let mut reader = Reader::from_str(&text);
         let config = reader.config_mut();
@@ -166,6 +170,11 @@ fn count_one(count: &mut usize) -> Result<(), XmlError> {
 
 fn add(open: &mut [Element], text: &str) {
     if let Some(element) = open.last_mut() {
+        // Space at the beginning, as between any two elements, is no text.
+        let text = match element.text.is_empty() {
+            true => text.trim_start(),
+            false => text,
+        };
         let room = TEXT_BYTES_MAX.saturating_sub(element.text.len());
         element.text.push_str(cut(text, room));
     }

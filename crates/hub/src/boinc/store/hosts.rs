@@ -123,6 +123,14 @@ impl DoorStore {
         .await
     }
 
+    /// Begins to note that a host asked and said of itself what is noted.
+    pub(crate) async fn host_seen(&self, host: &Host) -> Result<Pending<()>> {
+        let (sequence, seen_ms, id) = (sql(host.sequence), host.seen_ms, host.id);
+        let change = "UPDATE host SET sequence = ?, seen_ms = ? WHERE id = ?";
+        self.begin(move |it| execute(it, change, params![sequence, seen_ms, id]).map(drop))
+            .await
+    }
+
     /// Begins to note what a host's client said of it last: nothing that is read before the reply depends on it.
     pub(crate) async fn update_host(&self, host: Host) -> Result<Pending<()>> {
         self.begin(move |it| describe(it, &host)).await
