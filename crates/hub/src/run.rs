@@ -16,6 +16,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use protocol::{
     SecretKey,
+    charter::Charter,
     command::CheckedCommand,
     event::Event,
     identity::CheckedBinding,
@@ -51,6 +52,8 @@ const QUEUE_MAX: usize = 4096;
 #[derive(Clone)]
 pub(crate) struct Run {
     pub(crate) id: RunId,
+    /// What the state has too, for whoever needs nothing else: nobody waits here for the log to be written.
+    pub(crate) charter: Arc<Charter>,
     /// The state after the last entry on the disk.
     pub(crate) state: Arc<RwLock<State>>,
     pub(crate) presence: Arc<Presence>,
@@ -328,6 +331,7 @@ impl Keeper {
         });
         let run = Run {
             id,
+            charter: Arc::new(state.charter.clone()),
             concerns: Arc::new(Concerns::new(state.head.length)),
             census: Arc::default(),
             presence: Arc::new(Presence::new(
@@ -359,7 +363,7 @@ impl Keeper {
     pub(crate) async fn ready(&self) -> Result<Ready> {
         let Rebuilt { model, stuck } = self.rebuild().await?;
         if let Some((_, error)) = stuck {
-            let name = self.run.state.read().await.charter.name.clone();
+            let name = &self.run.charter.name;
             return Err(error).with_context(|| format!("can't rebuild the model of run {name}"));
         }
         self.ready_with(model).await

@@ -11,7 +11,6 @@ use protocol::{
     api::accounts::{COBBLESTONES_PER_CREDIT, Earned},
     event::Event,
     log::Entry,
-    state::State,
     units::{AccountId, RunId, WorkerId},
 };
 use tokio::{sync::Mutex, time::Instant};
@@ -105,14 +104,22 @@ pub(crate) fn cobblestones(micro: f64) -> f64 {
 impl Credit {
     /// Reads the logs on; what asks after it sees everything merged before.
     async fn read_on<'a>(&'a self, hub: &Hub) -> Result<tokio::sync::MutexGuard<'a, Folded>> {
-        let mut folded = self.folded.lock().await;
+        // Before the lock: a log that is being written keeps its state, and one waits for it beside the others.
+        let mut known = Vec::new();
         for run in hub.all().await {
+            let state = run.state.read().await;
+            let (merges, bindings) = (state.rounds_merged, state.bindings.len() as u64);
+            drop(state);
+            known.push((run, merges, bindings));
+        }
+        let mut folded = self.folded.lock().await;
+        for (run, merges, bindings) in known {
             let length = *run.length.borrow();
             if let Some(read) = folded.read.get(&run.id).copied() {
                 if length < read.up_to {
                     // The log was cut back: what was folded may count no more.
                     *folded = Folded::default();
-                } else if read.is_enough(&*run.state.read().await) {
+                } else if read.is_enough(merges, bindings) {
                     continue;
                 }
             }
@@ -162,9 +169,9 @@ impl Credit {
 
 impl Read {
     /// Whether nothing that matters came since, or it can wait.
-    fn is_enough(&self, state: &State) -> bool {
-        let has_bindings = self.bindings == state.bindings.len() as u64;
-        self.merges == state.rounds_merged && (has_bindings || self.at.elapsed() < BINDINGS_EVERY)
+    fn is_enough(&self, merges: u64, bindings: u64) -> bool {
+        let is_recent = self.at.elapsed() < BINDINGS_EVERY;
+        merges <= self.merges && (bindings <= self.bindings || is_recent)
     }
 }
 

@@ -175,7 +175,7 @@ impl Call<'_> {
             }
         }
         let (least, longest) = match &run {
-            Some(run) => delays(run).await,
+            Some(run) => delays(run),
             None => (NO_RUN_DELAY_S, None),
         };
         Ok(SchedulerReply {
@@ -251,7 +251,7 @@ impl Call<'_> {
         let spoilt = spoilt.count();
         if spoilt > 0 {
             let whole = match run {
-                Some(run) => daily_quota(run).await,
+                Some(run) => daily_quota(run),
                 None => DAILY_QUOTA_LEAST,
             };
             door.store.lessen_quota(host, spoilt, whole).await?;
@@ -446,15 +446,15 @@ pub(super) fn external_id(account: &Account) -> String {
 }
 
 /// Tasks that a run has for a host in a day at most.
-pub(super) async fn daily_quota(run: &Run) -> u64 {
-    let unit_ms = run.state.read().await.charter.round.boinc_unit_ms;
+pub(super) fn daily_quota(run: &Run) -> u64 {
+    let unit_ms = run.charter.round.boinc_unit_ms;
     let longest = DAY_MS / unit_ms.max(1);
     (longest * DAILY_QUOTA_TIMES).max(DAILY_QUOTA_LEAST)
 }
 
 /// Least and longest time to a host's next request, in seconds.
-async fn delays(run: &Run) -> (f64, Option<f64>) {
-    let round = &run.state.read().await.charter.round;
+fn delays(run: &Run) -> (f64, Option<f64>) {
+    let round = &run.charter.round;
     let least = round.boinc_unit_ms as f64 / 8_000.0;
     let longest = round.window_ms as f64 / 2_000.0;
     (

@@ -302,9 +302,7 @@ impl Settling<'_> {
     /// Has the machine wait for its next task, and be given fewer in a day.
     async fn note_spoilt(&self) -> Result<()> {
         let (store, host) = (&self.door.store, self.unit.host);
-        store
-            .lessen_quota(host, 1, daily_quota(&self.run).await)
-            .await?;
+        store.lessen_quota(host, 1, daily_quota(&self.run)).await?;
         store.note_failure(host, self.hub.clock.now_ms()).await
     }
 

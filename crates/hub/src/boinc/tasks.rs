@@ -121,13 +121,13 @@ impl Door {
         let assignment = work.assignment.clone().context("there is no assignment")?;
         self.choose_start(whom, &mut work).await?;
         let (mut blobs, window_ms, train_ms) = {
-            let state = whom.run.state.read().await;
+            let charter = &whom.run.charter;
             let seed: Hash = assignment.seed.parse()?;
-            let shards = sampling::assigned_shards(&state.charter, &seed, &worker);
-            let training = &state.charter.data.training;
+            let shards = sampling::assigned_shards(charter, &seed, &worker);
+            let training = &charter.data.training;
             let shards = shards.iter().filter_map(|it| training.get(*it as usize));
             let blobs: Vec<_> = shards.map(|it| it.blob).collect();
-            let round = &state.charter.round;
+            let round = &charter.round;
             (blobs, round.window_ms, round.boinc_unit_ms)
         };
         blobs.extend(model_files(&work)?);
@@ -181,14 +181,14 @@ impl Door {
             u64::from_le_bytes(bytes) % below.max(1)
         };
         let (shard, windows, windows_max, window_ms) = {
-            let state = whom.run.state.read().await;
-            let data = &state.charter.data;
-            let sequence = u64::from(state.charter.inner.sequence).max(1);
+            let charter = &whom.run.charter;
+            let data = &charter.data;
+            let sequence = u64::from(charter.inner.sequence).max(1);
             let shard = chance(0, data.held_out.len() as u64) as usize;
             let held_out = data.held_out.get(shard).context("no text is held out")?;
             let windows = held_out.tokens.saturating_sub(1) / sequence;
             let windows_max = u64::from(data.held_out_tokens_max) / sequence;
-            let window_ms = state.charter.round.window_ms;
+            let window_ms = charter.round.window_ms;
             ((shard, held_out.blob), windows, windows_max, window_ms)
         };
         let first_window = chance(8, windows);
@@ -236,7 +236,7 @@ impl Door {
 
     /// Seals a unit, notes it, and says how BOINC is told.
     async fn give(&self, whom: &For<'_>, draft: Draft) -> Result<Task> {
-        let mut files = vec![Self::sum_of_bytes(&charter(whom.run).await)];
+        let mut files = vec![Self::sum_of_bytes(&charter(whom.run))];
         anyhow::ensure!(draft.blobs.len() < FILES_MAX, "a task with too many files");
         for blob in &draft.blobs {
             if !files.iter().any(|it| it.blob == *blob) {
@@ -285,7 +285,7 @@ impl Door {
     /// How BOINC is told of a unit.
     async fn task(&self, whom: &For<'_>, unit: &Unit, inputs: Vec<Input>) -> Task {
         let (parameters, memory_bytes) = {
-            let charter = &whom.run.state.read().await.charter;
+            let charter = &whom.run.charter;
             (charter.model.parameter_count(), memory_bytes(charter))
         };
         let bytes: u64 = inputs.iter().map(|it| it.bytes).sum();
@@ -318,7 +318,7 @@ impl Door {
     }
 
     async fn sum_of_file(&self, whom: &For<'_>, blob: &BlobReference) -> Result<FileSum> {
-        let charter = charter(whom.run).await;
+        let charter = charter(whom.run);
         match BlobReference::of(&charter) == *blob {
             true => Ok(Self::sum_of_bytes(&charter)),
             false => self.sum_of(whom.hub, blob).await,
@@ -370,11 +370,8 @@ pub(super) fn is_wanted(state: &State, round: u64, worker: &WorkerId) -> bool {
 pub(crate) async fn run_for_hosts(hub: &Hub) -> Result<Option<Run>> {
     let mut open = Vec::new();
     for run in hub.all().await {
-        let takes = {
-            let state = run.state.read().await;
-            state.charter.round.boinc_unit_ms > 0 && !state.is_finished()
-        };
-        if takes && run.must_be_hub().is_ok() {
+        let takes = run.charter.round.boinc_unit_ms > 0 && run.must_be_hub().is_ok();
+        if takes && !run.state.read().await.is_finished() {
             open.push(run);
         }
     }

@@ -115,7 +115,7 @@ pub(super) async fn show_project(
 ) -> Result<Json<BoincProject>, Failure> {
     let door = door(&hub)?;
     let run = match run_for_hosts(&hub).await? {
-        Some(run) => Some(run.state.read().await.charter.name.clone()),
+        Some(run) => Some(run.charter.name.clone()),
         None => None,
     };
     Ok(Json(BoincProject {

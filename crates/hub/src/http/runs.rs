@@ -131,7 +131,7 @@ pub(super) async fn show_charter(
     Path(run): Path<String>,
 ) -> Result<impl IntoResponse, Failure> {
     let run = find(&hub, &run).await?;
-    let text = run.state.read().await.charter.to_toml();
+    let text = run.charter.to_toml();
     Ok(([(header::CONTENT_TYPE, "application/toml")], text))
 }
 

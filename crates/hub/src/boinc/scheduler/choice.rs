@@ -74,7 +74,7 @@ impl Call<'_> {
         let Some(host) = self.host_now().await? else {
             return Ok(());
         };
-        if let Some((quota, pause_ms)) = self.pause_after_quota(run, &host).await {
+        if let Some((quota, pause_ms)) = self.pause_after_quota(run, &host) {
             answer.delay_s = Some(pause_ms as f64 / 1_000.0);
             answer.say(
                 true,
@@ -91,7 +91,7 @@ impl Call<'_> {
             return Ok(());
         }
         // Before a place in a round is taken, which would wait for it.
-        if let Some(text) = self.lacks_memory(run).await {
+        if let Some(text) = self.lacks_memory(run) {
             answer.say(true, text);
             answer.delay_s = Some(INVALID_DELAY_S);
             return Ok(());
@@ -108,15 +108,15 @@ impl Call<'_> {
                 .give_up(account, names, UnitState::Lost, why)
                 .await;
         }
-        answer.deleted = tasks::to_delete(&whom, &task).await;
+        answer.deleted = tasks::to_delete(&whom, &task);
         answer.task = Some(task);
         Ok(())
     }
 
     /// What the user is told who lets no task of the run have enough memory.
-    async fn lacks_memory(&self, run: &Run) -> Option<String> {
+    fn lacks_memory(&self, run: &Run) -> Option<String> {
         let allowed = self.request.machine.memory_share_bytes;
-        let needed = tasks::memory_bytes(&run.state.read().await.charter);
+        let needed = tasks::memory_bytes(&run.charter);
         let mib = |bytes: u64| bytes >> 20;
         (allowed > 0 && needed > allowed).then(|| {
             format!(
@@ -154,8 +154,8 @@ impl Call<'_> {
 
     /// Whether a task whose reply was lost still makes sense.
     async fn is_timely(&self, run: &Run, unit: &Unit) -> bool {
+        let window_ms = run.charter.round.window_ms;
         let state = run.state.read().await;
-        let window_ms = state.charter.round.window_ms;
         match (unit.kind.as_str(), unit.round) {
             ("train", Some(round)) => state.training.as_ref().is_some_and(|it| {
                 let until_ms = it.deadline_ms.saturating_sub(tasks::margin_ms(window_ms));
@@ -181,8 +181,8 @@ impl Call<'_> {
     }
 
     /// The quota of a host that was given all of it, and how long it waits: until the next day, and not all at once.
-    async fn pause_after_quota(&self, run: &Run, host: &Host) -> Option<(u64, u64)> {
-        let whole = daily_quota(run).await;
+    fn pause_after_quota(&self, run: &Run, host: &Host) -> Option<(u64, u64)> {
+        let whole = daily_quota(run);
         let (quota, left) = host.quota.on(self.now_ms / DAY_MS, whole);
         let spread_ms = host.id.wrapping_mul(SPREAD_STEP_MS) % SPREAD_MS;
         (left == 0).then(|| (quota, DAY_MS - self.now_ms % DAY_MS + spread_ms))
@@ -246,7 +246,7 @@ impl Call<'_> {
             run.look();
         }
         let (window_ms, train_ms) = {
-            let round = &run.state.read().await.charter.round;
+            let round = &run.charter.round;
             (round.window_ms, round.boinc_unit_ms)
         };
         let until =

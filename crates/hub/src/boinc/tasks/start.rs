@@ -56,9 +56,8 @@ impl Door {
 }
 
 /// Sticky files of a host that nothing asks for any more: old checkpoints and deltas.
-pub(in crate::boinc) async fn to_delete(whom: &For<'_>, task: &Task) -> Vec<String> {
-    let state = whom.run.state.read().await;
-    let data = &state.charter.data;
+pub(in crate::boinc) fn to_delete(whom: &For<'_>, task: &Task) -> Vec<String> {
+    let data = &whom.run.charter.data;
     let shards = data.training.iter().chain(&data.held_out);
     let shards: Vec<String> = shards.map(|it| it.blob.hash.to_string()).collect();
     let held = whom.request.files.iter().map(|it| &it.name);
