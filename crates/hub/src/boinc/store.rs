@@ -67,8 +67,6 @@ const PAGE: u64 = 1_000;
 /// Memory for what was read and written last. Little: SQLite looks through all of it when a transaction ends in which a
 /// tree was balanced.
 const CACHE_KIB: i64 = 8 << 10;
-/// Pages in the write-ahead log before they are brought to their places: what changes often goes there seldom.
-const LOG_PAGES: i64 = 4_000;
 /// Prepared statements kept: as many as there are, and some.
 const STATEMENTS_MAX: usize = 128;
 
@@ -216,7 +214,6 @@ fn connect(path: &Path) -> rusqlite::Result<rusqlite::Connection> {
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
     connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
-    connection.pragma_update(None, "wal_autocheckpoint", LOG_PAGES)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
     Ok(connection)
 }
