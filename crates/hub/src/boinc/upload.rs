@@ -1,7 +1,7 @@
 //! Results on their way in: BOINC's upload protocol, resumable, streamed to the disk; short ones are settled in memory.
 //!
 //! A head of tags ends with the line `<data>`; raw bytes follow it, and nothing closes it. An answer of status 0 means that
-//! the file is whole and durable here.
+//! the file is whole and durable here, or settled.
 
 mod folder;
 mod head;
