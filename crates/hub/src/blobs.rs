@@ -208,12 +208,14 @@ impl Blobs {
             uploading.retain(|_, it| Arc::strong_count(it) > 1);
             Arc::clone(uploading.entry(blob.hash).or_default())
         };
-        let _turn = turn.lock().await;
+        let turn = turn.lock_owned().await;
         self.renewed().insert(blob.hash);
         let (blob, part) = (*blob, self.part(&blob.hash));
         let (whole, folder) = (self.whole.join(blob.hash.to_string()), self.whole.clone());
         // One way to the disk and back for all of it.
         let added = self.on_disk(move |disk| {
+            // Until it is done, even if nobody waits for it any more.
+            let _turn = turn;
             if length(disk, &whole)?.is_some() {
                 return Ok(Upload::Complete);
             }

@@ -97,8 +97,6 @@ pub(crate) struct Door {
     teams_kept: kept::Kept<Vec<teams::ListedTeam>>,
     /// Hosts whose requests are being answered.
     hosts: Busy<String>,
-    /// Results that are being settled.
-    settling_units: Busy<String>,
     /// And those that wait for it.
     waiting: settle::Waiting,
     /// Wakes whoever settles what is left.
@@ -155,7 +153,6 @@ impl Door {
             uploads: Uploads::open(&folder.join("boinc-uploads"), &store).await?,
             store,
             hosts: Busy::default(),
-            settling_units: Busy::default(),
             waiting: settle::Waiting::default(),
             settling: tokio::sync::Notify::new(),
             token_key: token::TokenKey::of(key),
@@ -208,6 +205,12 @@ pub(crate) fn is_client(user_agent: Option<&str>) -> bool {
 #[derive(Debug)]
 struct Busy<T>(Arc<Mutex<HashSet<T>>>);
 
+impl<T> Clone for Busy<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
 impl<T> Default for Busy<T> {
     fn default() -> Self {
         Self(Arc::default())
@@ -230,6 +233,12 @@ impl<T: Eq + std::hash::Hash + Clone> Busy<T> {
             busy: Arc::clone(&self.0),
             thing,
         })
+    }
+
+    /// Whether somebody has a thing.
+    fn has(&self, thing: &T) -> bool {
+        let busy = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        busy.contains(thing)
     }
 }
 

@@ -307,7 +307,9 @@ impl Call<'_> {
         let mut called_back = Vec::new();
         for unit in &open {
             match (is_held(unit), unit.state) {
-                (true, UnitState::Sent) if !self.is_wanted(unit).await => {
+                (true, UnitState::Sent)
+                    if !door.store.settling.has(&unit.name) && !self.is_wanted(unit).await =>
+                {
                     answer.aborted.push(super::reply::result_name(&unit.name));
                     called_back.push(unit.name.clone());
                     unreported.is_busy = true;

@@ -160,7 +160,7 @@ pub(super) async fn settle(
     name: &str,
     client: Option<IpAddr>,
 ) -> Result<Step> {
-    let Some(_turn) = door.settling_units.begin(name.to_owned()) else {
+    let Some(_turn) = door.store.settling.begin(name.to_owned()) else {
         return Ok(Step::Later(Instant::now() + AGAIN));
     };
     let unit = door.store.unit(name).await?.context("no such task")?;
@@ -171,7 +171,8 @@ pub(super) async fn settle(
     Ok(settle_as(hub, door, unit, content, client).await)
 }
 
-/// Settles a result that has just come from `client` and is in memory only: if it waits it must be put on the disk.
+/// Settles a result that has just come from `client` and is in memory only: if it waits it must be put on the disk. Whoever
+/// calls it has the right to settle it.
 pub(super) async fn settle_from_memory(
     hub: &Arc<Hub>,
     door: &Arc<Door>,
@@ -179,9 +180,6 @@ pub(super) async fn settle_from_memory(
     bytes: Bytes,
     client: IpAddr,
 ) -> Step {
-    let Some(_turn) = door.settling_units.begin(unit.name.clone()) else {
-        return Step::Later(Instant::now() + AGAIN);
-    };
     settle_as(hub, door, unit, Content::Memory(bytes), Some(client)).await
 }
 
@@ -472,7 +470,11 @@ impl Settling<'_> {
 
     /// Makes a part of the result a blob of the hub's.
     async fn keep(&self, start: u64, blob: &BlobReference) -> Result<(), No> {
-        let mut at = 0;
+        let mut at = match &self.content {
+            Content::Memory(_) => 0,
+            // It may have been tried before.
+            Content::Disk(_) => self.hub.blobs.progress(&blob.hash).await?.0,
+        };
         while at < blob.bytes {
             let length = PART_BYTES_MAX.min((blob.bytes - at) as usize);
             let part = self.content.part(start + at, length).await?;

@@ -47,6 +47,7 @@ pub(crate) use self::{
     teams::{TEAMS_SHOWN_MAX, Team},
     units::{NewUnit, Unit, UnitState},
 };
+use super::Busy;
 
 /// The database's file in a hub's folder.
 const DATABASE: &str = "boinc.sqlite";
@@ -74,6 +75,8 @@ const STATEMENTS_MAX: usize = 128;
 #[derive(Clone)]
 pub(crate) struct DoorStore {
     jobs: mpsc::Sender<Job>,
+    /// Tasks whose results are being settled: nobody gives one up meanwhile, whatever is noted of it.
+    pub(super) settling: Busy<String>,
 }
 
 /// A change on its way to the disk.
@@ -117,7 +120,10 @@ impl DoorStore {
         thread::Builder::new()
             .name("boinc store".to_owned())
             .spawn(move || runtime.block_on(serve(&path, connection, waiting)))?;
-        Ok(Self { jobs })
+        Ok(Self {
+            jobs,
+            settling: Busy::default(),
+        })
     }
 
     /// Asks something.
@@ -234,6 +240,8 @@ async fn serve(
                 None => return,
             },
             TOGETHER_MAX.. => None,
+            // Before anything that waits is looked at.
+            _ if due <= Instant::now() => None,
             // None either because time is up or because nobody can ask any more.
             _ => timeout_at(due, waiting.recv()).await.ok().flatten(),
         };
@@ -261,7 +269,7 @@ fn answer(
     question: Question,
     waiting: &mut mpsc::Receiver<Job>,
 ) -> Option<Change> {
-    // Without a transaction, or with one that does not end, each statement is one of its own: as good, and slower.
+    // Without a transaction each statement is one of its own: as good, and slower.
     let is_begun = execute(connection, "BEGIN", []).is_ok();
     question(connection);
     let mut change = None;
@@ -277,6 +285,7 @@ fn answer(
     }
     if is_begun && let Err(error) = execute(connection, "COMMIT", []) {
         tracing::error!("can't end a reading of the door's database: {error:#}");
+        let _ = execute(connection, "ROLLBACK", []);
     }
     change
 }

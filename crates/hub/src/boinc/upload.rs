@@ -21,12 +21,12 @@ use bytes::{Bytes, BytesMut};
 use data_encoding::HEXLOWER;
 use futures_util::{Stream, StreamExt, TryStreamExt};
 use md5::{Digest, Md5};
-use tokio::{io::AsyncWriteExt, sync::OwnedSemaphorePermit};
+use tokio::io::AsyncWriteExt;
 
 use self::head::{DONE, HEAD_BYTES_MAX, UploadReply, later, never};
 pub(super) use self::{folder::Uploads, head::UploadHead};
 use super::{
-    Door, Turn,
+    Door,
     reply::unit_of_output,
     settle::{self, Step},
     store::{Unit, UnitState},
@@ -158,6 +158,13 @@ async fn take<E>(
         true => Some(gather(&mut body, bytes).await),
         false => None,
     };
+    // Before the state is read: from then on it stays what it is.
+    let claim = here
+        .is_some()
+        .then(|| door.store.settling.begin(name.to_owned()));
+    if let Some(None) = claim {
+        return Ok(later("the result is being looked at; try again later"));
+    }
     let Some(unit) = door.store.unit(name).await? else {
         return Ok(never("there is no such task"));
     };
@@ -175,7 +182,8 @@ async fn take<E>(
     };
     if let Some(here) = here {
         if announced.is(&here) {
-            return settle_now(hub, door, announced, here, client, (place, turn)).await;
+            let rights = (place, turn, claim);
+            return settle_now(hub, door, announced, here, client, rights).await;
         }
         let refusal = keep(hub, door, &announced, one(here)).await?;
         return Ok(refusal.unwrap_or(DONE));
@@ -209,7 +217,7 @@ async fn gather<E>(
     mut body: impl Stream<Item = Result<Bytes, E>> + Unpin,
     announced: u64,
 ) -> Bytes {
-    let mut here = BytesMut::new();
+    let mut here = BytesMut::with_capacity(announced as usize);
     while here.len() as u64 <= announced
         && let Some(Ok(part)) = body.next().await
     {
@@ -225,13 +233,13 @@ fn one(bytes: Bytes) -> impl Stream<Item = Result<Bytes, Infallible>> + Unpin {
 
 /// Settles a result that is in memory, and keeps it on the disk if that has to wait. A client that hangs up stops nothing
 /// half-way: `rights`, to a place and to the unit, are held until the end.
-async fn settle_now(
+async fn settle_now<R: Send + 'static>(
     hub: &Arc<Hub>,
     door: &Arc<Door>,
     announced: Announced,
     here: Bytes,
     client: IpAddr,
-    rights: (OwnedSemaphorePermit, Turn<String>),
+    rights: R,
 ) -> Result<UploadReply> {
     let (hub, door) = (Arc::clone(hub), Arc::clone(door));
     let settling = tokio::spawn(async move {
@@ -241,9 +249,17 @@ async fn settle_now(
         if step == Step::Settled {
             return Ok(DONE);
         }
-        let refusal = keep(&hub, &door, &announced, one(here)).await?;
-        door.wake_settling();
-        Ok(refusal.unwrap_or(DONE))
+        match keep(&hub, &door, &announced, one(here)).await {
+            Ok(None) => {
+                door.wake_settling();
+                Ok(DONE)
+            }
+            other => {
+                // These bytes are gone, and what was found out of them.
+                door.waiting.take(&announced.unit.name);
+                Ok(other?.unwrap_or(DONE))
+            }
+        }
     });
     match tokio::time::timeout(SETTLE_WAIT, settling).await {
         Ok(settled) => settled?,

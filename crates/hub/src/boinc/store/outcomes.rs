@@ -94,12 +94,14 @@ impl DoorStore {
         .await
     }
 
-    /// Notes what a client reported; gives the names of those tasks that came to nothing by it.
+    /// Notes what a client reported; gives the names of those tasks that came to nothing by it. A task whose result is being
+    /// settled comes to what that says.
     pub(crate) async fn note_reports(
         &self,
         outcomes: Vec<Outcome>,
         now_ms: u64,
     ) -> Result<Vec<String>> {
+        let settling = self.settling.clone();
         self.write(move |connection| {
             let mut failed = Vec::new();
             for it in outcomes {
@@ -117,7 +119,7 @@ impl DoorStore {
                         it.host
                     ],
                 )?;
-                if changed == 0 {
+                if changed == 0 || settling.has(&it.name) {
                     continue;
                 }
                 let changed = execute(
@@ -135,16 +137,21 @@ impl DoorStore {
         .await
     }
 
-    /// Gives tasks of a host up; gives the names of those that it had until now.
+    /// Gives tasks of a host up, but for those whose results are being settled; gives the names of those that it had until
+    /// now.
     pub(crate) async fn give_up(
         &self,
         names: Vec<String>,
         state: UnitState,
         why: &'static str,
     ) -> Result<Vec<String>> {
+        let settling = self.settling.clone();
         self.write(move |it| {
             let mut given_up = Vec::new();
             for name in names {
+                if settling.has(&name) {
+                    continue;
+                }
                 let changed = execute(
                     it,
                     "UPDATE unit SET state = ?, refusal = coalesce(refusal, ?), sealed = NULL

@@ -354,3 +354,96 @@ async fn old_tasks_are_removed_in_batches() {
     let left: Vec<&str> = left.iter().map(|it| it.name.as_str()).collect();
     assert_eq!(left, ["young", "uploaded"]);
 }
+
+#[tokio::test]
+async fn a_check_is_made_by_one_machine_at_a_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder).await;
+    let [owner, one, other, third] = [
+        account(&store, 1).await,
+        account(&store, 2).await,
+        account(&store, 3).await,
+        account(&store, 4).await,
+    ];
+    let of_owner = host(&store, owner).await;
+    store
+        .add_unit(unit_of(of_owner, owner, "made"))
+        .await
+        .unwrap();
+    let check = NewCheck {
+        unit: "made".into(),
+        run: run(),
+        account: owner,
+        host: of_owner,
+        update: protocol::units::BlobReference::of(b"update"),
+        steps: 1,
+        arithmetic: "a".into(),
+        now_ms: 1,
+    };
+    store.add_check(check).await.unwrap();
+    let offered = async || {
+        let checks = store.open_checks(run(), third).await.unwrap();
+        checks.first().map(|it| it.id)
+    };
+    let id = offered().await.expect("nobody makes it yet");
+    let copy = async |account: u64, name: &str| {
+        let host = host(&store, account).await;
+        let new = NewUnit {
+            kind: "again",
+            ..unit_of(host, account, name)
+        };
+        store.add_unit(new).await.unwrap();
+        let added = store.add_copy(name.into(), id, account, host).await;
+        added.unwrap();
+        host
+    };
+    let host_of_one = copy(one, "first").await;
+    assert_eq!(offered().await, None);
+    let lost = store.give_up(vec!["first".into()], UnitState::Lost, "x");
+    assert_eq!(lost.await.unwrap(), ["first"]);
+    assert_eq!(offered().await, Some(id));
+    copy(other, "second").await;
+    // The first machine reports at last; the second one is still at it.
+    let late = outcome("first", host_of_one);
+    store.note_reports(vec![late], 9).await.unwrap();
+    assert_eq!(offered().await, None);
+    let aborted = store.give_up(vec!["second".into()], UnitState::Aborted, "x");
+    aborted.await.unwrap();
+    assert_eq!(offered().await, Some(id));
+}
+
+#[tokio::test]
+async fn a_task_whose_result_is_being_settled_is_not_given_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder).await;
+    let owner = account(&store, 1).await;
+    let host = host(&store, owner).await;
+    store.add_unit(unit_of(host, owner, "a")).await.unwrap();
+    let state = async || store.unit("a").await.unwrap().unwrap().state;
+    let turn = store.settling.begin("a".to_owned()).unwrap();
+    let names = || vec!["a".to_owned()];
+    let given_up = store.give_up(names(), UnitState::Aborted, "x").await;
+    assert!(given_up.unwrap().is_empty());
+    let ended = store.note_reports(vec![outcome("a", host)], 9).await;
+    assert!(ended.unwrap().is_empty());
+    assert_eq!(state().await, UnitState::Sent);
+    drop(turn);
+    let ended = store.note_reports(vec![outcome("a", host)], 9).await;
+    assert_eq!(ended.unwrap(), names());
+    assert_eq!(state().await, UnitState::Failed);
+}
+
+/// What a client reports that could not do a task.
+fn outcome(name: &str, host: u64) -> Outcome {
+    Outcome {
+        name: name.to_owned(),
+        host,
+        otherwise: UnitState::Failed,
+        lessens_quota: false,
+        refusal: None,
+        exit_status: 1,
+        stderr: String::new(),
+        cpu_ms: 0,
+        elapsed_ms: 0,
+    }
+}
