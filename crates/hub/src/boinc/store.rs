@@ -96,11 +96,11 @@ type Tell = Box<dyn FnOnce(bool) + Send>;
 /// A change, which is made inside of a transaction.
 type Change = Box<dyn FnOnce(&rusqlite::Connection) -> Tell + Send>;
 
+/// A question, which answers by itself.
 type Question = Box<dyn FnOnce(&rusqlite::Connection) + Send>;
 
 /// What the database's thread is to do.
 enum Job {
-    /// Answers by itself.
     Question(Question),
     Change(Change),
 }

@@ -235,15 +235,13 @@ async fn a_task_ends_once() {
     let (first, second) = (host(&store, owner).await, host(&store, owner).await);
     store.add_unit(unit_of(first, owner, "a")).await.unwrap();
     let report = |host, exit_status| Outcome {
-        name: "a".into(),
-        host,
-        otherwise: UnitState::Failed,
         lessens_quota: true,
         refusal: Some("it failed".into()),
         exit_status,
         stderr: "x".into(),
         cpu_ms: u64::MAX,
         elapsed_ms: u64::MAX,
+        ..outcome("a", host)
     };
     // Another host's report changes nothing.
     let ended = store.note_reports(vec![report(second, 1)], 1_500).await;
