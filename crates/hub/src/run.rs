@@ -503,7 +503,8 @@ async fn keep(mut keeper: Keeper, mut ready: Option<Ready>, shutdown: Cancellati
             let looking =
                 tokio::spawn(mirror::look_again(keeper.run.clone(), keeper.parts.clone()));
             let ended;
-            (keeper, ended) = Actor::new(keeper, model, held_out).work(&shutdown).await;
+            let actor = Actor::new(keeper, model, held_out).await;
+            (keeper, ended) = actor.work(&shutdown).await;
             looking.abort();
             match ended {
                 Ended::Stopped => return,

@@ -31,7 +31,10 @@ use super::{
     retry::Retry,
     room::Kept,
 };
-use crate::model::{self, Model, Part};
+use crate::{
+    model::{self, Model, Part},
+    store::Projected,
+};
 
 /// Requests decided and written together.
 const BATCH_MAX: usize = 512;
@@ -40,13 +43,15 @@ const WRITE_PAUSE: Duration = Duration::from_millis(500);
 /// The run looks at the clock at least this often.
 const TICK: Duration = Duration::from_millis(200);
 /// And at most this often, unless something was computed.
-const LOOK_PAUSE: Duration = Duration::from_millis(20);
+const LOOK_PAUSE: Duration = Duration::from_millis(10);
 /// A look goes through everyone who is present: with many, so much more time for each passes before the next.
-const LOOK_PAUSE_EACH: Duration = Duration::from_micros(10);
+const LOOK_PAUSE_EACH: Duration = Duration::from_micros(2);
 
 /// The run's task while this process is its hub.
 pub(super) struct Actor {
     keeper: Keeper,
+    /// The state with what is being written. Everyone else reads another one, which lacks that until it is on the disk.
+    state: State,
     model: Model,
     held_out: Arc<HeldOut>,
     jobs: JoinSet<Done>,
@@ -73,9 +78,11 @@ pub(super) struct Actor {
 
 impl Actor {
     /// A hub of the run whose newest model is `model`.
-    pub(super) fn new(keeper: Keeper, model: Model, held_out: HeldOut) -> Self {
+    pub(super) async fn new(keeper: Keeper, model: Model, held_out: HeldOut) -> Self {
+        let state = keeper.run.state.read().await.clone();
         Self {
             keeper,
+            state,
             model,
             held_out: Arc::new(held_out),
             jobs: JoinSet::new(),
@@ -100,7 +107,7 @@ impl Actor {
         self.resume().await;
         let mut messages = Vec::new();
         let ended = loop {
-            let tick = tokio::time::sleep(self.until_next_deadline().await);
+            let tick = tokio::time::sleep(self.until_next_deadline());
             let done = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break Ended::Stopped,
@@ -136,7 +143,7 @@ impl Actor {
             }
             if self.store_retry.is_due_again() {
                 self.store_retry.begin();
-                self.store_if_due().await;
+                self.store_if_due();
             }
             if self.look_after.is_none_or(|it| it <= Instant::now()) {
                 self.look_at_clock().await;
@@ -149,27 +156,21 @@ impl Actor {
 
     /// Takes up what a stop or crash left: committed updates whose bytes are here, the evaluation of the newest model.
     async fn resume(&mut self) {
-        self.expect_slots().await;
+        self.expect_slots();
         self.judge_what_is_here(true).await;
-        let (evaluated, sampled) = {
-            let state = self.keeper.run.state.read().await;
-            (
-                state.evaluation.map(|(round, _)| round),
-                state.sampled_round,
-            )
-        };
+        let evaluated = self.state.evaluation.map(|(round, _)| round);
         if evaluated != Some(self.model.state.round) {
             self.start_evaluation();
         }
-        if sampled.is_none() {
+        if self.state.sampled_round.is_none() {
             self.start_sample(self.model.clone());
         }
-        self.store_if_due().await;
+        self.store_if_due();
     }
 
     /// Nobody has called yet; who has a slot is waited for all the same, as long as a worker may be silent.
-    async fn expect_slots(&self) {
-        let state = self.keeper.run.state.read().await;
+    fn expect_slots(&self) {
+        let state = &self.state;
         let slots = state.training.iter().flat_map(|it| it.slots());
         let training = slots
             .filter(|it| it.progress == SlotProgress::Assigned)
@@ -183,18 +184,16 @@ impl Actor {
     /// verdict could not be written, or found. After a start at the accepted ones too: what the disk has lost of them is
     /// known in time for their workers to send it again.
     async fn judge_what_is_here(&mut self, is_start: bool) {
-        let waiting: Vec<Hash> = {
-            let state = self.keeper.run.state.read().await;
-            let slots = state.rounds_in_progress().flat_map(|it| it.slots());
-            let wanted = slots.filter(|it| match it.progress {
+        let rounds = self.state.rounds_in_progress();
+        let wanted = rounds
+            .flat_map(|it| it.slots())
+            .filter(|it| match it.progress {
                 SlotProgress::Committed(_) => true,
                 SlotProgress::Accepted { .. } => is_start,
                 _ => false,
             });
-            let updates = wanted.filter_map(|it| Some(it.commitment()?.update.hash));
-            let updates = updates.filter(|it| !self.judging.contains(it));
-            updates.collect()
-        };
+        let updates = wanted.filter_map(|it| Some(it.commitment()?.update.hash));
+        let waiting: Vec<Hash> = updates.filter(|it| !self.judging.contains(it)).collect();
         self.judge_retries.retain(|it, _| waiting.contains(it));
         for hash in waiting {
             if let Some(retry) = self.judge_retries.get_mut(&hash) {
@@ -207,8 +206,8 @@ impl Actor {
         }
     }
 
-    async fn until_next_deadline(&self) -> Duration {
-        let next = next_moment_ms(&*self.keeper.run.state.read().await);
+    fn until_next_deadline(&self) -> Duration {
+        let next = next_moment_ms(&self.state);
         let until = next
             .map(|it| Duration::from_millis(it.saturating_sub(self.keeper.parts.clock.now_ms())));
         // A moment that is over and decided nothing is not waited for in a busy loop.
@@ -250,9 +249,8 @@ impl Actor {
 
     /// Decides on requests in order and writes what follows in one transaction.
     ///
-    /// Readers see the state again when it is on the disk. If it can't be written, the state is again what it was before:
-    /// nothing of these requests happened. The first time it is read back from the disk, for which a long log takes a while;
-    /// as long as writes fail, a copy is made of it before.
+    /// Readers see what was before until it is on the disk, and wait for nothing. If it can't be written, nothing of these
+    /// requests happened.
     async fn decide_and_write(&mut self, requests: Vec<Request>) -> Vec<Result<u64, RunError>> {
         if requests.is_empty() {
             return Vec::new();
@@ -265,24 +263,19 @@ impl Actor {
             });
             return refused.collect();
         }
-        let shared = Arc::clone(&self.keeper.run.state);
-        let mut state = shared.write().await;
-        let mut before = None;
         let mut entries = Vec::new();
         let mut answers = Vec::new();
         for request in requests {
             // One moment for the decision and its entries: the fold asks the same questions again.
-            let now = self.keeper.parts.clock.now_ms().max(state.head.time_ms);
-            let decided = decide(&state, &request, now);
+            let now = self.keeper.parts.clock.now_ms();
+            let now = now.max(self.state.head.time_ms);
+            let decided = decide(&self.state, &request, now);
             answers.push(match decided {
                 Ok(events) => {
-                    if self.is_write_failing && before.is_none() && !events.is_empty() {
-                        before = Some(state.clone());
-                    }
                     for event in events {
-                        entries.push(self.keeper.seal(&mut state, now, event));
+                        entries.push(self.keeper.seal(&mut self.state, now, event));
                     }
-                    Ok(state.head.length)
+                    Ok(self.state.head.length)
                 }
                 Err(refusal) => {
                     self.keeper.parts.metrics.refused(refusal.code);
@@ -294,23 +287,7 @@ impl Actor {
             return answers;
         }
         if let Err(error) = self.keeper.parts.store.append(&entries).await {
-            // A disk that stays full is worth one line, and another when there is room.
-            match self.is_write_failing {
-                false => tracing::error!(
-                    run.id = %self.keeper.run.id.short(),
-                    "can't write the log, trying again: {error:#}"
-                ),
-                true => tracing::debug!("still can't write the log: {error:#}"),
-            }
-            // What is said to have failed may be on the disk all the same.
-            let on_disk = self.keeper.parts.store.length(self.keeper.run.id).await;
-            match before {
-                Some(before) if on_disk.ok() == Some(before.head.length) => *state = before,
-                _ => self.read_back(&mut state).await,
-            }
-            self.is_write_failing = true;
-            drop(state);
-            tokio::time::sleep(WRITE_PAUSE).await;
+            self.cannot_write(&error).await;
             return answers.iter().map(|_| Err(RunError::Unavailable)).collect();
         }
         if std::mem::take(&mut self.is_write_failing) {
@@ -320,13 +297,45 @@ impl Actor {
         let is_deferred =
             |(entry, _): &(Entry, _)| matches!(entry.event, Event::UpdateDeferred { .. });
         self.is_to_judge |= entries.iter().any(is_deferred);
-        self.keeper.tell(&entries, state.head.length);
+        self.show(&entries).await;
         answers
     }
 
-    async fn read_back(&self, state: &mut State) {
+    /// Lets everyone see what is on the disk now. They get the state at hand, and the one that they had is brought after it.
+    async fn show(&mut self, entries: &[(Entry, Projected)]) {
+        std::mem::swap(&mut *self.keeper.run.state.write().await, &mut self.state);
+        for (entry, _) in entries {
+            let folded = self.state.apply_decided(entry);
+            folded.expect("what one state takes, its like takes too");
+        }
+        self.keeper.tell(entries, self.state.head.length);
+    }
+
+    /// The state is again what everyone sees, or what is on the disk.
+    async fn cannot_write(&mut self, error: &anyhow::Error) {
+        // A disk that stays full is worth one line, and another when there is room.
+        match std::mem::replace(&mut self.is_write_failing, true) {
+            false => tracing::error!(
+                run.id = %self.keeper.run.id.short(),
+                "can't write the log, trying again: {error:#}"
+            ),
+            true => tracing::debug!("still can't write the log: {error:#}"),
+        }
+        self.state = self.keeper.run.state.read().await.clone();
+        // What is said to have failed may be on the disk all the same.
+        let on_disk = self.keeper.parts.store.length(self.keeper.run.id).await;
+        if on_disk.ok() != Some(self.state.head.length) {
+            self.read_back().await;
+        }
+        tokio::time::sleep(WRITE_PAUSE).await;
+    }
+
+    async fn read_back(&mut self) {
         match self.keeper.parts.store.replay(self.keeper.run.id).await {
-            Ok(stored) => *state = stored,
+            Ok(stored) => {
+                *self.keeper.run.state.write().await = stored.clone();
+                self.state = stored;
+            }
             // Better no hub than one that goes on from what is not on its disk.
             Err(error) => {
                 tracing::error!("the log can't be read back: {error:#}; stopping");
@@ -359,13 +368,10 @@ impl Actor {
     /// An upload is whole: of an update that nobody has seen, or of an accepted one whose bytes were lost.
     async fn uploaded(&mut self, hash: Hash) {
         self.judge_retries.remove(&hash);
-        let accepted = {
-            let state = self.keeper.run.state.read().await;
-            let found = state.commitment_of_blob(&hash);
-            found
-                .filter(|(round, slot, _)| is_accepted(&round.slots()[*slot as usize].progress))
-                .map(|(_, _, commitment)| commitment.update.hash)
-        };
+        let found = self.state.commitment_of_blob(&hash);
+        let accepted = found
+            .filter(|(round, slot, _)| is_accepted(&round.slots()[*slot as usize].progress))
+            .map(|(_, _, commitment)| commitment.update.hash);
         match accepted {
             Some(update) => {
                 self.lost.remove(&update);
@@ -375,8 +381,7 @@ impl Actor {
     }
 
     async fn start_judging(&mut self, hash: Hash) {
-        let state = self.keeper.run.state.read().await;
-        let commitment = state.commitment_of_blob(&hash);
+        let commitment = self.state.commitment_of_blob(&hash);
         if let Some((_, _, commitment)) = commitment {
             // An update of a warm start is looked at when the inner state beside it is here too.
             for blob in [Some(commitment.update), commitment.header.inner_state]
@@ -410,8 +415,8 @@ impl Actor {
         if !self.lost.is_empty() && !self.went_on_without_the_lost().await {
             return;
         }
-        let state = self.keeper.run.state.read().await;
-        let Some(round) = round_to_merge(&state) else {
+        let state = &self.state;
+        let Some(round) = round_to_merge(state) else {
             return;
         };
         if state.model != self.model.state {
@@ -449,18 +454,14 @@ impl Actor {
 
     /// Refuses accepted updates whose bytes are gone when the time to reveal is over; false if the round still waits.
     async fn went_on_without_the_lost(&mut self) -> bool {
-        let (lost, is_over) = {
-            let state = self.keeper.run.state.read().await;
-            let Some(round) = round_to_merge(&state) else {
-                return true;
-            };
-            let updates = round.slots().iter().filter(|it| is_accepted(&it.progress));
-            let updates = updates.filter_map(|it| Some(it.commitment()?.update.hash));
-            let lost: Vec<Hash> = updates.filter(|it| self.lost.contains(it)).collect();
-            let now = self.keeper.parts.clock.now_ms();
-            let is_over = round.reveal.is_none_or(|it| it.deadline_ms <= now);
-            (lost, is_over)
+        let Some(round) = round_to_merge(&self.state) else {
+            return true;
         };
+        let updates = round.slots().iter().filter(|it| is_accepted(&it.progress));
+        let updates = updates.filter_map(|it| Some(it.commitment()?.update.hash));
+        let lost: Vec<Hash> = updates.filter(|it| self.lost.contains(it)).collect();
+        let now = self.keeper.parts.clock.now_ms();
+        let is_over = round.reveal.is_none_or(|it| it.deadline_ms <= now);
         if lost.is_empty() {
             return true;
         }
@@ -547,8 +548,8 @@ impl Actor {
         self.is_to_judge |= answers
             .iter()
             .any(|it| matches!(it, Err(RunError::Unavailable)));
-        let state = self.keeper.run.state.read().await;
-        if state.revealing.as_ref().is_some_and(|it| it.waiting() == 0) {
+        let revealing = self.state.revealing.as_ref();
+        if revealing.is_some_and(|it| it.waiting() == 0) {
             self.look_after = None;
         }
     }
@@ -582,7 +583,7 @@ impl Actor {
                     Some(Err(RunError::Unavailable)) => self.store_retry.failed(),
                     _ => self.store_retry = Retry::default(),
                 }
-                if self.keeper.run.state.read().await.checkpoint.0 == round {
+                if self.state.checkpoint.0 == round {
                     self.start_sample(model);
                 }
             }
@@ -607,7 +608,7 @@ impl Actor {
                 }])
                 .await;
             }
-            Done::Lost { work, updates } => self.note_lost(work, updates).await,
+            Done::Lost { work, updates } => self.note_lost(work, updates),
             Done::Failed { work, error } => {
                 tracing::error!(run.id = %self.keeper.run.id.short(), "{work} failed: {error:#}");
                 match work {
@@ -632,21 +633,20 @@ impl Actor {
 
     /// The bytes of these updates are gone. What was not judged yet is as if it had not come: the clock sees to it. What was
     /// accepted is waited for until the time to reveal is over.
-    async fn note_lost(&mut self, work: Work, updates: Vec<Hash>) {
+    fn note_lost(&mut self, work: Work, updates: Vec<Hash>) {
         match work {
             Work::Judging(update) => {
                 self.judging.remove(&update);
             }
             _ => self.is_merging = false,
         }
-        let state = self.keeper.run.state.read().await;
         for update in updates {
             tracing::error!(
                 run.id = %self.keeper.run.id.short(),
                 "the bytes of the update {} are gone; its worker can send them again",
                 update.short()
             );
-            let found = state.commitment_of_blob(&update);
+            let found = self.state.commitment_of_blob(&update);
             if found
                 .is_some_and(|(round, slot, _)| is_accepted(&round.slots()[slot as usize].progress))
             {
@@ -672,27 +672,20 @@ impl Actor {
         }
         self.model = model;
         self.merge_retry = Retry::default();
-        {
-            let state = self.keeper.run.state.read().await;
-            self.decoded
-                .retain(|it, _| state.commitment_of_blob(it).is_some());
-            self.lost
-                .retain(|it| state.commitment_of_blob(it).is_some());
-        }
-        self.store_if_due().await;
+        let is_committed = |it: &Hash| self.state.commitment_of_blob(it).is_some();
+        self.decoded.retain(|it, _| is_committed(it));
+        self.lost.retain(is_committed);
+        self.store_if_due();
         self.start_evaluation();
     }
 
     /// Keeps the newest model whole if the charter asks for it, or if it is the last, and that was not done yet.
-    async fn store_if_due(&mut self) {
-        let model = self.model.clone();
-        let is_due = {
-            let state = self.keeper.run.state.read().await;
-            let every = u64::from(state.charter.round.checkpoint_every);
-            let is_last = state.tokens >= state.charter.inner.tokens_max;
-            state.checkpoint.0 != model.state.round
-                && (model.state.round.is_multiple_of(every) || is_last)
-        };
+    fn store_if_due(&mut self) {
+        let (model, state) = (self.model.clone(), &self.state);
+        let every = u64::from(state.charter.round.checkpoint_every);
+        let is_last = state.tokens >= state.charter.inner.tokens_max;
+        let is_due = state.checkpoint.0 != model.state.round
+            && (model.state.round.is_multiple_of(every) || is_last);
         if is_due {
             let job = Job::Store {
                 run: self.keeper.run.id,

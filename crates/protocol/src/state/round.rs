@@ -190,6 +190,17 @@ impl Round {
         Some((slot, &self.slots[slot as usize]))
     }
 
+    /// Those of `workers`, who are in order, that were given no slot in this round.
+    pub(super) fn without_slot(&self, workers: &[WorkerId]) -> Vec<WorkerId> {
+        // Both are in order: one walk through both.
+        let mut given = self.by_worker.keys().peekable();
+        let has_none = |worker: &&WorkerId| {
+            while given.next_if(|it| *it < *worker).is_some() {}
+            given.peek() != Some(worker)
+        };
+        workers.iter().filter(has_none).copied().collect()
+    }
+
     /// The slot whose commitment names this blob: the update, or the inner state beside it.
     #[must_use]
     pub fn slot_of_blob(&self, blob: &Hash) -> Option<u32> {

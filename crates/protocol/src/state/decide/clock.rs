@@ -1,6 +1,6 @@
 //! What the passing of time decides: when rounds open, close, are extended and end.
 
-use std::{cmp::Reverse, collections::BTreeSet};
+use std::cmp::Reverse;
 
 use crate::{
     Hash,
@@ -24,6 +24,7 @@ pub(super) fn decide(state: &State, present: &[WorkerId], now_ms: u64) -> Vec<Ev
     if state.finished {
         return vec![];
     }
+    debug_assert!(present.is_sorted(), "they are looked up by halves");
     // The next round opens first: what is not revealed in time then has a place to go to.
     if state.training.is_none() {
         let events = open(state, present, now_ms);
@@ -38,17 +39,20 @@ pub(super) fn decide(state: &State, present: &[WorkerId], now_ms: u64) -> Vec<Ev
         }
     }
     if let Some(round) = &state.training {
-        let present: BTreeSet<WorkerId> = present.iter().copied().collect();
-        let events = close(state, round, &present, now_ms);
+        let events = close(state, round, present, now_ms);
         if !events.is_empty() {
             return events;
         }
-        return add_slots(state, round, &present, now_ms);
+        return add_slots(state, round, present, now_ms);
     }
     if state.tokens >= state.charter.inner.tokens_max && state.revealing.is_none() {
         return vec![Event::RunFinished { round: state.round }];
     }
     vec![]
+}
+
+fn is_among(present: &[WorkerId], worker: &WorkerId) -> bool {
+    present.binary_search(worker).is_ok()
 }
 
 fn revealing(state: &State) -> Option<(&Round, Reveal)> {
@@ -84,9 +88,8 @@ fn open(state: &State, present: &[WorkerId], now_ms: u64) -> Vec<Event> {
         return vec![];
     }
     let seed = state.ahead[0];
-    let present: BTreeSet<WorkerId> = present.iter().copied().collect();
     let assignments = if is_warm_start {
-        warm_start_order(state, &present)
+        warm_start_order(state, present)
             .into_iter()
             .take(1)
             .collect()
@@ -149,7 +152,7 @@ fn draw(
 /// Whoever has brought work keeps it as long as it does: speed is only a claim, and a claim takes it from nobody. The first
 /// rounds try those out who claim to be the fastest; after them, and while nobody has brought anything, every other round
 /// goes to whoever has been there longest, so that however many come and promise, an honest machine has its turn.
-fn warm_start_order(state: &State, present: &BTreeSet<WorkerId>) -> Vec<WorkerId> {
+fn warm_start_order(state: &State, present: &[WorkerId]) -> Vec<WorkerId> {
     let joined = present.iter().filter_map(|worker| {
         let record = state.workers.get(worker).filter(|it| it.joined)?;
         Some((*worker, record))
@@ -193,25 +196,15 @@ fn warm_start_order(state: &State, present: &BTreeSet<WorkerId>) -> Vec<WorkerId
 
 /// A worker that arrives within the first half of a window still has a use; in the warm start only if who has the slot is
 /// gone, and then until the deadline.
-fn add_slots(
-    state: &State,
-    round: &Round,
-    present: &BTreeSet<WorkerId>,
-    now_ms: u64,
-) -> Vec<Event> {
+fn add_slots(state: &State, round: &Round, present: &[WorkerId], now_ms: u64) -> Vec<Event> {
     let is_joined = |it: &WorkerId| state.workers.get(it).is_some_and(|it| it.joined);
-    let without: BTreeSet<WorkerId> = present
-        .iter()
-        .copied()
-        .filter(|it| round.slot_of(it).is_none())
-        .collect();
     let added = if round.is_warm_start {
-        let is_there = |it: &WorkerId| present.contains(it) && is_joined(it);
+        let is_there = |it: &WorkerId| is_among(present, it) && is_joined(it);
         let is_held = round.committed() > 0 || round.slots().iter().any(|it| is_there(&it.worker));
         if is_held || !round.takes_another_holder() || now_ms > round.deadline_ms {
             return vec![];
         }
-        warm_start_order(state, &without)
+        warm_start_order(state, &round.without_slot(present))
             .into_iter()
             .take(1)
             .collect()
@@ -224,6 +217,7 @@ fn add_slots(
         if free == 0 {
             return vec![];
         }
+        let without = round.without_slot(present);
         draw(state, &round.seed, without.into_iter(), free)
     };
     (round.slots().len() as u32..)
@@ -237,7 +231,7 @@ fn add_slots(
 }
 
 /// Closes a round when everyone who is there has committed or its time is up; not before the round before it is merged.
-fn close(state: &State, round: &Round, present: &BTreeSet<WorkerId>, now_ms: u64) -> Vec<Event> {
+fn close(state: &State, round: &Round, present: &[WorkerId], now_ms: u64) -> Vec<Event> {
     if state.revealing.is_some() {
         return vec![];
     }
@@ -246,7 +240,7 @@ fn close(state: &State, round: &Round, present: &BTreeSet<WorkerId>, now_ms: u64
         && round
             .slots()
             .iter()
-            .any(|it| it.progress == SlotProgress::Assigned && present.contains(&it.worker));
+            .any(|it| it.progress == SlotProgress::Assigned && is_among(present, &it.worker));
     // Below the quorum, whoever is away may come back until the deadline: a hub that was just started knows nobody.
     let is_below_quorum = round.is_below_quorum(&state.charter);
     let may_come_back = is_below_quorum && now_ms <= round.deadline_ms;
