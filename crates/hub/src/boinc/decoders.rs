@@ -15,7 +15,7 @@ pub fn scheduler(bytes: &[u8]) {
         for report in &request.reports {
             let name = escaped(&report.name);
             let back = format!("<a><name>{name}</name></a>");
-            let back = Element::read(back.as_bytes()).expect("what is escaped reads again");
+            let back = Element::read(&back).expect("what is escaped reads again");
             assert_eq!(back.all("name").count(), 1);
         }
         assert!(i64::try_from(request.host).is_ok() && i64::try_from(request.sequence).is_ok());

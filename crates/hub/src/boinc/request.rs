@@ -1,6 +1,6 @@
 //! What a client asks of the scheduler: the parts of its request that mean something here.
 
-use super::xml::{Element, XmlError, cut, cut_front};
+use super::xml::{Element, XmlError, as_text, cut, cut_front};
 
 /// Longest text taken over from a request.
 const TEXT_BYTES_MAX: usize = 255;
@@ -106,7 +106,8 @@ pub(crate) struct HeldFile {
 impl SchedulerRequest {
     /// Reads a request.
     pub(crate) fn read(bytes: &[u8]) -> Result<Self, XmlError> {
-        let root = Element::read(bytes)?;
+        let text = as_text(bytes);
+        let root = Element::read(&text)?;
         if root.name() != "scheduler_request" {
             return Err(XmlError::Cut);
         }
@@ -173,7 +174,7 @@ impl SchedulerRequest {
     }
 }
 
-fn machine(root: &Element, preferences: Option<&Element>) -> Machine {
+fn machine(root: &Element<'_>, preferences: Option<&Element<'_>>) -> Machine {
     let disk = root.child("disk_usage");
     let disk_share_bytes = disk.map_or(0, |it| it.count("d_project_share"));
     let Some(info) = root.child("host_info") else {
@@ -206,7 +207,7 @@ fn machine(root: &Element, preferences: Option<&Element>) -> Machine {
     }
 }
 
-fn report(result: &Element) -> Report {
+fn report(result: &Element<'_>) -> Report {
     let milliseconds = |name| (result.number(name).max(0.0) * 1_000.0) as u64;
     let stderr = result.child("stderr_out").map(Element::text);
     Report {
@@ -220,7 +221,7 @@ fn report(result: &Element) -> Report {
 }
 
 /// The body is whatever the application wrote: looked through for the few things that are known.
-fn trickle(message: &Element) -> Option<Trickle> {
+fn trickle(message: &Element<'_>) -> Option<Trickle> {
     let between = |name: &str| {
         let (_, rest) = message.text().split_once(&format!("<{name}>"))?;
         let (found, _) = rest.split_once(&format!("</{name}>"))?;
@@ -239,7 +240,7 @@ fn trickle(message: &Element) -> Option<Trickle> {
     })
 }
 
-fn held_file(file: &Element) -> HeldFile {
+fn held_file(file: &Element<'_>) -> HeldFile {
     HeldFile {
         name: file.short("name", TEXT_BYTES_MAX),
         bytes: file.count("nbytes"),

@@ -1,7 +1,8 @@
 //! The XML that BOINC clients send: small, old, and not always XML. Read into a bounded tree.
 //!
-//! What an application or a user wrote stands in it unescaped. Those areas are cut out first and come back as plain text;
-//! what is left is read by a parser that forgives what old clients do. Anything worse is refused, and the client is told.
+//! What an application or a user wrote stands in it unescaped: those areas are taken as plain text up to their end. The
+//! rest is read by a parser that forgives what old clients do. Anything worse is refused, and the client is told. The tree
+//! borrows from the message, of which most is looked at by nobody.
 
 use std::borrow::Cow;
 
@@ -15,16 +16,14 @@ const ELEMENTS_MAX: usize = 20_000;
 const TEXT_BYTES_MAX: usize = 16 * 1024;
 /// Bytes of an element's name.
 const NAME_BYTES_MAX: usize = 64;
-/// Areas that are cut out; more are dropped.
-const RAW_MAX: usize = 1_024;
 /// What applications and users write as they like.
 const RAW_NAMES: [&str; 3] = ["stderr_out", "msg_from_host", "client_opaque"];
 
 /// An element with what is in it; attributes are not looked at.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Element {
-    name: String,
-    text: String,
+pub(crate) struct Element<'a> {
+    name: Cow<'a, str>,
+    text: Cow<'a, str>,
     children: Vec<Self>,
 }
 
@@ -41,74 +40,63 @@ pub(crate) enum XmlError {
     Cut,
 }
 
-impl Element {
+/// A message as text: what is not UTF-8 in it becomes a mark.
+pub(crate) fn as_text(bytes: &[u8]) -> Cow<'_, str> {
+    // Most are what they should be, and that is seen faster than it is mended.
+    match std::str::from_utf8(bytes) {
+        Ok(text) => Cow::Borrowed(text),
+        Err(_) => String::from_utf8_lossy(bytes),
+    }
+}
+
+impl<'a> Element<'a> {
     /// Reads a message: its first element, which must be closed.
-    pub(crate) fn read(bytes: &[u8]) -> Result<Self, XmlError> {
-        // Most are what they should be, and that is seen faster than it is mended.
-        let text = match std::str::from_utf8(bytes) {
-            Ok(text) => Cow::Borrowed(text),
-            Err(_) => String::from_utf8_lossy(bytes),
-        };
-        let (text, mut raw) = cut_raw(&text);
-        let mut reader = Reader::from_str(&text);
-        let config = reader.config_mut();
-        config.allow_dangling_amp = true;
-        config.allow_unmatched_ends = true;
-        config.check_end_names = false;
+    pub(crate) fn read(text: &'a str) -> Result<Self, XmlError> {
+        let mut rest = Rest::of(text);
         let mut open: Vec<Self> = Vec::new();
         let mut count = 0;
         loop {
-            let event = reader
-                .read_event()
-                .map_err(|_| XmlError::Syntax(reader.error_position()))?;
+            let (event, at) = rest.next()?;
             match event {
                 Event::Start(start) => {
                     count_one(&mut count)?;
                     if open.len() >= DEPTH_MAX {
                         return Err(XmlError::Deep);
                     }
-                    open.push(Self::named(start.local_name().as_ref()));
+                    let mut element = Self::named(start.local_name().as_ref(), at);
+                    if let Some(raw) = rest.raw(&element.name) {
+                        element.text = cut_front(raw, TEXT_BYTES_MAX).into();
+                    }
+                    open.push(element);
                 }
                 Event::Empty(start) => {
                     count_one(&mut count)?;
                     if let Some(parent) = open.last_mut() {
-                        parent
-                            .children
-                            .push(Self::named(start.local_name().as_ref()));
+                        let element = Self::named(start.local_name().as_ref(), at);
+                        parent.children.push(element);
                     }
                 }
-                Event::End(_) => {
-                    let Some(mut ended) = open.pop() else {
-                        continue;
-                    };
-                    ended.restore(&mut raw);
-                    match open.last_mut() {
-                        Some(parent) => parent.children.push(ended),
-                        None => return Ok(ended),
-                    }
-                }
-                Event::Text(text) => add(&mut open, &text),
-                Event::CData(text) => add(&mut open, &text),
-                Event::GeneralRef(name) => add(&mut open, &meant_by(&name)),
+                Event::End(_) => match (open.pop(), open.last_mut()) {
+                    (Some(ended), Some(parent)) => parent.children.push(ended),
+                    (Some(ended), None) => return Ok(ended),
+                    (None, _) => {}
+                },
+                Event::Text(text) => add(&mut open, text.into_inner()),
+                Event::CData(text) => add(&mut open, text.into_inner()),
+                Event::GeneralRef(name) => add(&mut open, meant_by(&name).into()),
                 Event::Eof => return Err(XmlError::Cut),
                 Event::Decl(_) | Event::PI(_) | Event::DocType(_) | Event::Comment(_) => {}
             }
         }
     }
 
-    fn named(name: &str) -> Self {
+    /// An element whose tag begins there.
+    fn named(name: &str, tag: &'a str) -> Self {
+        let name = cut(name, NAME_BYTES_MAX);
+        let there = tag.get(1..=name.len()).filter(|it| *it == name);
         Self {
-            name: cut(name, NAME_BYTES_MAX).to_owned(),
+            name: there.map_or_else(|| name.to_owned().into(), Cow::Borrowed),
             ..Self::default()
-        }
-    }
-
-    /// Puts an area back that was cut out: the text of its element is the area's number.
-    fn restore(&mut self, raw: &mut [String]) {
-        if RAW_NAMES.contains(&self.name.as_str()) {
-            let number: Option<usize> = self.text.trim().parse().ok();
-            let area = number.and_then(|it| raw.get_mut(it));
-            self.text = area.map(std::mem::take).unwrap_or_default();
         }
     }
 
@@ -123,7 +111,7 @@ impl Element {
     }
 
     /// The elements in it of that name.
-    pub(crate) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Self> {
+    pub(crate) fn all<'b>(&'b self, name: &'b str) -> impl Iterator<Item = &'b Self> {
         self.children.iter().filter(move |it| it.name == name)
     }
 
@@ -160,6 +148,65 @@ impl Element {
     }
 }
 
+/// What of a message was not read yet.
+struct Rest<'a> {
+    text: &'a str,
+    reader: Reader<&'a [u8]>,
+    /// Where `text` begins in the message.
+    begins: usize,
+    /// Of which raw areas there is no end any more.
+    without_end: [bool; RAW_NAMES.len()],
+}
+
+impl<'a> Rest<'a> {
+    fn of(text: &'a str) -> Self {
+        Self {
+            text,
+            reader: reader_of(text),
+            begins: 0,
+            without_end: Default::default(),
+        }
+    }
+
+    /// What comes next, and the text from there on.
+    fn next(&mut self) -> Result<(Event<'a>, &'a str), XmlError> {
+        let at = self.reader.buffer_position() as usize;
+        let event = self
+            .reader
+            .read_event()
+            .map_err(|_| XmlError::Syntax(self.begins as u64 + self.reader.error_position()))?;
+        Ok((event, self.text.get(at..).unwrap_or_default()))
+    }
+
+    /// The text up to the end of a raw area that was just begun; `None` if it is none. Its end is looked for once where
+    /// there is none, however many begin.
+    fn raw(&mut self, name: &str) -> Option<&'a str> {
+        let kind = RAW_NAMES.into_iter().position(|it| it == name)?;
+        let inside = self.text.get(self.reader.buffer_position() as usize..)?;
+        if self.without_end[kind] {
+            return None;
+        }
+        let Some(length) = inside.find(&format!("</{name}>")) else {
+            self.without_end[kind] = true;
+            return None;
+        };
+        let (raw, rest) = inside.split_at(length);
+        self.begins += self.text.len() - rest.len();
+        self.text = rest;
+        self.reader = reader_of(rest);
+        Some(raw)
+    }
+}
+
+fn reader_of(text: &str) -> Reader<&[u8]> {
+    let mut reader = Reader::from_str(text);
+    let config = reader.config_mut();
+    config.allow_dangling_amp = true;
+    config.allow_unmatched_ends = true;
+    config.check_end_names = false;
+    reader
+}
+
 fn count_one(count: &mut usize) -> Result<(), XmlError> {
     *count += 1;
     match *count > ELEMENTS_MAX {
@@ -168,16 +215,20 @@ fn count_one(count: &mut usize) -> Result<(), XmlError> {
     }
 }
 
-fn add(open: &mut [Element], text: &str) {
-    if let Some(element) = open.last_mut() {
+fn add<'a>(open: &mut [Element<'a>], text: Cow<'a, str>) {
+    let Some(element) = open.last_mut() else {
+        return;
+    };
+    if element.text.is_empty() {
         // Space at the beginning, as between any two elements, is no text.
-        let text = match element.text.is_empty() {
-            true => text.trim_start(),
-            false => text,
+        element.text = match text {
+            Cow::Borrowed(text) => cut(text.trim_start(), TEXT_BYTES_MAX).into(),
+            Cow::Owned(text) => cut(text.trim_start(), TEXT_BYTES_MAX).to_owned().into(),
         };
-        let room = TEXT_BYTES_MAX.saturating_sub(element.text.len());
-        element.text.push_str(cut(text, room));
+        return;
     }
+    let room = TEXT_BYTES_MAX.saturating_sub(element.text.len());
+    element.text.to_mut().push_str(cut(&text, room));
 }
 
 fn meant_by(name: &str) -> String {
@@ -220,41 +271,6 @@ pub(crate) fn cut_front(text: &str, bytes_max: usize) -> &str {
     &text[start..]
 }
 
-/// The message with a number in the place of each raw area, and the areas.
-fn cut_raw(text: &str) -> (Cow<'_, str>, Vec<String>) {
-    let (mut kept, mut raw, mut rest) = (String::new(), Vec::new(), text);
-    while let Some((start, name)) = next_raw(rest) {
-        let body = start + name.len() + 2;
-        let Some(length) = rest[body..].find(&format!("</{name}>")) else {
-            break;
-        };
-        kept.push_str(&rest[..body]);
-        if raw.len() < RAW_MAX {
-            kept.push_str(&raw.len().to_string());
-            raw.push(cut_front(&rest[body..body + length], TEXT_BYTES_MAX).to_owned());
-        }
-        rest = &rest[body + length..];
-    }
-    if raw.is_empty() && kept.is_empty() {
-        return (Cow::Borrowed(text), raw);
-    }
-    kept.push_str(rest);
-    (Cow::Owned(kept), raw)
-}
-
-/// Where the next raw area's opening tag stands. Each byte is looked at once, however many tags there are.
-fn next_raw(text: &str) -> Option<(usize, &'static str)> {
-    text.match_indices('<').find_map(|(at, _)| {
-        let inside = &text[at + 1..];
-        let name = RAW_NAMES.into_iter().find(|name| {
-            inside
-                .strip_prefix(name)
-                .is_some_and(|it| it.starts_with('>'))
-        })?;
-        Some((at, name))
-    })
-}
-
 /// Whether XML 1.0 has a character (its production 2; Rust's have no surrogates): one that it lacks makes all of a file
 /// unreadable.
 pub(crate) fn is_in_xml(character: char) -> bool {
@@ -291,8 +307,8 @@ pub(crate) fn escaped(text: &str) -> Cow<'_, str> {
 mod tests {
     use super::*;
 
-    fn read(text: &str) -> Result<Element, XmlError> {
-        Element::read(text.as_bytes())
+    fn read(text: &str) -> Result<Element<'_>, XmlError> {
+        Element::read(text)
     }
 
     #[test]
@@ -327,11 +343,17 @@ mod tests {
                 .contains("<oops &")
         );
         assert_eq!(found.child("msg_from_host").unwrap().text(), "<x><y &");
+        // Where nothing ends it, it is an element as others are; where something broken comes after, that is told.
+        let found = read("<a><stderr_out>x<b>1</b></stderr></a>").unwrap();
+        assert_eq!(found.child("stderr_out").unwrap().count("b"), 1);
+        let text = "<a><stderr_out><!</stderr_out><b><!</b></a>";
+        let at = text.rfind("<!").unwrap() as u64;
+        assert_eq!(read(text), Err(XmlError::Syntax(at)));
     }
 
     #[test]
     fn numbers_are_kept_in_bounds() {
-        let of = |text: &str| read(&format!("<a><n>{text}</n></a>")).unwrap();
+        let of = |text: &str| format!("<a><n>{text}</n></a>");
         for (text, expected) in [
             ("1.5", 1),
             ("-7", 0),
@@ -342,9 +364,10 @@ mod tests {
             ("", 0),
             ("0x10", 0),
         ] {
-            assert_eq!(of(text).count("n"), expected, "{text}");
+            let message = of(text);
+            assert_eq!(read(&message).unwrap().count("n"), expected, "{text}");
         }
-        assert_eq!(of("1e999").number("n"), 0.0);
+        assert_eq!(read(&of("1e999")).unwrap().number("n"), 0.0);
     }
 
     #[test]
@@ -363,6 +386,8 @@ mod tests {
         // Raw areas without end, many of them: one pass.
         let _ = read(&"<stderr_out>".repeat(200_000));
         let _ = read(&"<stderr_out></stderr_out>".repeat(100_000));
+        let begun = format!("<a>{}</a>", "<stderr_out></b>".repeat(15_000));
+        assert!(read(&format!("{begun}{}", " ".repeat(1 << 20))).is_ok());
     }
 
     #[test]

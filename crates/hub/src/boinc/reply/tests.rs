@@ -225,7 +225,7 @@ fn a_reply_has_the_shape_that_clients_read() {
         "<result>",
     ];
     assert!(order.map(at).is_sorted());
-    let read = Element::read(text.as_bytes()).unwrap();
+    let read = Element::read(&text).unwrap();
     assert_eq!(read.name(), "scheduler_reply");
     assert_eq!(read.count("hostid"), 1, "nobody's text becomes a tag");
     for line_start in [
