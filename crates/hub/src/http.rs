@@ -32,7 +32,7 @@ use tower_http::{
     CompressionLevel,
     compression::{
         CompressionLayer,
-        predicate::{DefaultPredicate, NotForContentType, Predicate},
+        predicate::{DefaultPredicate, NotForContentType, Predicate, SizeAbove},
     },
 };
 use utoipa::OpenApi;
@@ -49,6 +49,9 @@ use crate::{Hub, metrics::StatusLabel};
 
 /// Longest body of a request that is no part of a blob.
 const BODY_BYTES_MAX: usize = 512 * 1024;
+/// Answers as long as this are compressed: for each, the compressor has a third of a MiB of memory emptied, which takes longer
+/// than all else that a short answer needs.
+const COMPRESSED_BYTES_MIN: u16 = 8 * 1024;
 /// How long open requests may take to end at shutdown.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
@@ -196,9 +199,11 @@ fn for_clients() -> Router<Arc<Hub>> {
 }
 
 /// What is worth compressing: not blobs and logs, whose bytes are as good as random. Compressed they would cost the hub its
-/// processor, and whoever asks the length and ranges by which a download goes on.
+/// processor, and whoever asks the length and ranges by which a download goes on. Nor what is short.
 fn compressible() -> impl Predicate {
-    DefaultPredicate::new().and(NotForContentType::const_new("application/octet-stream"))
+    DefaultPredicate::new()
+        .and(SizeAbove::new(COMPRESSED_BYTES_MIN))
+        .and(NotForContentType::const_new("application/octet-stream"))
 }
 
 /// Counts the answer and sets what every answer carries.

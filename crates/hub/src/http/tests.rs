@@ -24,10 +24,10 @@ fn the_committed_document_is_the_apis() {
 }
 
 #[tokio::test]
-async fn bytes_go_as_they_are_and_texts_compressed() {
-    let check = async |content_type: &'static str, encoding: Option<&str>| {
-        let answer =
-            move || async move { ([(header::CONTENT_TYPE, content_type)], vec![7; 4_096]) };
+async fn bytes_and_short_texts_go_as_they_are_and_long_texts_compressed() {
+    let check = async |content_type: &'static str, bytes: u16, encoding: Option<&str>| {
+        let bytes = vec![7; bytes.into()];
+        let answer = move || async move { ([(header::CONTENT_TYPE, content_type)], bytes) };
         let router: Router = Router::new()
             .route("/", get(answer))
             .layer(CompressionLayer::new().compress_when(super::compressible()));
@@ -43,8 +43,10 @@ async fn bytes_go_as_they_are_and_texts_compressed() {
             "{content_type}"
         );
     };
-    check("application/octet-stream", None).await;
-    check("application/json", Some("gzip")).await;
+    let long = super::COMPRESSED_BYTES_MIN;
+    check("application/octet-stream", long, None).await;
+    check("application/json", long, Some("gzip")).await;
+    check("application/json", long - 1, None).await;
 }
 
 #[tokio::test]
