@@ -6,7 +6,6 @@
 //! trusts: so each host counts by an address of its own, as strangers do.
 
 use std::{
-    fs,
     io::{BufRead, BufReader},
     path::Path,
     process::{Command, Stdio},
@@ -84,11 +83,7 @@ pub(super) fn measure(flags: &Flags) -> Result<Vec<Figure>> {
 }
 
 fn load(profile: &str, is_small: bool) -> Result<Vec<Figure>> {
-    let folder = workspace::target().join("bench-boinc");
-    if folder.exists() {
-        fs::remove_dir_all(&folder)?;
-    }
-    fs::create_dir_all(&folder)?;
+    let folder = hub::empty_folder("bench-boinc")?;
     let athome = workspace::target().join(profile).join("athome");
     let release = folder.join("release");
     sign(profile, &athome, &folder, &release)?;
@@ -101,7 +96,6 @@ fn load(profile: &str, is_small: bool) -> Result<Vec<Figure>> {
     let share = if is_small { "10" } else { "1" };
     let figures = run(profile, &["rpc", ADDRESS, &id, &process, share])?;
     hub.stop()?;
-    fs::remove_dir_all(&folder)?;
     Ok(figures)
 }
 

@@ -7,8 +7,9 @@
 use std::{
     fs,
     io::{BufRead, BufReader},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -44,17 +45,33 @@ pub(super) fn measure() -> Result<Vec<Figure>> {
         "bench-hub-build",
         &mut process::cargo(&[&build[..], &what[..]].concat()),
     )?;
-    let folder = workspace::target().join("bench-hub");
+    let folder = empty_folder("bench-hub")?;
     let mut figures = Vec::new();
     for (bench, count) in [("mix", CONNECTIONS), ("connected", WORKERS)] {
-        if folder.exists() {
-            fs::remove_dir_all(&folder)?;
-        }
-        fs::create_dir_all(&folder)?;
+        let folder = folder.join(bench);
+        fs::create_dir(&folder)?;
         figures.extend(one(&folder, bench, count)?);
     }
-    fs::remove_dir_all(&folder)?;
     Ok(figures)
+}
+
+/// An empty folder for a bench. What the last one left is removed here and not at its end, and waited for: whenever a file
+/// is made, ext4 without a journal looks at each inode that was freed within the last minute (`recently_deleted` in Linux's
+/// fs/ext4/ialloc.c), and a hub that makes many files is measured.
+pub(super) fn empty_folder(name: &str) -> Result<PathBuf> {
+    const REMEMBERED: Duration = Duration::from_secs(61);
+    let folder = workspace::target().join(name);
+    if folder.exists() {
+        println!(
+            "removes what the last bench left, and waits a minute until the file system has forgotten it"
+        );
+        fs::remove_dir_all(&folder)?;
+        // Until it is on the disk it is remembered longer.
+        process::required("bench-sync", &mut Command::new("sync"))?;
+        thread::sleep(REMEMBERED);
+    }
+    fs::create_dir_all(&folder)?;
+    Ok(folder)
 }
 
 fn one(folder: &Path, bench: &str, count: &str) -> Result<Vec<Figure>> {
