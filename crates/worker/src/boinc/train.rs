@@ -38,6 +38,10 @@ const REPEATED_MODEL_NAME: &str = "model";
 const PAUSED_NAME: &str = "round";
 /// Copies of the parameters that states of earlier updates may take on the disk.
 const STATES_COPIES: u64 = 16;
+/// The state is kept so seldom that it takes no more than one part in so many of the time; but after so many of the periods
+/// that the user names at the latest, for that much work goes with a machine that fails.
+const KEPT_SHARE: u32 = 100;
+const PERIODS_MAX: u32 = 10;
 /// Parts of the work after which the project is told how it goes.
 const TOLD_PARTS: u32 = 4;
 /// What is left of the work when the last step is done.
@@ -164,10 +168,10 @@ impl Round<'_, '_> {
     /// Takes the steps that fit, and keeps the state as often as the client wants it; false if the client wants this ended
     /// (then the state is kept).
     fn steps(&mut self, machine: &mut Machine, progress: &mut Progress) -> Result<bool> {
-        let mut kept_at = Instant::now();
+        let (mut kept_at, mut took) = (Instant::now(), Duration::ZERO);
         let mut told = told_parts(self.part(progress.steps));
         loop {
-            let is_due = |period: Duration| kept_at.elapsed() >= period;
+            let is_due = |period: Duration| kept_at.elapsed() >= kept_every(period, took);
             let mut is_end = false;
             self.take_steps(machine, progress, &mut told, is_due, &mut is_end)?;
             if self.job.reins.must_quit() {
@@ -177,8 +181,10 @@ impl Round<'_, '_> {
             if is_end {
                 return Ok(true);
             }
+            let begun = Instant::now();
             self.keep(machine, progress);
             kept_at = Instant::now();
+            took = kept_at - begun;
         }
     }
 
@@ -363,6 +369,28 @@ impl Round<'_, '_> {
     }
 }
 
+/// How often the state is kept that took so long to be kept the last time.
+fn kept_every(period: Duration, took: Duration) -> Duration {
+    period.max((took * KEPT_SHARE).min(period * PERIODS_MAX))
+}
+
 fn told_parts(part: f64) -> u32 {
     (part * f64::from(TOLD_PARTS)) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_is_kept_as_often_as_it_is_cheap() {
+        let minute = Duration::from_secs(60);
+        let every = |took: u64| kept_every(minute, Duration::from_millis(took));
+        assert_eq!(every(0), minute);
+        assert_eq!(every(600), minute);
+        assert_eq!(every(2_000), Duration::from_secs(200));
+        // A write that stood still for hours with its process is no reason to risk a whole task.
+        assert_eq!(every(3_600_000), 10 * minute);
+        assert_eq!(kept_every(Duration::ZERO, minute), Duration::ZERO);
+    }
 }
