@@ -199,6 +199,15 @@ fn read_key(path: &Path) -> anyhow::Result<SigningKey> {
     })
 }
 
+/// How platforms call processors, and what ELF has for them (`e_machine`, little-endian).
+const MACHINES: [(&str, u16); 5] = [
+    ("x86_64-", 62),
+    ("i686-", 3),
+    ("aarch64-", 183),
+    ("arm-", 40),
+    ("riscv64-", 243),
+];
+
 /// Checks that a program begins as those of its platform do: a wrong one fails on every volunteer's machine.
 fn check_format(program: &Path, platform: &str) -> anyhow::Result<()> {
     let (format, starts): (&str, &[&[u8]]) = match platform {
@@ -211,13 +220,21 @@ fn check_format(program: &Path, platform: &str) -> anyhow::Result<()> {
     };
     let mut start = Vec::new();
     std::fs::File::open(program)
-        .and_then(|file| file.take(4).read_to_end(&mut start))
+        .and_then(|file| file.take(20).read_to_end(&mut start))
         .with_context(|| format!("can't read {}", program.display()))?;
     anyhow::ensure!(
         starts.iter().any(|it| start.starts_with(it)),
         "{} is not {format}, which {platform} needs",
         program.display()
     );
+    let wanted = MACHINES.iter().find(|it| platform.starts_with(it.0));
+    if let (true, Some((name, number))) = (format.contains("ELF"), wanted) {
+        anyhow::ensure!(
+            start.get(18..20) == Some(&number.to_le_bytes()),
+            "{} is built for another processor than {name}",
+            program.display()
+        );
+    }
     Ok(())
 }
 
@@ -267,7 +284,7 @@ mod tests {
     fn a_signed_program_is_a_release() {
         let place = tempfile::tempdir().unwrap();
         let at = |name: &str| place.path().join(name);
-        std::fs::write(at("athome-boinc"), "\x7fELF, a program").unwrap();
+        std::fs::write(at("athome-boinc"), b"\x7fELF, a program of\x3e\x00 x86-64").unwrap();
         Key { file: at("key") }
             .execute(Output { json: true })
             .unwrap();
@@ -287,6 +304,12 @@ mod tests {
             ("athome-boinc", None, linux, "no signing key"),
             ("key", None, "windows_x86_64", "not a Windows program"),
             ("key", None, "arm64-apple-darwin", "not a Mach-O program"),
+            (
+                "key",
+                None,
+                "aarch64-unknown-linux-gnu",
+                "another processor",
+            ),
             ("key", Some("key"), linux, "the same as the key"),
         ] {
             let error = format!("{:#}", sign_for(key, previous, platform).unwrap_err());

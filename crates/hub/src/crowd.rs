@@ -31,8 +31,8 @@ const PART: usize = 16;
 const MADE: usize = WORKERS_MAX / PART;
 /// Longest name and arithmetic class that a join may have.
 const NAME_BYTES: usize = protocol::charter::NAME_BYTES_MAX;
-/// What a million may cost.
-const BYTES_MAX: isize = 1 << 30;
+/// What a million may cost: 1.25 GiB.
+const BYTES_MAX: isize = 5 << 28;
 
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -140,7 +140,8 @@ fn a_million_identities_have_a_price() {
             ask(&book, &state.run, number);
         }
     });
-    let all = (of_state + of_concerns + of_limits) * PART as isize + of_book;
+    // Everyone's state, and that of the run's task.
+    let all = (2 * of_state + of_concerns + of_limits) * PART as isize + of_book;
     assert!(
         all <= BYTES_MAX,
         "a million cost {all} bytes; of a part state {of_state}, concerns {of_concerns}, limits {of_limits}, peers {of_book}"

@@ -52,7 +52,7 @@ const QUEUE_MAX: usize = 4096;
 #[derive(Clone)]
 pub(crate) struct Run {
     pub(crate) id: RunId,
-    /// What the state has too, for whoever needs nothing else: nobody waits here for the log to be written.
+    /// What the state has too, for whoever needs nothing else.
     pub(crate) charter: Arc<Charter>,
     /// The state after the last entry on the disk.
     pub(crate) state: Arc<RwLock<State>>,
@@ -239,6 +239,13 @@ impl Run {
         }
     }
 
+    /// Entries of the log as far as everyone may see it: the database has some a moment before the state does.
+    pub(crate) async fn entries(&self, store: &Store, from: u64, limit: u64) -> Result<Vec<Entry>> {
+        let shown = *self.length.borrow();
+        let limit = limit.min(shown.saturating_sub(from));
+        store.entries(self.id, from, limit).await
+    }
+
     /// Makes the run look at who is present, without waiting.
     pub(crate) fn look(&self) {
         let _ = self.requests.try_send(Message::Look);
@@ -411,6 +418,12 @@ impl Keeper {
     /// Tells everyone who waits that entries are on the disk.
     pub(crate) fn tell(&self, entries: &[(Entry, Projected)], length: u64) {
         self.run.note(&self.parts.metrics, entries);
+        self.length.send_replace(length);
+    }
+
+    /// Tells everyone who waits that the log has so many entries, of which nobody knows any more what they were.
+    pub(crate) fn tell_all(&self, length: u64) {
+        self.run.concerns.note_all(length);
         self.length.send_replace(length);
     }
 

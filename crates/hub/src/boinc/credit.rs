@@ -104,7 +104,7 @@ pub(crate) fn cobblestones(micro: f64) -> f64 {
 impl Credit {
     /// Reads the logs on; what asks after it sees everything merged before.
     async fn read_on<'a>(&'a self, hub: &Hub) -> Result<tokio::sync::MutexGuard<'a, Folded>> {
-        // Before the lock: a log that is being written keeps its state, and one waits for it beside the others.
+        // The state first: of what it has, the length tells too.
         let mut known = Vec::new();
         for run in hub.all().await {
             let state = run.state.read().await;
@@ -193,16 +193,13 @@ impl Folded {
                 return Ok(());
             }
             let entries = hub.store.entries_of_kinds(run, from, KINDS, PAGE).await?;
-            for entry in &entries {
+            // The database may have some already that nobody is shown yet.
+            for entry in entries.iter().take_while(|it| it.index < length) {
                 self.fold(entry);
             }
             let is_page = entries.len() as u64 == PAGE;
-            let read = match entries.last() {
-                Some(last) if is_page => last.index + 1,
-                Some(last) => length.max(last.index + 1),
-                None => length,
-            };
-            self.read(run).up_to = read;
+            let last = entries.last().filter(|_| is_page);
+            self.read(run).up_to = last.map_or(length, |it| length.min(it.index + 1));
         }
     }
 

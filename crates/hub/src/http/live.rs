@@ -112,7 +112,7 @@ fn follow(follower: Follower) -> impl Stream<Item = Result<Event, Infallible>> {
                 follower.paid_until = next + page;
             }
             let store = &follower.hub.store;
-            let entries = match store.entries(follower.run.id, next, PAGE).await {
+            let entries = match follower.run.entries(store, next, PAGE).await {
                 Ok(entries) => entries,
                 Err(error) => {
                     tracing::error!("can't read the log for a stream: {error:#}");

@@ -58,10 +58,8 @@ pub(super) async fn read_log(
 ) -> Result<impl IntoResponse, Failure> {
     let run = find(&hub, &run).await?;
     let limit = query.limit.unwrap_or(PAGE).clamp(1, LOG_PAGE_MAX);
-    let entries = hub
-        .store
-        .entries(run.id, query.from.unwrap_or(0), limit)
-        .await?;
+    let from = query.from.unwrap_or(0);
+    let entries = run.entries(&hub.store, from, limit).await?;
     hub.admission.check_page(client, entries.len())?;
     let length = *run.length.borrow();
     // A long page takes a processor for a while: not one of those that answer everyone.
@@ -97,10 +95,8 @@ pub(super) async fn read_log_binary(
         }
     }
     let limit = query.limit.unwrap_or(PAGE).clamp(1, LOG_PAGE_MAX);
-    let entries = hub
-        .store
-        .entries(run.id, query.from.unwrap_or(0), limit)
-        .await?;
+    let from = query.from.unwrap_or(0);
+    let entries = run.entries(&hub.store, from, limit).await?;
     hub.admission
         .check_page(client, entries.len() / BINARY_IS_CHEAPER)?;
     let mut body = Vec::new();

@@ -303,12 +303,18 @@ impl Actor {
 
     /// Lets everyone see what is on the disk now. They get the state at hand, and the one that they had is brought after it.
     async fn show(&mut self, entries: &[(Entry, Projected)]) {
-        std::mem::swap(&mut *self.keeper.run.state.write().await, &mut self.state);
+        let shown = self.state.head;
+        {
+            let mut everyones = self.keeper.run.state.write().await;
+            std::mem::swap(&mut *everyones, &mut self.state);
+            // Whoever reads the new state finds that it is news.
+            self.keeper.tell(entries, shown.length);
+        }
         for (entry, _) in entries {
             let folded = self.state.apply_decided(entry);
             folded.expect("what one state takes, its like takes too");
         }
-        self.keeper.tell(entries, self.state.head.length);
+        debug_assert_eq!(self.state.head, shown);
     }
 
     /// The state is again what everyone sees, or what is on the disk.
@@ -333,8 +339,10 @@ impl Actor {
     async fn read_back(&mut self) {
         match self.keeper.parts.store.replay(self.keeper.run.id).await {
             Ok(stored) => {
-                *self.keeper.run.state.write().await = stored.clone();
-                self.state = stored;
+                self.state = stored.clone();
+                let mut everyones = self.keeper.run.state.write().await;
+                *everyones = stored;
+                self.keeper.tell_all(everyones.head.length);
             }
             // Better no hub than one that goes on from what is not on its disk.
             Err(error) => {

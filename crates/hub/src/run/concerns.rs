@@ -56,15 +56,13 @@ impl Concerns {
             | Event::SampleDrawn { .. }
             | Event::IdentityBound { .. }
             | Event::CheckpointPublished { .. } => {}
-            _ => {
-                inner.everyone = length;
-                // Whoever was concerned by something older is so by this.
-                inner.of_worker.clear();
-                for waiting in inner.waiting.values() {
-                    waiting.notify_waiters();
-                }
-            }
+            _ => inner.concerns_everyone(length),
         }
+    }
+
+    /// Takes note that everyone is concerned by what the first `length` entries may have been.
+    pub(crate) fn note_all(&self, length: u64) {
+        self.lock().concerns_everyone(length);
     }
 
     /// Whether a worker that knows the first `length` entries has news.
@@ -93,6 +91,15 @@ impl Concerns {
 }
 
 impl Inner {
+    fn concerns_everyone(&mut self, length: u64) {
+        self.everyone = length;
+        // Whoever was concerned by something older is so by this.
+        self.of_worker.clear();
+        for waiting in self.waiting.values() {
+            waiting.notify_waiters();
+        }
+    }
+
     fn concerns(&mut self, worker: WorkerId, length: u64) {
         self.of_worker.insert(worker, length);
         if let Some(waiting) = self.waiting.get(&worker) {

@@ -81,7 +81,7 @@ impl Presence {
         Some((seen, self.is_present(&seen, now_ms)))
     }
 
-    /// Everyone who counts as present.
+    /// Everyone who counts as present, in ascending order: the state machine relies on it.
     pub(crate) fn present(&self, now_ms: u64) -> Vec<WorkerId> {
         self.lock()
             .iter()

@@ -87,6 +87,10 @@ fn open(state: &State, present: &[WorkerId], now_ms: u64) -> Vec<Event> {
     if is_enough || is_warm_start && state.revealing.is_some() {
         return vec![];
     }
+    // Before all of them are drawn, for nothing.
+    if present.len() < state.charter.round.quorum as usize {
+        return vec![];
+    }
     let seed = state.ahead[0];
     let assignments = if is_warm_start {
         warm_start_order(state, present)

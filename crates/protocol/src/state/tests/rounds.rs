@@ -545,6 +545,13 @@ fn no_round_is_open_longer_than_its_hard_cap_and_the_merge_before_it() {
                     let _ = hub.judge(number, Ok(()));
                 }
             }
+            if let Some(round) = &hub.state.training {
+                let mut there: Vec<_> = present.iter().map(|it| worker(*it)).collect();
+                there.sort_unstable();
+                let mut without = there.clone();
+                without.retain(|it| round.slot_of(it).is_none());
+                assert_eq!(round.without_slot(&there), without);
+            }
             let before = hub
                 .state
                 .training
