@@ -12,11 +12,16 @@ use axum::{
 use protocol::{
     SecretKey,
     command::{Command, Device, SignedCommand},
+    event::Event,
+    units::RunId,
 };
 use tower::ServiceExt;
 use tower_http::compression::CompressionLayer;
 
-use crate::boinc::testing::{CLIENT, Fixture};
+use crate::{
+    boinc::testing::{CLIENT, Fixture},
+    store::Projected,
+};
 
 #[test]
 fn the_committed_document_is_the_apis() {
@@ -49,6 +54,43 @@ async fn bytes_and_short_texts_go_as_they_are_and_long_texts_compressed() {
     check("application/json", long - 1, None).await;
 }
 
+fn join(seed: u8, run: RunId) -> SignedCommand {
+    let key = SecretKey::from_entropy([seed; 32]);
+    let join = Command::Join {
+        name: "one of many".into(),
+        device: Device {
+            arithmetic: "x86-64 fma".into(),
+            threads: 1,
+            memory_mib: 1,
+            tokens_per_s: 1,
+        },
+    };
+    SignedCommand::sign(&key, run, 1, join)
+}
+
+#[tokio::test]
+async fn an_entry_that_the_state_lacks_is_shown_to_nobody() {
+    let fixture = Fixture::new().await;
+    let id = fixture.create_run(60_000).await;
+    let run = fixture.run(id).await;
+    let (hub, head) = (fixture.hub(), run.state.read().await.head);
+    let command = join(7, id);
+    let joined = Event::WorkerJoined { command };
+    let entry = head.next(&hub.key, id, head.time_ms, joined);
+    let entries = [(entry, Projected::default())];
+    hub.store.append(&entries).await.unwrap();
+    let shown = async |from: u64| {
+        let log = format!("/api/v1/runs/{id}/log");
+        let page = fixture.get(&format!("{log}?from={from}")).await.json();
+        let binary = fixture.get(&format!("{log}.bin?from={from}")).await.body;
+        (page["entries"].as_array().unwrap().len(), binary.len())
+    };
+    let before = head.length - 1;
+    assert_eq!(shown(before).await.0, 1);
+    assert_eq!(shown(head.length).await, (0, 0));
+    assert_eq!(hub.store.length(id).await.unwrap(), head.length + 1);
+}
+
 #[tokio::test]
 async fn a_stream_of_what_is_in_the_log_counts_as_pages_of_it_do() {
     let fixture = Fixture::new().await;
@@ -56,18 +98,9 @@ async fn a_stream_of_what_is_in_the_log_counts_as_pages_of_it_do() {
     let events = format!("/api/v1/runs/{id}/events");
     let run = fixture.run(id).await;
     for seed in 0..=200_u8 {
-        let key = SecretKey::from_entropy([seed; 32]);
-        let join = Command::Join {
-            name: "one of many".into(),
-            device: Device {
-                arithmetic: "x86-64 fma".into(),
-                threads: 1,
-                memory_mib: 1,
-                tokens_per_s: 1,
-            },
-        };
-        let command = SignedCommand::sign(&key, id, 1, join);
-        run.command(command.checked().unwrap()).await.unwrap();
+        run.command(join(seed, id).checked().unwrap())
+            .await
+            .unwrap();
     }
     // What an address may be told comes back with time, so one try can be too slow on a busy machine.
     let mut refused = None;
