@@ -170,6 +170,7 @@ async fn suspended_restarted_and_called_back() -> Result<()> {
 
     suspension_stops_the_processor(&mut host, &task).await?;
     a_client_ends_and_goes_on(&mut host, &task).await?;
+    a_killed_process_is_started_again(&host).await?;
     network.merged_of_within(run, worker, TRAINS_MAX).await?;
 
     // Rounds go on with others while the user has the task suspended: then nobody wants it any more.
@@ -253,6 +254,30 @@ async fn a_client_ends_and_goes_on(host: &mut BoincClient, task: &Task) -> Resul
         "at {} before, it went on with step {step} of {LONG_STEPS}",
         half.fraction_done
     );
+    Ok(())
+}
+
+/// Somebody ends the process that computes, as a system that is short of memory does: the task goes on from what was kept.
+async fn a_killed_process_is_started_again(host: &BoincClient) -> Result<()> {
+    let begin = Instant::now();
+    let told_before = steps_told(host).len();
+    let computing = host.applications().into_iter().find(|it| {
+        let line = fs::read_to_string(format!("/proc/{it}/cmdline"));
+        line.is_ok_and(|it| it.split('\0').nth(1) == Some("compute"))
+    });
+    let computing = computing.context("no process computes")?;
+    let killed = std::process::Command::new("kill")
+        .args(["-KILL", &computing.to_string()])
+        .status()?;
+    ensure!(killed.success(), "the process was gone");
+    while steps_told(host).len() == told_before {
+        ensure!(
+            begin.elapsed() < WAIT_MAX,
+            "the task did not go on:\n{}",
+            host.log()
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     Ok(())
 }
 

@@ -219,7 +219,22 @@ impl Blobs {
             if length(disk, &whole)?.is_some() {
                 return Ok(Upload::Complete);
             }
-            let held = length(disk, &part)?.unwrap_or(0);
+            let take_up = || {
+                disk.sync(&part)?;
+                // Both folders are on one file system, so the rename is atomic and copies nothing.
+                disk.rename(&part, &whole)?;
+                disk.sync_folder(&folder)?;
+                Ok(Upload::Complete)
+            };
+            let mut held = length(disk, &part)?.unwrap_or(0);
+            if offset < held && held == blob.bytes {
+                // All of it came once, and the hub was stopped, or the disk failed, before it was taken up.
+                if disk.hash(&part)? == blob.hash {
+                    return take_up();
+                }
+                disk.remove(&part)?;
+                held = 0;
+            }
             if offset != held {
                 return Ok(Upload::WrongOffset(held));
             }
@@ -231,7 +246,6 @@ impl Blobs {
             if held < blob.bytes {
                 return Ok(Upload::Partial(held));
             }
-            disk.sync(&part)?;
             let hash = match offset {
                 0 => Hash::of_blob(&bytes),
                 _ => disk.hash(&part)?,
@@ -240,10 +254,7 @@ impl Blobs {
                 disk.remove(&part)?;
                 return Ok(Upload::WrongHash);
             }
-            // Both folders are on one file system, so the rename is atomic and copies nothing.
-            disk.rename(&part, &whole)?;
-            disk.sync_folder(&folder)?;
-            Ok(Upload::Complete)
+            take_up()
         });
         Ok(added.await?)
     }
@@ -402,6 +413,28 @@ mod tests {
                 .unwrap(),
             Upload::Complete
         );
+    }
+
+    #[tokio::test]
+    async fn what_came_whole_before_a_stop_is_taken_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(folder.path(), &Ground::machine()).unwrap();
+        let bytes = Bytes::from_static(b"all of the bytes");
+        let blob = BlobReference::of(&bytes);
+        let part = folder.path().join("parts").join(blob.hash.to_string());
+        let whole = folder.path().join("blobs").join(blob.hash.to_string());
+        for left in [&b"all of the bytes"[..], b"all of the bytez"] {
+            std::fs::write(&part, left).unwrap();
+            let sent = blobs.append(&blob, 0, bytes.clone()).await;
+            assert_eq!(sent.unwrap(), Upload::Complete);
+            assert_eq!(blobs.read(&blob).await.unwrap().unwrap(), bytes);
+            std::fs::remove_file(&whole).unwrap();
+        }
+        // Whoever knows how much is here says that this was all.
+        std::fs::write(&part, &bytes).unwrap();
+        let sent = blobs.append(&blob, blob.bytes, Bytes::new()).await;
+        assert_eq!(sent.unwrap(), Upload::Complete);
+        assert!(whole.exists() && !part.exists());
     }
 
     #[tokio::test]

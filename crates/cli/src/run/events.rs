@@ -6,6 +6,7 @@ use network::{ClientError, HubClient, events::Events};
 use protocol::{
     api::LogEntry,
     charter::Charter,
+    event::RefusalReason,
     succession::{Choice, Sealing, choose},
     units::RunId,
 };
@@ -201,10 +202,8 @@ fn sentence(kind: &str, body: &Value) -> String {
             )
         }
         "update_refused" => {
-            let why = body["reason"]["detail"]
-                .as_str()
-                .or(body["reason"]["code"].as_str())
-                .unwrap_or("");
+            let reason = serde_json::from_value::<RefusalReason>(body["reason"].clone());
+            let why = reason.map_or_else(|_| body["reason"].to_string(), |it| it.sentence());
             format!(
                 "worker {}'s update of round {} was refused: {why}",
                 worker(),
@@ -312,8 +311,13 @@ mod tests {
         );
         check(
             "update_refused",
-            json!({"round": 3, "worker": "abcdef0123456789", "reason": {"code": "norm", "detail": "too\nlarge"}}),
-            "worker abcdef01's update of round 3 was refused: too large",
+            json!({"round": 3, "worker": "abcdef0123456789", "reason": {"norm": "too\nlarge"}}),
+            "worker abcdef01's update of round 3 was refused: the update's size is out of range: too large",
+        );
+        check(
+            "update_refused",
+            json!({"round": 3, "worker": "abcdef0123456789", "reason": "not_revealed"}),
+            "worker abcdef01's update of round 3 was refused: the update's bytes did not arrive in time",
         );
         check("something_new", json!({"a": 1}), "something_new {\"a\":1}");
     }

@@ -423,7 +423,7 @@ impl Settling<'_> {
         }
         self.check_files_once(start, &named).await?;
         for command in commands {
-            if !self.is_earlier_join(command.get()).await {
+            if !self.is_granted(command.get()).await {
                 self.grant(command).await?;
             }
         }
@@ -445,13 +445,23 @@ impl Settling<'_> {
         Ok(())
     }
 
-    /// Whether a command is a join that the log has, or that later commands of its worker follow: granted before an earlier
-    /// settling ended, it would be refused now as a copy, and the commitment behind it with it.
-    async fn is_earlier_join(&self, command: &SignedCommand) -> bool {
+    /// Whether the log has a command: granted before an earlier settling ended, it would be refused now as a copy. A join may
+    /// be followed by later commands of its worker; a commitment is the last one, and known by what it leaves to be carried.
+    async fn is_granted(&self, command: &SignedCommand) -> bool {
         let state = self.run.state.read().await;
-        let record = state.workers.get(&command.worker);
-        let is_earlier = record.is_some_and(|it| it.joined && command.sequence <= it.sequence);
-        is_earlier && matches!(command.command, Command::Join { .. })
+        let Some(record) = state.workers.get(&command.worker) else {
+            return false;
+        };
+        match &command.command {
+            Command::Join { .. } => record.joined && command.sequence <= record.sequence,
+            Command::Commit(commitment) => {
+                let header = &commitment.header;
+                let left = [header.carried_after, header.carried_if_refused];
+                command.sequence == record.sequence
+                    && record.carried.is_some_and(|it| left.contains(&it))
+            }
+            Command::Leave { .. } => false,
+        }
     }
 
     /// Has the run grant a command, within the limits that connected workers have.
@@ -470,12 +480,9 @@ impl Settling<'_> {
 
     /// Makes a part of the result a blob of the hub's.
     async fn keep(&self, start: u64, blob: &BlobReference) -> Result<(), No> {
-        let mut at = match &self.content {
-            Content::Memory(_) => 0,
-            // It may have been tried before.
-            Content::Disk(_) => self.hub.blobs.progress(&blob.hash).await?.0,
-        };
-        while at < blob.bytes {
+        // An earlier try may have left some, or all: the blobs say so.
+        let mut at = 0;
+        loop {
             let length = PART_BYTES_MAX.min((blob.bytes - at) as usize);
             let part = self.content.part(start + at, length).await?;
             let bytes_max = self.hub.config.unused_bytes_max;

@@ -359,11 +359,19 @@ fn unit_name(draft: &Draft, host: &Host) -> Result<String> {
     Ok(format!("{}_{round}_{}_{chance}", draft.kind, host.id))
 }
 
-/// Whether a round still takes this worker's update.
+/// Whether a round still takes this worker's update, or has it already: a hub that was stopped in between knows of the
+/// commitment, and the machine is still to hear of it, and perhaps to send the bytes again.
 pub(super) fn is_wanted(state: &State, round: u64, worker: &WorkerId) -> bool {
     let is_open = state.training.as_ref().is_some_and(|it| it.round == round);
     let mut closed = state.closed.iter();
-    is_open || closed.any(|it| it.round == round && it.missing.contains_key(worker))
+    let is_missing = closed.any(|it| it.round == round && it.missing.contains_key(worker));
+    let mut slots = state.rounds_in_progress().flat_map(|it| it.slots());
+    let mut is_committed = || {
+        slots.any(|it| it.of_round == round && it.worker == *worker && it.commitment().is_some())
+    };
+    let record = state.workers.get(worker);
+    let is_merged = || record.is_some_and(|it| Some(round) <= it.last_round);
+    is_open || is_missing || is_committed() || is_merged()
 }
 
 /// The run that BOINC hosts work for: the newest that takes them.

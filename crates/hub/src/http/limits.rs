@@ -116,11 +116,13 @@ pub(super) async fn limit(
         .headers()
         .get(header::CONTENT_LENGTH)
         .and_then(|it| it.to_str().ok()?.parse().ok());
-    let is_result = request.uri().path() == boinc::UPLOAD_PATH;
-    let bytes_max = if is_result {
-        FILE_BYTES_MAX
-    } else {
-        PART_BYTES_MAX as u64
+    let path = request.uri().path();
+    let is_result = path == boinc::UPLOAD_PATH;
+    let bytes_max = match path {
+        boinc::UPLOAD_PATH => FILE_BYTES_MAX,
+        // It says so itself, in the form that its clients show, and reads no more than anybody else.
+        boinc::SCHEDULER_PATH => u64::MAX,
+        _ => PART_BYTES_MAX as u64,
     };
     if announced.is_some_and(|it: u64| it > bytes_max) {
         return Failure::new(

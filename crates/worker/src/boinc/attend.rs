@@ -5,6 +5,7 @@ use std::{
     collections::VecDeque,
     fs,
     io::{BufReader, Write},
+    os::unix::process::ExitStatusExt,
     path::Path,
     process::{Child, ChildStdin, Command, ExitCode, ExitStatus, Stdio},
     sync::mpsc,
@@ -43,6 +44,11 @@ const LINES_MAX: usize = 64;
 const EXIT_ABORTED: u8 = 194;
 /// Wait before the next try in a slot that another process works in.
 const LOCKED_WAIT_S: u64 = 10;
+
+/// Wait before the next try after somebody else ended the computing process, and the signals by which that is told from a
+/// failure of its own.
+const KILLED_WAIT_S: u64 = 10;
+const KILLED_BY: [i32; 2] = [Signal::KILL.as_raw(), Signal::TERM.as_raw()];
 
 /// How attending ended.
 enum Ended {
@@ -350,6 +356,12 @@ impl<'a> Attendance<'a> {
             (Some(0), _) => Ended::Done,
             // Ended while the client wants the task ended: what was kept counts.
             _ if self.quitting_since.is_some() => Ended::Paused,
+            // By somebody, or by a system that is short of memory: what was kept counts too. The client gives up a task that
+            // asks for too many starts.
+            _ if status.signal().is_some_and(|it| KILLED_BY.contains(&it)) => Ended::Wait(
+                KILLED_WAIT_S,
+                format!("the process that computes was killed: {status}"),
+            ),
             (_, _) => Ended::Failed(format!("the process that computes ended: {status}")),
         }
     }

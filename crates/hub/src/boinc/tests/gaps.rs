@@ -16,7 +16,7 @@ use protocol::{
     boinc::{Evaluation, EvaluationTask, Output, UnitTask},
 };
 
-use super::{WINDOW_MS, done, enrolled};
+use super::{OK, WINDOW_MS, done, enrolled};
 use crate::{
     boinc::{
         clean::clean,
@@ -203,6 +203,56 @@ async fn a_task_whose_round_is_over_is_called_back() {
     assert!(reply.contains("<workunit>"), "{reply}");
     let host = fixture.door().store.host(slow.host).await.unwrap().unwrap();
     assert_eq!(host.failures, 0, "it was no failure of the machine's");
+}
+
+#[tokio::test]
+async fn what_a_stopped_hub_had_begun_to_settle_is_settled() {
+    for is_merged in [false, true] {
+        let fixture = Fixture::new().await;
+        let id = fixture.create_run(WINDOW_MS).await;
+        let run = fixture.run(id).await;
+        let (mut client, mut app) = enrolled(&fixture, id, "alice@example.org", 7).await;
+        let reply = client.ask(&fixture).await;
+        let unit = fixture.unit(&reply).await;
+        let UnitTask::Train(task) = &unit.task else {
+            panic!("{reply}");
+        };
+        let round = task.work.assignment.as_ref().unwrap().round;
+        let output = app.work(&unit, &run, &run.charter, 1e-4);
+        let (head, start) = Output::read_head(&output).unwrap();
+        for command in &head.commands {
+            run.command(command.clone().checked().unwrap())
+                .await
+                .unwrap();
+        }
+        let [update] = head.files[..] else {
+            panic!("one file");
+        };
+        let hub = fixture.hub();
+        if is_merged {
+            let bytes = output[start..].to_vec().into();
+            hub.blobs.append(&update, 0, bytes).await.unwrap();
+            run.uploaded(update.hash).await;
+            until(&run, "the merge", |it| it.model.round >= round).await;
+        } else {
+            let part = hub.config.folder.join("parts");
+            std::fs::write(part.join(update.hash.to_string()), &output[start..]).unwrap();
+            until(&run, "the round's end", |it| {
+                it.training.as_ref().is_none_or(|it| it.round != round)
+            })
+            .await;
+        }
+        client.wants_work = false;
+        let answer = client.ask(&fixture).await;
+        assert!(!answer.contains("<result_abort>"), "{answer}");
+        let answer = client.upload(&fixture, &reply, &output).await;
+        assert!(answer.contains(OK), "{answer}");
+        until(&run, "the merge", |it| it.model.round >= round).await;
+        assert!(hub.blobs.length(&update.hash).await.unwrap().is_some());
+        let noted = fixture.door().store.unit(&unit.name).await.unwrap();
+        let noted = noted.unwrap();
+        assert_eq!((noted.state.name(), &noted.refusal), ("granted", &None));
+    }
 }
 
 #[tokio::test]
