@@ -58,6 +58,7 @@ enum Part {
 
 /// Measures, prints and records.
 pub(crate) fn run(options: &Options) -> Result<()> {
+    let commit = report::commit();
     let (name, figures) = match options.part {
         Part::Engine => ("engine", engine::measure()?),
         Part::Demo => ("demo", demo::measure()?),
@@ -75,5 +76,5 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         report::show(&figures);
         return Ok(());
     }
-    report::record(name, &figures)
+    report::record(name, &commit, &figures)
 }

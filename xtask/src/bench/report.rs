@@ -49,17 +49,18 @@ pub(super) fn show(figures: &[Figure]) {
     }
 }
 
-/// Prints the figures and replaces the bench's section of the document.
-pub(super) fn record(bench: &str, figures: &[Figure]) -> Result<()> {
+/// Prints the figures and replaces the bench's section of the document. `commit` is what was measured: the tree may have
+/// changed since.
+pub(super) fn record(bench: &str, commit: &str, figures: &[Figure]) -> Result<()> {
     show(figures);
     let lines: Vec<String> = figures.iter().map(Figure::line).collect();
     let path = path();
     let old = fs::read_to_string(&path).unwrap_or_default();
     let section = format!(
-        "## {bench}\n\nCommit {}, {}, day {}. Command: `cargo xtask bench {bench}`\n\n```\n{}\n```\n",
-        commit(),
+        "## {bench}\n\nCommit {commit}, {}, day {}. Command: `cargo xtask {}`\n\n```\n{}\n```\n",
         processor(),
         day(),
+        std::env::args().skip(1).collect::<Vec<_>>().join(" "),
         lines.join("\n")
     );
     fs::write(&path, replaced(&old, bench, &section))
@@ -82,7 +83,8 @@ fn replaced(old: &str, bench: &str, section: &str) -> String {
     format!("{HEAD}\n{}", sections.join("\n"))
 }
 
-fn commit() -> String {
+/// The commit that is checked out, and whether what benches measure was changed since.
+pub(super) fn commit() -> String {
     let root = workspace::root();
     let root = root.to_string_lossy();
     let hash = process::answer("git", &["-C", &root, "rev-parse", "--short=12", "HEAD"])
