@@ -17,6 +17,8 @@ use crate::{
 
 /// Longest wait for an assignment; in short rounds a quarter of one.
 const ASSIGNMENT_WAIT: Duration = Duration::from_secs(15);
+/// Time between two looks whether the machine's last result is settled.
+const SETTLING_PAUSE: Duration = Duration::from_millis(200);
 /// First and longest pause of a host whose tasks fail, in milliseconds.
 const FAILURE_PAUSE_MS: (u64, u64) = (60_000, 4 * 3_600_000);
 /// Hosts whose quota is used up come again within this time of the next day, each so much after the one before it.
@@ -223,7 +225,7 @@ impl Call<'_> {
         answer: &mut Answer,
     ) -> Result<Option<Task>> {
         let (door, host) = (self.door, self.host().id);
-        let Some(waiting) = door.store.waiting_enrolment(host, whom.run.id).await? else {
+        let Some(waiting) = door.store.waiting(host, whom.run.id, "enrol").await? else {
             let task = door.enrol(whom, sequence, with_new_key).await?;
             return Ok(Some(task));
         };
@@ -238,7 +240,7 @@ impl Call<'_> {
     }
 
     /// Waits for an assignment as a worker that polls does: it counts as there meanwhile. Says too whether there is one
-    /// that leaves time to train.
+    /// that leaves time to train, and begins from what the machine's last result left.
     async fn wait_for_assignment(&self, run: &Run, worker: WorkerId) -> Result<(Work, bool)> {
         let presence = Arc::clone(&run.presence);
         let waiting = presence.wait(worker, self.hub.clock.now_ms());
@@ -252,17 +254,28 @@ impl Call<'_> {
         let until =
             tokio::time::Instant::now() + ASSIGNMENT_WAIT.min(Duration::from_millis(window_ms / 4));
         loop {
+            // Asked first: what is settled then is in the answer.
+            let unsettled = self.door.store.waiting(self.host().id, run.id, "train");
+            let is_to_settle = unsettled.await?.is_some();
             let work = tasks::poll(self.hub, run, worker).await?;
             let is_given = work.assignment.as_ref().is_some_and(|it| {
                 let until_ms = it.deadline_ms.saturating_sub(tasks::margin_ms(window_ms));
                 !it.committed && work.now_ms + train_ms / LEFT_MIN <= until_ms
             });
-            if is_given || work.finished || tokio::time::Instant::now() >= until {
-                return Ok((work, is_given));
+            if is_given && !is_to_settle {
+                return Ok((work, true));
             }
+            if work.finished || tokio::time::Instant::now() >= until {
+                return Ok((work, false));
+            }
+            // That a result was settled is no news of the log's.
+            let again = match is_given {
+                true => until.min(tokio::time::Instant::now() + SETTLING_PAUSE),
+                false => until,
+            };
             tokio::select! {
                 () = self.hub.shutdown.cancelled() => return Ok((work, false)),
-                _ = tokio::time::timeout_at(until, run.news_for(worker, work.log_length)) => {}
+                _ = tokio::time::timeout_at(again, run.news_for(worker, work.log_length)) => {}
             }
         }
     }

@@ -203,11 +203,18 @@ impl DoorStore {
             .await
     }
 
-    /// The task of a host that joins a run, if its result is here and not settled.
-    pub(crate) async fn waiting_enrolment(&self, host: u64, run: RunId) -> Result<Option<String>> {
-        let question = "SELECT name FROM unit WHERE host = ? AND run = ? AND kind = 'enrol' AND state = 'uploaded'
+    /// The newest task of this kind that a host had in a run and whose result is here and not settled.
+    pub(crate) async fn waiting(
+        &self,
+        host: u64,
+        run: RunId,
+        kind: &'static str,
+    ) -> Result<Option<String>> {
+        let question =
+            "SELECT name FROM unit WHERE host = ? AND run = ? AND kind = ? AND state = 'uploaded'
                         ORDER BY id DESC LIMIT 1";
-        self.read(move |it| first(it, question, params![host, run.0.0], |row| Ok(row.get(0)?)))
+        let whose = (host, run.0.0, kind);
+        self.read(move |it| first(it, question, whose, |row| Ok(row.get(0)?)))
             .await
     }
 

@@ -2,6 +2,8 @@
 
 use std::{fs, os::unix::fs::FileExt, sync::Arc, time::Duration};
 
+use protocol::boinc::UnitTask;
+
 use super::{OK, WINDOW_MS, enrolled};
 use crate::{
     Config,
@@ -70,6 +72,31 @@ async fn one_account_over_its_share_of_an_hour_stops_no_other() {
     tokio::time::timeout(Duration::from_secs(20), taken)
         .await
         .expect("it is taken");
+}
+
+#[tokio::test]
+async fn nobody_trains_on_from_a_result_that_waits() {
+    let fixture = Fixture::with(Config {
+        commands_per_minute_per_worker: 1,
+        ..Config::default()
+    })
+    .await;
+    let id = fixture.create_run(8_000).await;
+    let run = fixture.run(id).await;
+    let (mut client, mut app) = enrolled(&fixture, id, "alice@example.org", 7).await;
+    // It joins anew and commits: one command too many for now.
+    (app.joins_again, app.tokens_per_s) = (true, 20_000_000);
+    let reply = client.ask(&fixture).await;
+    let unit = fixture.unit(&reply).await;
+    assert!(matches!(unit.task, UnitTask::Train(_)));
+    let output = app.work(&unit, &run, &run.charter, 1e-4);
+    let answer = client.upload(&fixture, &reply, &output).await;
+    assert!(answer.contains(OK), "{answer}");
+    client.reports.push((client.held.pop().unwrap(), 5, 0));
+    // Its slot is still open, and what it carries is not what the log has: the update would be refused.
+    let reply = client.ask(&fixture).await;
+    let unit = fixture.unit(&reply).await;
+    assert!(matches!(unit.task, UnitTask::Evaluate(_)), "{reply}");
 }
 
 #[tokio::test]
