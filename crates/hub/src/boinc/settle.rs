@@ -483,7 +483,10 @@ impl Settling<'_> {
         // An earlier try may have left some, or all: the blobs say so.
         let mut at = 0;
         loop {
-            let length = PART_BYTES_MAX.min((blob.bytes - at) as usize);
+            let left = blob.bytes.checked_sub(at);
+            let left =
+                left.ok_or_else(|| spoilt("the hub has more of this hash than it may have"))?;
+            let length = PART_BYTES_MAX.min(left as usize);
             let part = self.content.part(start + at, length).await?;
             let bytes_max = self.hub.config.unused_bytes_max;
             if !self.hub.unused.take(part.len() as u64, bytes_max) {
