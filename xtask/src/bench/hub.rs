@@ -56,18 +56,17 @@ pub(super) fn measure() -> Result<Vec<Figure>> {
 }
 
 /// An empty folder for a bench. What the last one left is removed here and not at its end, and waited for: whenever a file
-/// is made, ext4 without a journal looks at each inode that was freed within the last minute (`recently_deleted` in Linux's
-/// fs/ext4/ialloc.c), and a hub that makes many files is measured.
+/// is made, ext4 without a journal looks at each inode that was freed lately, and a hub that makes many files is measured. Lately
+/// is a minute, and five more while the inode's block waits for the disk, as it does again with each neighbour that is made
+/// (`recently_deleted` in Linux's fs/ext4/ialloc.c).
 pub(super) fn empty_folder(name: &str) -> Result<PathBuf> {
-    const REMEMBERED: Duration = Duration::from_secs(61);
+    const REMEMBERED: Duration = Duration::from_secs(6 * 60 + 1);
     let folder = workspace::target().join(name);
     if folder.exists() {
         println!(
-            "removes what the last bench left, and waits a minute until the file system has forgotten it"
+            "removes what the last bench left, and waits six minutes until the file system has forgotten it"
         );
         fs::remove_dir_all(&folder)?;
-        // Until it is on the disk it is remembered longer.
-        process::required("bench-sync", &mut Command::new("sync"))?;
         thread::sleep(REMEMBERED);
     }
     fs::create_dir_all(&folder)?;
