@@ -45,8 +45,8 @@ const EXIT_ABORTED: u8 = 194;
 /// Wait before the next try in a slot that another process works in.
 const LOCKED_WAIT_S: u64 = 10;
 
-/// Wait before the next try after somebody else ended the computing process, and the signals by which that is told from a
-/// failure of its own.
+/// Least wait before the next try after somebody else ended the computing process (Debian's client takes a minute all the
+/// same), and the signals by which that is told from a failure of its own.
 const KILLED_WAIT_S: u64 = 10;
 const KILLED_BY: [i32; 2] = [Signal::KILL.as_raw(), Signal::TERM.as_raw()];
 
