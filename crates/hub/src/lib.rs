@@ -185,10 +185,15 @@ impl Service {
 
     /// Stops the hub's runs; everything acknowledged is on the disk when this returns.
     pub async fn close(&self) {
+        self.stop_runs().await;
+        self.hub.store.close().await;
+    }
+
+    /// Ends what writes to the logs. What they hold can still be read.
+    async fn stop_runs(&self) {
         self.hub.shutdown.cancel();
         let mut tasks = std::mem::take(&mut *self.hub.tasks.lock().await);
         while tasks.join_next().await.is_some() {}
-        self.hub.store.close().await;
     }
 }
 
