@@ -163,6 +163,8 @@ pub struct Worker {
     pub updates_refused: u64,
     /// Last round it had an update accepted in.
     pub last_round: Option<u64>,
+    /// Round that this update was made for: an earlier one if it came late.
+    pub last_of_round: Option<u64>,
     /// Slots in a row that it left without a commitment or without its bytes: who promises and brings nothing goes last
     /// when there are more machines than slots, and is not waited for.
     pub missed_in_a_row: u64,

@@ -322,6 +322,7 @@ impl State {
                 updates_accepted: 0,
                 updates_refused: 0,
                 last_round: None,
+                last_of_round: None,
                 missed_in_a_row: 0,
             });
         record.name.clone_from(name);
@@ -673,6 +674,7 @@ impl State {
             record.missed_in_a_row = 0;
             record.tokens_last = update.tokens;
             record.last_round = Some(round.round);
+            record.last_of_round = Some(part.of_round);
         }
     }
 }

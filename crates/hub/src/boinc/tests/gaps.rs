@@ -14,6 +14,8 @@ use engine::{
 use protocol::{
     Hash,
     boinc::{Evaluation, EvaluationTask, Output, UnitTask},
+    state::{State, round::LATE_ROUNDS_MAX},
+    units::RunId,
 };
 
 use super::{OK, WINDOW_MS, done, enrolled};
@@ -31,7 +33,7 @@ const SHORT_WINDOW_MS: u64 = 4_000;
 const GAP_WINDOW_MS: u64 = 12_000;
 const PATIENCE: Duration = Duration::from_secs(30);
 
-async fn until(run: &Run, what: &str, is_so: impl Fn(&protocol::state::State) -> bool) {
+async fn until(run: &Run, what: &str, is_so: impl Fn(&State) -> bool) {
     let waited = async {
         let mut length = run.length.clone();
         while !is_so(&*run.state.read().await) {
@@ -143,63 +145,97 @@ async fn a_gap_is_filled_with_measuring_and_what_is_measured_is_compared() {
 async fn a_task_whose_round_is_over_is_called_back() {
     let fixture = Fixture::new().await;
     let id = fixture.create_run(SHORT_WINDOW_MS).await;
-    let run = fixture.run(id).await;
-    let (mut slow, _) = enrolled(&fixture, id, "alice@example.org", 7).await;
+    let mut slow = enrolled(&fixture, id, "alice@example.org", 7).await.0;
+    let mut quick = enrolled(&fixture, id, "bob@example.org", 8).await;
     let reply = slow.ask(&fixture).await;
-    let unit = fixture.unit(&reply).await;
-    let UnitTask::Train(training) = &unit.task else {
-        panic!("{reply}");
-    };
-    let round = training.work.assignment.as_ref().unwrap().round;
-    let (mut quick, mut app) = enrolled(&fixture, id, "bob@example.org", 8).await;
-    // As long as the update can come in late, the task goes on.
-    let late_until = round + protocol::state::round::LATE_ROUNDS_MAX;
+    is_called_back(&fixture, id, &mut slow, &reply, &mut quick).await;
+}
+
+#[tokio::test]
+async fn a_task_is_called_back_also_if_the_update_before_it_came_late() {
+    let fixture = Fixture::new().await;
+    let id = fixture.create_run(GAP_WINDOW_MS).await;
+    let run = fixture.run(id).await;
+    let (mut slow, mut app) = enrolled(&fixture, id, "alice@example.org", 7).await;
+    let mut quick = enrolled(&fixture, id, "bob@example.org", 8).await;
+    let late = slow.ask(&fixture).await;
     loop {
-        let merged = run.state.read().await.rounds_merged;
-        if merged > 0
-            && run
-                .state
-                .read()
-                .await
-                .closed
-                .iter()
-                .any(|it| it.round == round)
-        {
-            slow.wants_work = false;
-            let reply = slow.ask(&fixture).await;
-            assert!(!reply.contains("<result_abort>"), "{reply}");
-        }
-        let is_over = run
-            .state
-            .read()
-            .await
-            .closed
-            .iter()
-            .all(|it| it.round > round);
-        if is_over && merged > 0 {
+        let reply = quick.0.ask(&fixture).await;
+        let task = done(&fixture, &mut quick.0, &mut quick.1, id, &reply, 1e-4).await;
+        if matches!(task, UnitTask::Train(_)) {
             break;
         }
-        assert!(merged <= late_until + 1, "the round is never over");
-        let reply = quick.ask(&fixture).await;
-        done(&fixture, &mut quick, &mut app, id, &reply, 1e-4).await;
+    }
+    let late_round = round_of(&fixture.unit(&late).await.task);
+    let is_closed = |it: &State| it.closed.iter().any(|it| it.round == late_round);
+    until(&run, "the end of the late task's round", is_closed).await;
+    // The late update and the next task are of one round: what is merged in it is not what the task is for.
+    done(&fixture, &mut slow, &mut app, id, &late, 1e-4).await;
+    let reply = slow.ask(&fixture).await;
+    let next = round_of(&fixture.unit(&reply).await.task);
+    assert!(late_round < next, "{late_round} {next}");
+    is_called_back(&fixture, id, &mut slow, &reply, &mut quick).await;
+    let state = run.state.read().await;
+    let record = state.workers.values().find(|it| it.updates_accepted == 1);
+    let record = record.expect("one late update was merged");
+    let merged = (record.last_of_round, record.last_round);
+    assert_eq!(merged, (Some(late_round), Some(next)));
+}
+
+/// The round that a task is to train.
+fn round_of(task: &UnitTask) -> u64 {
+    let UnitTask::Train(training) = task else {
+        panic!("it does not train: {task:?}");
+    };
+    training.work.assignment.as_ref().unwrap().round
+}
+
+/// Has one machine leave its task alone while another does rounds, until the hub calls the task back; no sooner than the
+/// round's late updates are taken no more.
+async fn is_called_back(
+    fixture: &Fixture,
+    id: RunId,
+    slow: &mut HandMade,
+    reply: &str,
+    (quick, app): &mut (HandMade, App),
+) {
+    let run = fixture.run(id).await;
+    let unit = fixture.unit(reply).await;
+    let round = round_of(&unit.task);
+    let begun = run.state.read().await.rounds_merged;
+    // As long as the update can come in late, the task goes on.
+    loop {
+        let (merged, is_closed, is_over) = {
+            let state = run.state.read().await;
+            let merged = state.rounds_merged - begun;
+            let is_closed = state.closed.iter().any(|it| it.round == round);
+            let is_over = state.closed.iter().all(|it| it.round > round);
+            (merged, is_closed, is_over && merged > 0)
+        };
+        if is_closed {
+            slow.wants_work = false;
+            let reply = slow.ask(fixture).await;
+            assert!(!reply.contains("<result_abort>"), "{reply}");
+        }
+        if is_over {
+            break;
+        }
+        let late_until = LATE_ROUNDS_MAX + 2;
+        assert!(merged <= late_until, "the round is never over");
+        let reply = quick.ask(fixture).await;
+        done(fixture, quick, app, id, &reply, 1e-4).await;
     }
     slow.wants_work = true;
-    let reply = slow.ask(&fixture).await;
+    let reply = slow.ask(fixture).await;
     let task = slow.held[0].clone();
     let abort = between(&reply, "result_abort").unwrap_or_else(|| panic!("{reply}"));
     assert_eq!(between(&abort, "name"), Some(task.clone()));
-    let noted = fixture
-        .door()
-        .store
-        .unit(&unit.name)
-        .await
-        .unwrap()
-        .unwrap();
-    assert_eq!(noted.state.name(), "aborted");
+    let noted = fixture.door().store.unit(&unit.name).await.unwrap();
+    assert_eq!(noted.unwrap().state.name(), "aborted");
     // The client says so, and has something to do again.
     slow.held.clear();
     slow.reports.push((task, 6, 202));
-    let reply = slow.ask(&fixture).await;
+    let reply = slow.ask(fixture).await;
     assert!(reply.contains("<workunit>"), "{reply}");
     let host = fixture.door().store.host(slow.host).await.unwrap().unwrap();
     assert_eq!(host.failures, 0, "it was no failure of the machine's");
