@@ -29,13 +29,17 @@ const LONG_MS: u64 = 25_000;
 /// Steps after which a worker without a unit commits.
 const SHORT_STEPS: u64 = 400;
 const LONG_STEPS: u64 = 4_000;
-/// A round's window: the client takes half a minute beside.
+/// A round's window: the client takes half a minute beside. And one in which a reply may be lost several times.
 const WINDOW_MS: u64 = 60_000;
+const LONG_WINDOW_MS: u64 = 300_000;
 /// Longest wait for a request to stand in a trap, and for the next thing of a client's.
 const WAIT_MAX: Duration = Duration::from_secs(90);
 /// Longest wait for a first training unit: the client attaches, fetches the program, and measures the machine.
 const TRAINS_MAX: Duration = Duration::from_secs(150);
-/// How long processor time is watched.
+/// Processor time from the order on: a second, and another for the client's own delay.
+const STOPPING_CPU_MAX: Duration = Duration::from_secs(2);
+/// How long processor time is watched, and how often before it must be at rest.
+const WATCHES_MAX: usize = 3;
 const WATCHED: Duration = Duration::from_secs(4);
 /// A suspended application may look for messages, and no more.
 const SUSPENDED_CPU_MAX: Duration = Duration::from_millis(100);
@@ -43,11 +47,15 @@ const SUSPENDED_CPU_MAX: Duration = Duration::from_millis(100);
 const QUESTIONS_MAX: usize = 6;
 const PASSWORD: &str = "correct horse battery";
 
-async fn opened(name: &str, unit_ms: u64, steps_max: u64) -> Result<(Network, RunId)> {
+async fn opened(
+    name: &str,
+    (unit_ms, window_ms): (u64, u64),
+    steps_max: u64,
+) -> Result<(Network, RunId)> {
     let network = Network::start_with_boinc(name).await?;
     // Updates of more than 8 KiB: a client asks of no shorter file how much of it arrived.
     let charter =
-        charters::boinc(unit_ms, WINDOW_MS, steps_max)?.replace("kept = 128", "kept = 1024");
+        charters::boinc(unit_ms, window_ms, steps_max)?.replace("kept = 128", "kept = 1024");
     ensure!(charter.contains("kept = 1024"));
     // A fast machine must not have finished the run before the test is at its end.
     let lasting = |line: &str| match line.starts_with("tokens_max") {
@@ -77,7 +85,7 @@ fn trains(task: &Task) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn cut_transfers_and_lost_replies_are_made_good() -> Result<()> {
-    let (mut network, run) = opened("boinc-cuts", SHORT_MS, SHORT_STEPS).await?;
+    let (mut network, run) = opened("boinc-cuts", (SHORT_MS, LONG_WINDOW_MS), SHORT_STEPS).await?;
     let relay = Relay::start(network.hub_address()).await?;
     let url = format!("{}/", relay.url());
     // The program is the first file: cut in its middle.
@@ -163,7 +171,7 @@ async fn tasks_at_hub(network: &Network, account: &str) -> Result<Vec<TaskSummar
 
 #[tokio::test(flavor = "multi_thread")]
 async fn suspended_restarted_and_called_back() -> Result<()> {
-    let (mut network, run) = opened("boinc-suspended", LONG_MS, LONG_STEPS).await?;
+    let (mut network, run) = opened("boinc-suspended", (LONG_MS, WINDOW_MS), LONG_STEPS).await?;
     let mut host = attached(&network, "suspended", &network.project_url()).await?;
     let worker = network.has_joined_within(run, TRAINS_MAX).await?;
     let task = host.task_that("training task", TRAINS_MAX, trains).await?;
@@ -202,14 +210,25 @@ async fn suspended_restarted_and_called_back() -> Result<()> {
 async fn suspension_stops_the_processor(host: &mut BoincClient, task: &Task) -> Result<()> {
     let used = |host: &BoincClient| host.applications_cpu();
     computes(host).await.context("a task that runs")?;
+    let before = used(host);
     host.task_order(&task.name, "suspend").await?;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let before = used(host);
+    // On a busy machine the client itself may be late: what counts is the time that the task had.
+    for _ in 0..WATCHES_MAX {
+        let begun = used(host);
+        tokio::time::sleep(WATCHED).await;
+        let while_suspended = used(host).saturating_sub(begun);
+        if while_suspended <= SUSPENDED_CPU_MAX {
+            break;
+        }
+    }
+    let before_rest = used(host);
     tokio::time::sleep(WATCHED).await;
-    let while_suspended = used(host).saturating_sub(before);
+    let at_rest = used(host).saturating_sub(before_rest);
+    let in_all = used(host).saturating_sub(before);
     ensure!(
-        while_suspended <= SUSPENDED_CPU_MAX,
-        "a suspended task used {while_suspended:?} of processor time in {WATCHED:?}"
+        at_rest <= SUSPENDED_CPU_MAX && in_all <= STOPPING_CPU_MAX,
+        "a suspended task used {at_rest:?} of processor time in {WATCHED:?}, and {in_all:?} since the order"
     );
     host.task_order(&task.name, "resume").await?;
     computes(host).await.context("a task that was resumed")
@@ -227,12 +246,13 @@ async fn computes(host: &BoincClient) -> Result<()> {
 
 /// The client ends, and its application with it; after the next start the task goes on from where it was.
 async fn a_client_ends_and_goes_on(host: &mut BoincClient, task: &Task) -> Result<()> {
-    let half = host
-        .task_that("task that is under way", WAIT_MAX, |it| {
-            it.name == task.name && it.fraction_done > 0.2
-        })
-        .await?;
+    host.task_that("task that is under way", WAIT_MAX, |it| {
+        it.name == task.name && it.fraction_done > 0.2
+    })
+    .await?;
     host.quit().await?;
+    let kept = steps_of(host, "checkpoint steps=");
+    let &kept = kept.last().context("it kept nothing")?;
     ensure!(
         host.applications().is_empty(),
         "an application outlives its client"
@@ -248,11 +268,9 @@ async fn a_client_ends_and_goes_on(host: &mut BoincClient, task: &Task) -> Resul
         ensure!(begin.elapsed() < WAIT_MAX, "the task did not go on");
         tokio::time::sleep(Duration::from_millis(100)).await;
     };
-    let share = step as f64 / LONG_STEPS as f64;
     ensure!(
-        half.fraction_done / 2.0 < share,
-        "at {} before, it went on with step {step} of {LONG_STEPS}",
-        half.fraction_done
+        0 < kept && kept <= step,
+        "it kept step {kept}, and went on with step {step}"
     );
     Ok(())
 }
@@ -284,12 +302,17 @@ async fn a_killed_process_is_started_again(host: &BoincClient) -> Result<()> {
 
 /// The steps from which an application went on, by its words in the slot or, once it has ended, in the client's state.
 fn steps_told(host: &BoincClient) -> Vec<u64> {
+    steps_of(host, "the round goes on steps=")
+}
+
+/// The steps behind words that an application said.
+fn steps_of(host: &BoincClient, words: &str) -> Vec<u64> {
     ["slots/0/stderr.txt", "client_state.xml"]
         .iter()
         .filter_map(|it| fs::read_to_string(host.folder().join(it)).ok())
         .map(|text| {
             let steps = text.lines().filter_map(|it| {
-                let step = it.split_once("the round goes on steps=")?.1;
+                let step = it.split_once(words)?.1;
                 step.trim().parse().ok()
             });
             steps.collect()
@@ -300,7 +323,7 @@ fn steps_told(host: &BoincClient) -> Vec<u64> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn copies_of_hosts_and_strangers_at_the_door() -> Result<()> {
-    let (mut network, run) = opened("boinc-copies", SHORT_MS, SHORT_STEPS).await?;
+    let (mut network, run) = opened("boinc-copies", (SHORT_MS, WINDOW_MS), SHORT_STEPS).await?;
     let url = network.project_url();
     wrong_words_are_refused(&network)
         .await
@@ -339,7 +362,7 @@ async fn copies_of_hosts_and_strangers_at_the_door() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_that_was_tampered_with_does_not_run() -> Result<()> {
-    let (network, run) = opened("boinc-tampered", SHORT_MS, SHORT_STEPS).await?;
+    let (network, run) = opened("boinc-tampered", (SHORT_MS, WINDOW_MS), SHORT_STEPS).await?;
     // After the hub has checked its release and copied it, somebody changes the copy.
     let program = fs::read_dir(network.folder.join("hub/boinc-programs"))?
         .flatten()
@@ -356,9 +379,8 @@ async fn a_program_that_was_tampered_with_does_not_run() -> Result<()> {
     ensure!(host.applications().is_empty(), "it runs all the same");
     ensure!(network.client()?.workers(run).await?.is_empty());
     // The client reports the failure; the hub does not let it fetch the same again and again.
-    let at = host.log().len();
     host.update().await?;
-    host.says("last tasks failed", at, WAIT_MAX).await?;
+    host.says("last tasks failed", 0, WAIT_MAX).await?;
     host.quit().await?;
     network.finish().await
 }

@@ -42,8 +42,10 @@ async fn workers_die_vanish_and_come_back() -> Result<()> {
     // seconds, then, though the others commit early.
     let charter = charters::small()?
         .replace("window_ms = 1500", "window_ms = 4000")
+        .replace("reveal_ms = 10000", "reveal_ms = 30000")
         .replace("batch_rows = 2", "batch_rows = 8");
-    ensure!(charter.contains("= 4000") && charter.contains("batch_rows = 8"));
+    ensure!(charter.contains("= 4000") && charter.contains("= 30000"));
+    ensure!(charter.contains("batch_rows = 8"));
     let run = network.open_small_run_of(&charter).await?;
     let relay = Relay::start(network.hub_address()).await?;
     let first = Start {

@@ -24,7 +24,10 @@ const VERDICT_MAX: Duration = Duration::from_secs(120);
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_number_starts_nothing() -> Result<()> {
     let mut network = Network::start("hostile-start").await?;
-    let run = network.open_small_run().await?;
+    // A warm start takes no late updates, and the strangers' are made step by step.
+    let charter = charters::small()?.replace("window_ms = 1500", "window_ms = 15000");
+    ensure!(charter.contains("window_ms = 15000"));
+    let run = network.open_small_run_of(&charter).await?;
     parameters_are_refused(&network, run)
         .await
         .context("parameters")?;

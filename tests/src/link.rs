@@ -363,51 +363,81 @@ mod tests {
     /// Bytes that the test sends each way.
     const BYTES: usize = 1 << 20;
 
+    /// Tries: a machine that is busy elsewhere for a tenth of a second makes a link look slow, and never fast.
+    const TRIES: usize = 5;
+
     #[tokio::test(flavor = "multi_thread")]
     async fn rates_delay_and_headers_are_as_stated() -> Result<()> {
         if !rustix::process::geteuid().is_root() {
             // Making networks is root's; `cargo xtask bench home-link` says so too.
             return Ok(());
         }
-        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        let link = Link::to(listener.local_addr()?, Shape::HOME)?;
-        let server = tokio::task::spawn_blocking(move || -> io::Result<()> {
-            let (mut stream, _) = listener.accept()?;
-            stream.read_exact(&mut vec![0; BYTES])?;
-            stream.write_all(&vec![1; BYTES])?;
-            stream.read_exact(&mut [0])
-        });
-        let address = link.hub_url().replace("http://", "");
-        let client = tokio::task::spawn_blocking(move || -> Result<_> {
-            let times = link.near.within(|| -> Result<_> {
-                let begun = std::time::Instant::now();
-                let mut stream = std::net::TcpStream::connect(address)?;
-                let connected = begun.elapsed();
-                let begun = std::time::Instant::now();
-                stream.write_all(&vec![2; BYTES])?;
-                let mut answer = vec![0; BYTES];
-                stream.read_exact(&mut answer[..1])?;
-                let up = begun.elapsed();
-                stream.read_exact(&mut answer[1..])?;
-                let down = begun.elapsed().saturating_sub(up);
-                stream.write_all(&[3])?;
-                let (sent, received) = link.traffic();
-                for traffic in [sent, received] {
-                    assert!(traffic.bytes > BYTES as u64 * 103 / 100, "{traffic:?}");
-                    assert!(traffic.bytes < BYTES as u64 * 115 / 100, "{traffic:?}");
-                }
-                Ok((connected, up, down))
-            })??;
-            Ok((link, times))
-        });
-        let (_link, (connected, up, down)) = client.await??;
-        server.await??;
-        assert!(connected >= Shape::HOME.round_trip, "{connected:?}");
-        assert!(connected < Shape::HOME.round_trip * 4, "{connected:?}");
-        // 8.4 Mb: 0.84 s up and 0.17 s down at least; slow start and a busy machine may double it.
-        assert!((0.8..2.5).contains(&up.as_secs_f64()), "{up:?}");
-        assert!((0.12..1.5).contains(&down.as_secs_f64()), "{down:?}");
-        Ok(())
+        let mut slow = Vec::new();
+        for _ in 0..TRIES {
+            let found = Found::measured().await?;
+            let [up, down] = found.times.map(|it| it.as_secs_f64());
+            // 8.4 Mb: 0.84 s up and 0.17 s down at least.
+            assert!(found.connected >= Shape::HOME.round_trip, "{found:?}");
+            assert!(up >= 0.8 && down >= 0.12, "{found:?}");
+            let bytes = found.bytes.map(|it| it as f64 / BYTES as f64);
+            assert!(bytes.iter().all(|it| *it > 1.03), "{found:?}");
+            // Slow start may double it.
+            let is_fast = found.connected < Shape::HOME.round_trip * 4 && up < 2.5 && down < 1.5;
+            if is_fast && bytes.iter().all(|it| *it < 1.15) {
+                return Ok(());
+            }
+            slow.push(found);
+        }
+        panic!("the link is slower than stated: {slow:?}")
+    }
+
+    /// What a transfer over a home's link shows.
+    #[derive(Debug)]
+    struct Found {
+        connected: Duration,
+        /// Up and down.
+        times: [Duration; 2],
+        /// On the link, sent and received.
+        bytes: [u64; 2],
+    }
+
+    impl Found {
+        async fn measured() -> Result<Self> {
+            let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+            let link = Link::to(listener.local_addr()?, Shape::HOME)?;
+            let server = tokio::task::spawn_blocking(move || -> io::Result<()> {
+                let (mut stream, _) = listener.accept()?;
+                stream.read_exact(&mut vec![0; BYTES])?;
+                stream.write_all(&vec![1; BYTES])?;
+                stream.read_exact(&mut [0])
+            });
+            let address = link.hub_url().replace("http://", "");
+            let client = tokio::task::spawn_blocking(move || -> Result<_> {
+                let found = link.near.within(|| -> Result<_> {
+                    let begun = std::time::Instant::now();
+                    let mut stream = std::net::TcpStream::connect(address)?;
+                    let connected = begun.elapsed();
+                    let begun = std::time::Instant::now();
+                    stream.write_all(&vec![2; BYTES])?;
+                    let mut answer = vec![0; BYTES];
+                    stream.read_exact(&mut answer[..1])?;
+                    let up = begun.elapsed();
+                    stream.read_exact(&mut answer[1..])?;
+                    let down = begun.elapsed().saturating_sub(up);
+                    stream.write_all(&[3])?;
+                    let (sent, received) = link.traffic();
+                    Ok(Self {
+                        connected,
+                        times: [up, down],
+                        bytes: [sent.bytes, received.bytes],
+                    })
+                })??;
+                Ok((link, found))
+            });
+            let (_link, found) = client.await??;
+            server.await??;
+            Ok(found)
+        }
     }
 
     #[test]

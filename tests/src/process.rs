@@ -21,6 +21,10 @@ const LOG_LINES: usize = 40;
 /// Longest wait for a command that comes to an end by itself.
 const COMMAND_MAX: Duration = Duration::from_secs(180);
 
+/// Longest wait for a program that was asked to stop: a worker takes 10 s for its update, as long for its other files, and 5 s
+/// for its leave at most.
+const STOP_MAX: Duration = Duration::from_secs(60);
+
 /// A running program.
 pub struct Process {
     child: Child,
@@ -103,7 +107,7 @@ impl Process {
     /// # Errors
     /// If it does not stop, or not with 0.
     pub async fn end(mut self) -> Result<()> {
-        let status = self.ended(Duration::from_secs(20)).await?;
+        let status = self.ended(STOP_MAX).await?;
         ensure!(
             status.success(),
             "it stopped with {status}:\n{}",

@@ -28,6 +28,9 @@ pub struct Config {
     pub take_over_after_s: Option<u64>,
     /// Folder of a BOINC application's release, made by `athome boinc sign`; without it no BOINC client is taken.
     pub boinc_release: Option<PathBuf>,
+    /// Seconds that a BOINC client waits for a round that is about to begin, and at most a quarter of one; after that it is
+    /// given other work.
+    pub boinc_wait_s: u64,
     /// Address of the gateway that serves this hub's models, told to the web app.
     pub gateway: Option<String>,
     /// Whoever has it may create runs from other machines; from this one it is not needed.
@@ -97,6 +100,7 @@ impl Default for Config {
             succession_key: None,
             take_over_after_s: None,
             boinc_release: None,
+            boinc_wait_s: 15,
             gateway: None,
             operator_token: None,
             requests_per_s_per_address: 500,

@@ -257,14 +257,11 @@ fn suspend_stops_the_processor_in_the_middle_of_a_step() {
         task.errors().contains("training begins").then_some(())
     });
     task.say(CONTROL, "<suspend/>");
-    let heard = Instant::now();
+    let heard = ticks(&child);
     task.until("being stopped", |_| (state(&child) == 'T').then_some(()));
-    assert!(
-        heard.elapsed() < Duration::from_secs(1),
-        "{:?}",
-        heard.elapsed()
-    );
     let stopped = ticks(&child);
+    // A second of both threads: on a busy machine the clock says little.
+    assert!(stopped - heard <= 200, "{} ticks", stopped - heard);
     // Messages come every second: three seconds without a tick.
     let said = task.status();
     for _ in 0..3 {

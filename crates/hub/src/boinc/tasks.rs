@@ -370,7 +370,7 @@ pub(super) fn is_wanted(state: &State, round: u64, worker: &WorkerId) -> bool {
         slots.any(|it| it.of_round == round && it.worker == *worker && it.commitment().is_some())
     };
     let record = state.workers.get(worker);
-    let is_merged = || record.is_some_and(|it| it.last_of_round == Some(round));
+    let is_merged = || record.is_some_and(|it| it.last_of_round() == Some(round));
     is_open || is_missing || is_committed() || is_merged()
 }
 

@@ -322,7 +322,7 @@ impl State {
                 updates_accepted: 0,
                 updates_refused: 0,
                 last_round: None,
-                last_of_round: None,
+                last_late_by: 0,
                 missed_in_a_row: 0,
             });
         record.name.clone_from(name);
@@ -674,7 +674,9 @@ impl State {
             record.missed_in_a_row = 0;
             record.tokens_last = update.tokens;
             record.last_round = Some(round.round);
-            record.last_of_round = Some(part.of_round);
+            // At most `LATE_ROUNDS_MAX`.
+            let late_by = round.round.saturating_sub(part.of_round);
+            record.last_late_by = u8::try_from(late_by).unwrap_or(u8::MAX);
         }
     }
 }

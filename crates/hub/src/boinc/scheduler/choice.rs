@@ -15,8 +15,6 @@ use crate::{
     run::Run,
 };
 
-/// Longest wait for an assignment; in short rounds a quarter of one.
-const ASSIGNMENT_WAIT: Duration = Duration::from_secs(15);
 /// Time between two looks whether the machine's last result is settled.
 const SETTLING_PAUSE: Duration = Duration::from_millis(200);
 /// First and longest pause of a host whose tasks fail, in milliseconds.
@@ -251,8 +249,8 @@ impl Call<'_> {
             let round = &run.charter.round;
             (round.window_ms, round.boinc_unit_ms)
         };
-        let until =
-            tokio::time::Instant::now() + ASSIGNMENT_WAIT.min(Duration::from_millis(window_ms / 4));
+        let wait = Duration::from_secs(self.hub.config.boinc_wait_s);
+        let until = tokio::time::Instant::now() + wait.min(Duration::from_millis(window_ms / 4));
         loop {
             // Asked first: what is settled then is in the answer.
             let unsettled = self.door.store.waiting(self.host().id, run.id, "train");

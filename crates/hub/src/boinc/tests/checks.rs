@@ -7,12 +7,14 @@ use protocol::{
 
 use super::{done, enrolled};
 use crate::{
+    Config,
     boinc::testing::{App, Fixture, HandMade},
     run::Run,
 };
 
-/// Long enough for all that one round sees here, and short enough to wait for nothing to train.
-const WINDOW_MS: u64 = 16_000;
+/// Long enough for all that one round sees here; nobody waits as long for another one to begin.
+const WINDOW_MS: u64 = 120_000;
+const WAIT_S: u64 = 1;
 
 /// A host that is done with the round.
 struct Machine {
@@ -89,17 +91,22 @@ impl Machine {
 }
 
 /// A run whose round stays open, because one host has not committed.
-async fn open_round(fixture: &Fixture) -> (Run, HandMade) {
+async fn open_round() -> (Fixture, Run, HandMade) {
+    let fixture = Fixture::with(Config {
+        boinc_wait_s: WAIT_S,
+        ..Config::default()
+    })
+    .await;
     let id = fixture.create_run(WINDOW_MS).await;
-    let (mut slow, _) = enrolled(fixture, id, "slow@example.org", 99).await;
-    slow.ask(fixture).await;
-    (fixture.run(id).await, slow)
+    let (mut slow, _) = enrolled(&fixture, id, "slow@example.org", 99).await;
+    slow.ask(&fixture).await;
+    let run = fixture.run(id).await;
+    (fixture, run, slow)
 }
 
 #[tokio::test]
 async fn an_update_is_made_again_by_other_accounts_until_two_say_the_same() {
-    let fixture = Fixture::new().await;
-    let (run, _slow) = open_round(&fixture).await;
+    let (fixture, run, _slow) = open_round().await;
     let mut alice = Machine::trained(&fixture, &run, "alice@example.org", App::new(1)).await;
     assert_eq!(alice.check(&fixture).await, "open");
     let mut bob = Machine::trained(&fixture, &run, "bob@example.org", App::new(2)).await;
@@ -141,8 +148,7 @@ async fn an_update_is_made_again_by_other_accounts_until_two_say_the_same() {
 
 #[tokio::test]
 async fn a_third_machine_speaks_for_an_honest_one() {
-    let fixture = Fixture::new().await;
-    let (run, _slow) = open_round(&fixture).await;
+    let (fixture, run, _slow) = open_round().await;
     let alice = Machine::trained(&fixture, &run, "alice@example.org", App::new(1)).await;
     let mut bob = Machine::trained(&fixture, &run, "bob@example.org", App::new(2)).await;
     let mut carol = Machine::trained(
