@@ -163,8 +163,8 @@ pub struct Worker {
     pub updates_refused: u64,
     /// Last round it had an update accepted in.
     pub last_round: Option<u64>,
-    /// How many rounds before that one the update was made for: none if it came in time. A byte, for there may be a million
-    /// workers.
+    /// The newest round that an accepted update was made for lies so many before that one: none if it came in time. A byte,
+    /// for there may be a million workers.
     pub last_late_by: u8,
     /// Slots in a row that it left without a commitment or without its bytes: who promises and brings nothing goes last
     /// when there are more machines than slots, and is not waited for.
@@ -172,7 +172,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// The round that its last accepted update was made for: before [`Self::last_round`] if it came late.
+    /// The newest round that an accepted update of it was made for: before [`Self::last_round`] if that came late.
     #[must_use]
     pub fn last_of_round(&self) -> Option<u64> {
         self.last_round?.checked_sub(u64::from(self.last_late_by))

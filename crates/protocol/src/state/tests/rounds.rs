@@ -33,7 +33,12 @@ fn what_is_not_revealed_in_time_goes_on_to_the_next_rounds() {
     let weights: Vec<_> = updates.iter().map(|it| (it.of_round, it.weight)).collect();
     assert_eq!(weights, [(2, 128), (1, (128 * 39_750) >> 16)]);
     hub.merge().unwrap();
-    assert_eq!(hub.state.workers[&worker(2)].tokens, 128);
+    let record = &hub.state.workers[&worker(2)];
+    assert_eq!(record.tokens, 128);
+    assert_eq!(
+        (record.last_of_round(), record.last_round),
+        (Some(1), Some(2))
+    );
     assert_eq!(hub.replayed(), hub.state);
 }
 
@@ -135,6 +140,8 @@ fn a_late_commitment_is_taken_up_by_the_open_round() {
     assert_eq!(updates.len(), 3);
     assert_eq!(updates.iter().filter(|it| it.of_round == 1).count(), 1);
     hub.merge().unwrap();
+    // Its own of this round counts, though the late one is merged behind it.
+    assert_eq!(hub.state.workers[&worker(2)].last_of_round(), Some(2));
     assert_eq!(hub.replayed(), hub.state);
 }
 
