@@ -45,6 +45,8 @@ const WATCHED: Duration = Duration::from_secs(4);
 const SUSPENDED_CPU_MAX: Duration = Duration::from_millis(100);
 /// Questions of which one is answered with a task.
 const QUESTIONS_MAX: usize = 6;
+/// What an application says when it has kept its state.
+const KEPT: &str = "checkpoint steps=";
 const PASSWORD: &str = "correct horse battery";
 
 async fn opened(
@@ -206,7 +208,8 @@ async fn suspended_restarted_and_called_back() -> Result<()> {
     network.finish().await
 }
 
-/// "Suspend" in the client is the end of processor time within a second, and "resume" its return.
+/// "Suspend" in the client is the end of processor time, after a second of it and one more for the client's own delay at most;
+/// "resume" is its return.
 async fn suspension_stops_the_processor(host: &mut BoincClient, task: &Task) -> Result<()> {
     let used = |host: &BoincClient| host.applications_cpu();
     computes(host).await.context("a task that runs")?;
@@ -250,8 +253,10 @@ async fn a_client_ends_and_goes_on(host: &mut BoincClient, task: &Task) -> Resul
         it.name == task.name && it.fraction_done > 0.2
     })
     .await?;
+    let kept_before = steps_of(host, KEPT).len();
     host.quit().await?;
-    let kept = steps_of(host, "checkpoint steps=");
+    let kept = steps_of(host, KEPT);
+    ensure!(kept.len() > kept_before, "it kept nothing at its end");
     let &kept = kept.last().context("it kept nothing")?;
     ensure!(
         host.applications().is_empty(),

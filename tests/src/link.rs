@@ -363,7 +363,7 @@ mod tests {
     /// Bytes that the test sends each way.
     const BYTES: usize = 1 << 20;
 
-    /// Tries: a machine that is busy elsewhere for a tenth of a second makes a link look slow, and never fast.
+    /// Tries: on a machine that is busy elsewhere for a tenth of a second a link looks slow.
     const TRIES: usize = 5;
 
     #[tokio::test(flavor = "multi_thread")]
@@ -372,23 +372,25 @@ mod tests {
             // Making networks is root's; `cargo xtask bench home-link` says so too.
             return Ok(());
         }
-        let mut slow = Vec::new();
+        let mut others = Vec::new();
         for _ in 0..TRIES {
             let found = Found::measured().await?;
             let [up, down] = found.times.map(|it| it.as_secs_f64());
-            // 8.4 Mb: 0.84 s up and 0.17 s down at least.
+            // 8.4 Mb: 0.84 s up and 0.17 s down at least; what stalled on its way down comes at once.
             assert!(found.connected >= Shape::HOME.round_trip, "{found:?}");
-            assert!(up >= 0.8 && down >= 0.12, "{found:?}");
+            assert!(up >= 0.8, "{found:?}");
             let bytes = found.bytes.map(|it| it as f64 / BYTES as f64);
             assert!(bytes.iter().all(|it| *it > 1.03), "{found:?}");
             // Slow start may double it.
-            let is_fast = found.connected < Shape::HOME.round_trip * 4 && up < 2.5 && down < 1.5;
-            if is_fast && bytes.iter().all(|it| *it < 1.15) {
+            let is_as_stated = found.connected < Shape::HOME.round_trip * 4
+                && up < 2.5
+                && (0.12..1.5).contains(&down);
+            if is_as_stated && bytes.iter().all(|it| *it < 1.15) {
                 return Ok(());
             }
-            slow.push(found);
+            others.push(found);
         }
-        panic!("the link is slower than stated: {slow:?}")
+        panic!("the link is not as stated: {others:?}")
     }
 
     /// What a transfer over a home's link shows.

@@ -28,8 +28,8 @@ pub struct Config {
     pub take_over_after_s: Option<u64>,
     /// Folder of a BOINC application's release, made by `athome boinc sign`; without it no BOINC client is taken.
     pub boinc_release: Option<PathBuf>,
-    /// Seconds that a BOINC client waits for a round that is about to begin, and at most a quarter of one; after that it is
-    /// given other work.
+    /// Seconds that a BOINC client waits for a round that is about to begin, at most 25 and a quarter of a round; after that it
+    /// is given other work.
     pub boinc_wait_s: u64,
     /// Address of the gateway that serves this hub's models, told to the web app.
     pub gateway: Option<String>,

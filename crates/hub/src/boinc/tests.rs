@@ -15,12 +15,12 @@ use protocol::{
 };
 
 use super::{
-    super::Config,
     request::SchedulerRequest,
     testing::{
         App, Fixture, HandMade, PLATFORM, PROGRAM, all_between, between, is_same_key, upload_head,
     },
 };
+use crate::Config;
 
 /// Long enough that no round ends by itself in a test.
 const WINDOW_MS: u64 = 60_000;

@@ -674,10 +674,10 @@ impl State {
             record.missed_in_a_row = 0;
             record.tokens_last = update.tokens;
             // One that came late may be accepted after the next round's.
-            let of_round = record.last_of_round().max(Some(part.of_round));
+            let before = record.last_of_round().unwrap_or(0);
+            let late_by = round.round.saturating_sub(part.of_round.max(before));
             record.last_round = Some(round.round);
-            // At most `LATE_ROUNDS_MAX`.
-            let late_by = round.round.saturating_sub(of_round.unwrap_or(0));
+            debug_assert!(late_by <= LATE_ROUNDS_MAX);
             record.last_late_by = u8::try_from(late_by).unwrap_or(u8::MAX);
         }
     }

@@ -15,6 +15,8 @@ use crate::{
     run::Run,
 };
 
+/// Longest wait for an assignment, whatever the operator sets: below the usual timeouts of proxies.
+const WAIT_S_MAX: u64 = 25;
 /// Time between two looks whether the machine's last result is settled.
 const SETTLING_PAUSE: Duration = Duration::from_millis(200);
 /// First and longest pause of a host whose tasks fail, in milliseconds.
@@ -249,7 +251,7 @@ impl Call<'_> {
             let round = &run.charter.round;
             (round.window_ms, round.boinc_unit_ms)
         };
-        let wait = Duration::from_secs(self.hub.config.boinc_wait_s);
+        let wait = Duration::from_secs(self.hub.config.boinc_wait_s.min(WAIT_S_MAX));
         let until = tokio::time::Instant::now() + wait.min(Duration::from_millis(window_ms / 4));
         loop {
             // Asked first: what is settled then is in the answer.

@@ -12,9 +12,10 @@ use crate::{
     run::Run,
 };
 
-/// Long enough for all that one round sees here; nobody waits as long for another one to begin.
+/// Long enough for all that one round sees here.
 const WINDOW_MS: u64 = 120_000;
-const WAIT_S: u64 = 1;
+/// How long a machine waits for its place in the round, and for another round before it is given a copy to make.
+const WAIT_S: u64 = 4;
 
 /// A host that is done with the round.
 struct Machine {
@@ -36,7 +37,10 @@ impl Machine {
         done(fixture, &mut client, &mut app, run.id, &reply, 1e-4).await;
         let reply = client.ask(fixture).await;
         let unit = fixture.unit(&reply).await;
-        assert!(matches!(unit.task, UnitTask::Train(_)));
+        let UnitTask::Train(task) = &unit.task else {
+            panic!("it had no place in time: {:?}", unit.task);
+        };
+        assert_eq!(task.repeated_steps, None, "it had no place in time");
         let charter = run.state.read().await.charter.clone();
         let output = app.work(&unit, run, &charter, 1e-4);
         client.upload(fixture, &reply, &output).await;

@@ -31,6 +31,8 @@ use crate::{
 const SHORT_WINDOW_MS: u64 = 4_000;
 /// One in which there is a moment to ask between a round's first update and its end.
 const GAP_WINDOW_MS: u64 = 12_000;
+/// Questions of which one is answered with a task that trains.
+const ASKED_MAX: usize = 50;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 async fn until(run: &Run, what: &str, is_so: impl Fn(&State) -> bool) {
@@ -170,8 +172,8 @@ async fn a_task_is_called_back_also_if_the_update_before_it_came_late() {
     is_called_back(&fixture, id, &mut slow.0, &reply, &mut quick).await;
     let state = run.state.read().await;
     let record = &state.workers[&slow.1.worker()];
-    let merged = (record.last_of_round(), record.last_round);
-    assert_eq!(merged, (Some(late_round), Some(next)));
+    assert_eq!(record.last_of_round(), Some(late_round));
+    assert!(record.last_round >= Some(next), "{record:?}");
 }
 
 /// The reply with a machine's next task that trains, and its round; it does what it is given before.
@@ -180,7 +182,7 @@ async fn task_that_trains(
     id: RunId,
     (client, app): &mut (HandMade, App),
 ) -> (String, u64) {
-    loop {
+    for _ in 0..ASKED_MAX {
         let reply = client.ask(fixture).await;
         let task = fixture.unit(&reply).await.task;
         if matches!(task, UnitTask::Train(_)) {
@@ -188,6 +190,7 @@ async fn task_that_trains(
         }
         done(fixture, client, app, id, &reply, 1e-4).await;
     }
+    panic!("no task trains")
 }
 
 /// The round that a task is to train.
@@ -232,8 +235,7 @@ async fn is_called_back(
         if is_over {
             break;
         }
-        let late_until = LATE_ROUNDS_MAX + 2;
-        assert!(merged <= late_until, "the round is never over");
+        assert!(merged <= LATE_ROUNDS_MAX + 2, "the round is never over");
         let reply = quick.ask(fixture).await;
         done(fixture, quick, app, id, &reply, 1e-4).await;
     }

@@ -96,9 +96,9 @@ fn who_never_reveals_is_given_up_after_three_rounds_and_holds_up_one() {
     assert_eq!(hub.replayed(), hub.state);
 }
 
-#[test]
-fn a_late_commitment_is_taken_up_by_the_open_round() {
-    let mut hub = Driver::new(|_| {});
+/// Worker 2 commits to round 2 twice: what it was late with for round 1, and that round's own. Gives their hashes; round 2 has
+/// its other commitment too, and is closed.
+fn late_and_own(hub: &mut Driver) -> [Hash; 2] {
     hub.join(1);
     hub.join(2);
     hub.clock(&[1, 2]);
@@ -126,12 +126,20 @@ fn a_late_commitment_is_taken_up_by_the_open_round() {
     assert_eq!(hub.command(2, commit(&own)), Ok(vec!["update_committed"]));
     hub.commit(1, 1).unwrap();
     assert_eq!(hub.clock(&[1, 2]), ["commitments_closed"]);
-    let ask = |update| Request::Judged {
-        update,
-        verdict: Ok(()),
-    };
-    for update in [late.update.hash, own.update.hash] {
-        assert_eq!(hub.ask(&ask(update)), Ok(vec!["update_accepted"]));
+    [late.update.hash, own.update.hash]
+}
+
+fn is_accepted(hub: &mut Driver, update: Hash) {
+    let verdict = Ok(());
+    let judged = hub.ask(&Request::Judged { update, verdict });
+    assert_eq!(judged, Ok(vec!["update_accepted"]));
+}
+
+#[test]
+fn a_late_commitment_is_taken_up_by_the_open_round() {
+    let mut hub = Driver::new(|_| {});
+    for update in late_and_own(&mut hub) {
+        is_accepted(&mut hub, update);
     }
     hub.judge(1, Ok(())).unwrap();
     let updates = round_to_merge(&hub.state)
@@ -142,6 +150,27 @@ fn a_late_commitment_is_taken_up_by_the_open_round() {
     hub.merge().unwrap();
     // Its own of this round counts, though the late one is merged behind it.
     assert_eq!(hub.state.workers[&worker(2)].last_of_round(), Some(2));
+    assert_eq!(hub.replayed(), hub.state);
+}
+
+#[test]
+fn what_is_merged_after_a_newer_update_does_not_hide_that() {
+    let mut hub = Driver::new(|_| {});
+    let [late, own] = late_and_own(&mut hub);
+    is_accepted(&mut hub, own);
+    hub.judge(1, Ok(())).unwrap();
+    assert_eq!(hub.clock(&[1, 2]), ["round_opened"]);
+    hub.now_ms += hub.state.charter.round.reveal_ms;
+    assert_eq!(hub.clock(&[1, 2]), ["update_deferred"]);
+    hub.merge().unwrap();
+    is_accepted(&mut hub, late);
+    hub.commit(1, 1).unwrap();
+    assert_eq!(hub.clock(&[1]), ["commitments_closed"]);
+    hub.judge(1, Ok(())).unwrap();
+    hub.merge().unwrap();
+    let record = &hub.state.workers[&worker(2)];
+    let rounds = (record.last_of_round(), record.last_round);
+    assert_eq!(rounds, (Some(2), Some(3)));
     assert_eq!(hub.replayed(), hub.state);
 }
 
