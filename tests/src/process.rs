@@ -20,7 +20,6 @@ use crate::places;
 const LOG_LINES: usize = 40;
 /// Longest wait for a command that comes to an end by itself.
 const COMMAND_MAX: Duration = Duration::from_secs(180);
-
 /// Longest wait for a program that was asked to stop: a worker takes 10 s for its update, as long for its other files, and 5 s
 /// for its leave at most.
 const STOP_MAX: Duration = Duration::from_secs(60);
